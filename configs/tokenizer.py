@@ -1,0 +1,72 @@
+"""The 3D-MBQ-VAE tokenizer: `--config=configs/tokenizer.py:tiny`; presets compose, e.g. `:small,causal`."""
+
+import ml_collections
+
+from motionaura_jax.config import compose
+from motionaura_jax.models.autoencoders.config import PRESETS as MODELS
+
+BASE = {"system": "mbq_vae"}
+
+
+def _model(name: str) -> dict:
+    return {f"model.{key}": value for key, value in MODELS[name].items()}
+
+
+# Recipe D.1; warm-up, weight decay, clipping and the average are ours, the paper is silent.
+_RECIPE = {
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.99,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.warmup_steps": 2000,
+    "train.steps": 800_000,
+    "train.log_every": 100,
+    "checkpoint.every": 2000,
+    "evaluate.every": 5000,
+}
+
+_PAPER_DATA = {
+    "data.fps": 24.0,
+    "data.buckets": (
+        {"num_frames": 32, "height": 256, "width": 256, "batch_size": 2048, "weight": 0.40},
+        {"num_frames": 16, "height": 512, "width": 512, "batch_size": 1024, "weight": 0.10},
+        {"num_frames": 32, "height": 720, "width": 1280, "batch_size": 512, "weight": 0.25},
+        {"num_frames": 48, "height": 480, "width": 640, "batch_size": 1024, "weight": 0.25},
+    ),
+    "train.accumulation": 8,
+}
+
+PRESETS = {
+    # Sizes.
+    "tiny": {
+        **_model("tiny"),
+        "optimizer.learning_rate": 2e-3,
+        "optimizer.warmup_steps": 50,
+        "train.steps": 2000,
+        "train.ema_decay": 0.99,
+    },
+    "small": {**_model("small"), **_RECIPE, "data.num_frames": 16, "data.height": 128, "data.width": 128},
+    "base": {**_model("base"), **_RECIPE, "data.num_frames": 16, "data.height": 256, "data.width": 256},
+    "paper": {
+        **_model("paper"),
+        **_RECIPE,
+        **_PAPER_DATA,
+        "masking.frame_probability": 1.0,
+        "masking.learned_fill": False,
+        "masking.anneal": 0.0,
+        "loss.l1": 0.0,
+        "loss.mfi": 1.0,
+    },
+    # Variations, to name after a size.
+    "causal": {"model.causal": True},
+    "fsq": {"model.quantizer": "fsq", "model.latent_dim": 4, "model.fsq_levels": (8, 5, 5, 5)},
+    "lfq": {"model.quantizer": "lfq", "model.latent_dim": 14},
+    "vq_ema": {"model.quantizer": "vq_ema"},
+    "euclidean": {"model.l2": False, "model.latent_dim": 256},
+    "continuous": {"model.quantizer": "none"},
+}
+
+
+def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
+    """Returns what differs from the defaults of `MBQVAERecipe`."""
+    return compose(BASE, PRESETS, variant)

@@ -1,0 +1,24 @@
+"""The one exception that people see: a single line that says what failed, where, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    Commands print it as one line on stderr and exit with status 2; libraries raise it before any
+    device work starts.  The message names the file or key, the fault and the remedy.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the candidate closest to `name`, else the list of all of them."""
+    names = sorted(candidates)
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if match:
+        return f"; did you mean {match[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""
