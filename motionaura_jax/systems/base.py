@@ -1,0 +1,90 @@
+"""The contract between the one training loop and everything that it can train.
+
+A system is a set of pure functions over plain pytrees, so that shapes, parameter counts and memory are known through
+`jax.eval_shape` before anything is allocated.  Training knows systems only through this file.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.recipe import Recipe
+from motionaura_jax.types import PyTree
+
+Batch = Mapping[str, Any]
+"""Arrays with the global batch leading: `video` (b t h w 3) in [-1, 1], `fps` (b,), `sample` (b,) row in the step."""
+
+SYSTEMS = {"mbq_vae": "motionaura_jax.systems.mbq_vae:MBQVAESystem"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out metrics and what to look at: `videos` maps a name to uint8 `(t, h, w, 3)` rows of one contact sheet."""
+
+    metrics: Mapping[str, float]
+    videos: Mapping[str, np.ndarray] = field(default_factory=dict)
+    fps: float = 8.0
+
+
+class System(Protocol):
+    """A trainable system.
+
+    `params` get gradients; `extra` is checkpointed state without a gradient (EMA codebook, usage counters); `frozen`
+    holds pretrained parts, which are loaded once and neither optimized nor checkpointed.
+    """
+
+    Recipe: type[Recipe]
+    recipe: Recipe
+
+    def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the first bucket's batch."""
+
+    def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
+        """Turns a batch of the loader, captions included, into arrays of `batch_spec`."""
+
+    def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        """Returns fresh `(params, extra)`; abstract-evaluable."""
+
+    def frozen(self) -> PyTree:
+        """Loads the pretrained parts; an empty dict where there are none."""
+
+    def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
+        """Data-dependent start (k-means of a codebook), called once before step 0."""
+
+    def loss(
+        self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
+        """Returns the mean loss over `batch` and `(stats, metrics)`.
+
+        Sample i draws from `fold_in(key, batch["sample"][i])` alone, so the result depends neither on accumulation nor
+        on the number of devices.  `stats` is what `advance` needs to move `extra`; `metrics` are batch means.
+        """
+
+    def advance(
+        self, params: PyTree, extra: PyTree, stats: PyTree, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[PyTree, PyTree, Mapping[str, Array]]:
+        """Moves `extra` (and replaces parameters by rule, e.g. dead codes) once per optimizer step.
+
+        `stats` carries the stats of all microbatches along a new leading axis.
+        """
+
+    def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
+        """Measures on held-out batches, without randomness."""
+
+
+def system_class(name: str) -> type[Any]:
+    """Imports the system called `name`.
+
+    Raises:
+      UserError: no such system (with the nearest name).
+    """
+    if name not in SYSTEMS:
+        raise UserError(f"config.system={name}: no such system{nearest(name, SYSTEMS)}")
+    module, _, attribute = SYSTEMS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,214 @@
+"""Trains any system: the only loop, read from top to bottom.
+
+    python -m motionaura_jax.train --config=configs/tokenizer.py:tiny --workdir=runs/tokenizer [--config.KEY=VALUE ...]
+
+Running the same command again resumes; the workdir is the only state.
+"""
+
+import dataclasses
+import logging
+import pathlib
+import signal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from motionaura_jax import cli
+from motionaura_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from motionaura_jax.systems.base import System
+    from motionaura_jax.training.checkpoint import Checkpoints
+    from motionaura_jax.training.data import TrainingData
+    from motionaura_jax.training.progress import TrainingProgress
+    from motionaura_jax.training.state import TrainState
+    from motionaura_jax.training.step import StepFunction
+    from motionaura_jax.training.writers import MetricWriter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """What one training run holds on to; `state` is replaced at every step."""
+
+    system: "System"
+    workdir: pathlib.Path
+    data: "TrainingData"
+    frozen: Any
+    train_step: "StepFunction"
+    checkpoints: "Checkpoints"
+    writer: "MetricWriter"
+    state: "TrainState"
+
+
+def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> dict[str, Any]:
+    """Trains `system` in `workdir` until `train.steps`, resuming from its newest checkpoint.
+
+    Returns:
+      `step`, `loss`, the last held-out metrics, and `stopped` where a signal ended the run early.
+
+    Raises:
+      UserError: unusable data, another config in the workdir, a full disk, a loss that stays non-finite.
+    """
+    run = _start(system, workdir, override)
+    first, last = int(run.state.step), system.recipe.train.steps
+    logger.info("training steps %d to %d in %s", first, last, workdir)
+    try:
+        return {"workdir": str(workdir), "step": first, **_loop(run, first, last)}
+    finally:
+        run.checkpoints.close()
+        run.writer.close()
+
+
+def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
+    """Opens the workdir, the data and the state; all that can be refused is refused here."""
+    import jax
+
+    from motionaura_jax.training import checkpoint, data, optimizer, state, step, workdir as workdirs, writers
+
+    # ---------------------------------------------------------------- Config and data
+    recipe = system.recipe
+    saved = workdirs.open_workdir(workdir, recipe, override=override)
+    clips = data.TrainingData(recipe, workdir)
+    logger.info("%s", clips.describe())
+
+    # ---------------------------------------------------------------- State
+    frozen = system.frozen()
+    optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
+    create = lambda: state.create(system, optimize, recipe.seed)  # noqa: E731
+    abstract = jax.eval_shape(create)
+    count = state.parameter_count(abstract.params) / 1e6
+    logger.info("%s: %.2f M parameters on %d x %s", recipe.system, count, jax.device_count(), jax.devices()[0].device_kind)
+    checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved)
+    if checkpoints.latest() is None:
+        current = jax.jit(create)()
+        batches = (system.to_arrays(batch) for batch in clips.preparation())
+        current = state.restart(current, *system.prepare(current.params, current.extra, batches))
+    else:
+        current = checkpoints.restore(abstract)
+    return Run(
+        system=system,
+        workdir=workdir,
+        data=clips,
+        frozen=frozen,
+        train_step=step.make_train_step(system, optimize),
+        checkpoints=checkpoints,
+        writer=writers.MetricWriter(workdir, int(current.step)),
+        state=current,
+    )
+
+
+def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
+    import jax
+
+    from motionaura_jax.training.progress import TrainingProgress
+
+    recipe, result, window = run.system.recipe, {}, []
+    with _StopSignal() as stop, TrainingProgress(last, first) as bar:
+        batches = run.data.batches(first)
+        for number in range(first + 1, last + 1):
+            batch = run.system.to_arrays(next(batches))
+            run.state, metrics = run.train_step(run.state, run.frozen, batch)
+            window.append(metrics)
+            if number == first + 1:
+                jax.block_until_ready(metrics)
+                bar.pause(number)
+            final = number == last or stop.requested
+
+            # ------------------------------------------------------------ Log
+            if number % recipe.train.log_every == 0 or final:
+                result |= _log(run, number, window, bar)
+                window = []
+
+            # ------------------------------------------------------------ Checkpoint
+            if number % recipe.checkpoint.every == 0 or final:
+                run.checkpoints.save(run.state)
+                bar.pause(number)
+
+            # ------------------------------------------------------------ Evaluate
+            if (number % recipe.evaluate.every == 0 or number == last) and not stop.requested:
+                result |= _evaluate(run, number, bar)
+                bar.pause(number)
+            if stop.requested:
+                bar.note(f"stopped by a signal after step {number}; run the same command again to resume")
+                return {**result, "stopped": True}
+    return result
+
+
+def _log(run: Run, number: int, window: list[Any], bar: "TrainingProgress") -> dict[str, float]:
+    """Fetches and averages the metrics since the last log step: the loop's only wait for the device."""
+    import jax
+
+    rows = jax.device_get(window)
+    means = {name: float(sum(row[name] for row in rows)) / len(rows) for name in rows[0]}
+    skipped = int(rows[-1]["skipped"])
+    means["skipped"] = skipped
+    if skipped >= run.system.recipe.train.max_skipped:
+        raise UserError(
+            f"{run.workdir}: loss or gradient was not finite for {skipped} steps up to step {number}; no checkpoint holds "
+            f"them: lower --config.optimizer.learning_rate and run again to resume from the last one"
+        )
+    speed = bar.report(number, means, run.data.clips_per_step)
+    run.writer.scalars(number, {**means, **speed, "rejected_files": run.data.rejected_count})
+    return {"step": number, "loss": means["loss"]}
+
+
+def _evaluate(run: Run, number: int, bar: "TrainingProgress") -> dict[str, float]:
+    """Measures on the held-out clips and keeps the pictures under `samples/`."""
+    from motionaura_jax.data.media import contact_sheet, write_video
+
+    batches: Iterable[Any] = (run.system.to_arrays(batch) for batch in run.data.evaluation)
+    evaluation = run.system.evaluate(run.state.inference_params, run.state.extra, run.frozen, batches)
+    metrics = {f"eval_{name}": value for name, value in evaluation.metrics.items()}
+    run.writer.scalars(number, metrics)
+    bar.note(f"step {number}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    if evaluation.videos:
+        folder = run.workdir / "samples" / f"{number:07d}"
+        sheet = contact_sheet(list(evaluation.videos.items()), folder.with_suffix(".png"))
+        run.writer.picture(number, "held out", sheet)
+        for name, video in evaluation.videos.items():
+            write_video(folder / f"{name}.mp4", video, evaluation.fps)
+    return metrics
+
+
+class _StopSignal:
+    """Notes SIGINT and SIGTERM, so that a run saves before it ends; a second signal ends it at once."""
+
+    requested = False
+
+    def __enter__(self) -> "_StopSignal":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def _train(location: str, overrides: Sequence[str], workdir: pathlib.Path, override: bool) -> dict[str, Any]:
+    from motionaura_jax import config
+    from motionaura_jax.systems import base
+
+    values = config.read(location, overrides)
+    system = base.system_class(values.get("system", ""))
+    return fit(system(config.build(system.Recipe, values)), workdir, override=override)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = cli.Parser("train", "Train a system from a config file; the same command again resumes.")
+    parser.add_argument("--config", required=True, help="FILE.py:PRESET[,PRESET...], or a saved config.json")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--override", action="store_true", help="go on although the workdir has another config")
+    parser.epilog = "Every key can be set: --config.KEY=VALUE, e.g. --config.data.manifest=videos/"
+    args, overrides = parser.parse_with_overrides(argv)
+    return cli.run(lambda: _train(args.config, overrides, args.workdir, args.override), as_json=args.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,74 @@
+"""What people see of a run: a bar with loss, speed, remaining time and memory, or plain lines in a log file."""
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Bar on a terminal, one line per log step elsewhere; everything on stderr."""
+
+    def __init__(self, total: int, start: int):
+        self._console = Console(stderr=True)
+        self._total, self._step, self._clock, self._rate = total, start, time.perf_counter(), 0.0
+        columns = ("[bold]{task.description}", "{task.fields[loss]}", "{task.fields[speed]}", "{task.fields[memory]}")
+        self._bar = Progress(
+            TextColumn(columns[0]),
+            BarColumn(),
+            MofNCompleteColumn(),
+            *(TextColumn(column) for column in columns[1:]),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=total, completed=start, loss="", speed="compiling", memory="")
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def pause(self, step: int) -> None:
+        """Starts the stopwatch anew at `step`, so that compiling, saving and evaluating stay out of the speed."""
+        self._step, self._clock = step, time.perf_counter()
+
+    def report(self, step: int, metrics: Mapping[str, float], clips_per_step: float) -> dict[str, float]:
+        """Shows a log step; returns the measured speed and memory for the metric writers."""
+        seconds = max(time.perf_counter() - self._clock, 1e-9)
+        rate = (step - self._step) / seconds
+        rate = self._rate = rate or self._rate  # nothing was timed when the stopwatch started at this very step
+        self._step, self._clock = step, time.perf_counter()
+        speed = {"steps_per_second": rate, "clips_per_second": rate * clips_per_step, "memory_gb": memory_gb()}
+        texts = {
+            "loss": f"loss {metrics['loss']:.4f}",
+            "speed": f"{rate:.2f} steps/s {rate * clips_per_step:.1f} clips/s",
+            "memory": f"{speed['memory_gb']:.1f} GB",
+        }
+        self._bar.update(self._task, completed=step, **texts)
+        if not self._console.is_terminal:
+            remaining = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / max(rate, 1e-9)))
+            self.note(f"step {step}/{self._total}  " + "  ".join(texts.values()) + f"  ETA {remaining}")
+        return speed
+
+    def note(self, text: str) -> None:
+        """Prints one line above the bar."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def memory_gb() -> float:
+    """Peak memory of the busiest device where the backend tells, else of this process, in GB."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    if any(peaks):
+        return max(peaks) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

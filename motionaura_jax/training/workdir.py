@@ -1,0 +1,46 @@
+"""The folder of a run: `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/`, TensorBoard events, `rejected.jsonl`."""
+
+import json
+import pathlib
+from typing import Any
+
+from motionaura_jax import config
+from motionaura_jax.data.media import write_json
+from motionaura_jax.errors import UserError
+from motionaura_jax.recipe import Recipe
+
+# Keys that may change between two runs of one workdir: they move no parameter and no sample.
+FREE_SECTIONS = ("checkpoint", "evaluate")
+FREE_KEYS = ("data.threads", "train.log_every")
+
+
+def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = False) -> dict[str, Any]:
+    """Creates the workdir, or checks that it belongs to this recipe, and saves the resolved config.
+
+    Returns:
+      The recipe as plain JSON values.
+
+    Raises:
+      UserError: the folder is not writable, or was made with another config (the differing keys are named).
+    """
+    wanted = config.to_dict(recipe)
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        saved = json.loads(path.read_text("utf-8")) if path.exists() else wanted
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be used as a workdir ({error.strerror}); choose another folder") from error
+    except ValueError:
+        raise UserError(f"{path}: is damaged; delete it to save the config again") from None
+    changed = [line for line in config.differences(saved, wanted) if not _free(line)]
+    if changed and not override:
+        raise UserError(
+            f"{workdir}: was made with another config ({'; '.join(changed)}); choose another --workdir, or go on with --override"
+        )
+    write_json(path, wanted)
+    return wanted
+
+
+def _free(line: str) -> bool:
+    key = line.split(":")[0]
+    return key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS

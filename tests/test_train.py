@@ -1,0 +1,161 @@
+"""The loop: resume after any end, refusals before device work, what a workdir holds."""
+
+import json
+import os
+import re
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from motionaura_jax import config, train
+from motionaura_jax.data import scene_set
+from motionaura_jax.errors import UserError
+from motionaura_jax.training import checkpoint
+from motionaura_jax.training.writers import read_metrics
+from tests.training.toy import ToyRecipe, ToySystem
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A folder of eight small mp4 files with captions."""
+    folder = tmp_path_factory.mktemp("scenes") / "train"
+    scene_set.write_scenes(
+        folder, count=8, split="train", options=scene_set.PRESETS["easy"], num_frames=4, height=32, width=32, fps=8.0
+    )
+    return folder
+
+
+def make(manifest, **values):
+    settings = {
+        "system": "toy",
+        "data": {"manifest": str(manifest), "num_frames": 4, "height": 16, "width": 16, "batch_size": 2, "held_out": 0.3},
+        "train": {"steps": 6, "log_every": 1},
+        "checkpoint": {"every": 2},
+        "evaluate": {"every": 3, "clips": 2},
+    }
+    for key, value in values.items():
+        section, name = key.split("__")
+        settings.setdefault(section, {})[name] = value
+    return ToySystem(config.build(ToyRecipe, settings))
+
+
+def final_state(workdir, system):
+    folder, meta = checkpoint.read_meta(workdir)
+    params, extra = jax.eval_shape(system.init, jax.random.key(0))
+    return meta["step"], checkpoint.read_weights(folder, params, extra)
+
+
+def assert_same(a, b):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_run_that_fails_midway_and_resumes_equals_one_that_does_not(scenes, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = train.fit(make(scenes), whole)
+    system = make(scenes)
+    report, count = system.to_arrays, 0
+
+    def fail_at_the_sixth_batch(batch):
+        nonlocal count
+        count += 1
+        if count == 6:
+            raise RuntimeError("pulled the plug")
+        return report(batch)
+
+    monkeypatch.setattr(system, "to_arrays", fail_at_the_sixth_batch)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        train.fit(system, parts)
+    resumed = train.fit(make(scenes), parts)
+    assert resumed["loss"] == expected["loss"] and resumed["step"] == 6
+    assert_same(final_state(whole, make(scenes)), final_state(parts, make(scenes)))
+    steps = [(row["step"], row["loss"]) for row in read_metrics(parts / "metrics.jsonl") if "loss" in row]
+    assert steps == [(r["step"], r["loss"]) for r in read_metrics(whole / "metrics.jsonl") if "loss" in r]
+    assert [step for step, _ in steps] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_does_nothing_more(scenes, tmp_path):
+    first = train.fit(make(scenes), tmp_path)
+    before = final_state(tmp_path, make(scenes))
+    again = train.fit(make(scenes), tmp_path)
+    assert first["step"] == again["step"] == 6
+    assert_same(before, final_state(tmp_path, make(scenes)))
+
+
+def test_a_signal_saves_and_ends_the_run(scenes, tmp_path):
+    system = make(scenes, train__steps=100_000, checkpoint__every=100_000, evaluate__every=100_000)
+    timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    result = train.fit(system, tmp_path)
+    timer.cancel()
+    assert result["stopped"] and 0 < result["step"] < 100_000
+    assert final_state(tmp_path, system)[0] == result["step"]
+
+
+def test_a_workdir_holds_what_people_look_for(scenes, tmp_path):
+    result = train.fit(make(scenes), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["batch_size"] == 2
+    assert {p.name for p in (tmp_path / "samples").iterdir()} == {"0000003", "0000003.png", "0000006", "0000006.png"}
+    assert (tmp_path / "samples" / "0000006" / "first.mp4").stat().st_size > 0
+    assert any((tmp_path / "tensorboard").iterdir())
+    row = next(r for r in read_metrics(tmp_path / "metrics.jsonl") if r["step"] == 2)
+    assert {"loss", "error", "steps_per_second", "clips_per_second", "memory_gb", "rejected_files"} <= row.keys()
+    assert result["eval_clips"] == 2.0
+
+
+def test_another_config_in_the_workdir_is_refused_with_the_keys(scenes, tmp_path):
+    train.fit(make(scenes), tmp_path)
+    with pytest.raises(UserError, match=r"another config \(optimizer.learning_rate: 0.0001 -> 0.5\).*--override"):
+        train.fit(make(scenes, optimizer__learning_rate=0.5), tmp_path)
+    result = train.fit(make(scenes, optimizer__learning_rate=0.5), tmp_path, override=True)
+    assert result["step"] == 6
+    assert train.fit(make(scenes, checkpoint__every=1, optimizer__learning_rate=0.5), tmp_path)["step"] == 6
+
+
+def test_a_loss_that_stays_infinite_stops_the_run_with_one_line(scenes, tmp_path):
+    settings = {"train__steps": 50, "train__max_skipped": 3, "checkpoint__every": 1}
+    system = make(scenes, **settings)
+    system.recipe = config.build(ToyRecipe, {**config.to_dict(system.recipe), "explode_from": 2})
+    with pytest.raises(UserError, match="not finite for 3 steps up to step 5"):
+        train.fit(system, tmp_path)
+    _, (params, _) = final_state(tmp_path, system)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_one_bad_file_among_good_ones_is_listed_and_counted(scenes, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for source in scenes.rglob("*.mp4"):
+        (folder / source.name).write_bytes(source.read_bytes())
+    (folder / "broken.mp4").write_bytes(b"no video")
+    train.fit(make(folder, evaluate__manifest=str(scenes)), tmp_path / "run")
+    rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert [row["file"].endswith("broken.mp4") for row in rejected] == [True]
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1].get("rejected_files", 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=configs/tokenizer.py:tinny"], "unknown preset 'tinny'; did you mean 'tiny'"),
+        (["--config=configs/tokenizer.py", "--config.model.chanels=1"], "config.model.chanels: no such key; did you mean"),
+        (["--config=configs/tokenizer.py", "--config.train.steps=many"], "config.train.steps=many: int was expected"),
+        (["--config=configs/tokenizer.py", "--config.data.manifest=absent"], "absent"),
+        (["--config=configs/tokenizer.py", "--config.system=vae"], "config.system=vae: no such system"),
+        (["--config=configs/tokenizer.py", "--config.data.num_frames=0"], "config.data: Bucket\\(num_frames=0"),
+        (["--config=configs/tokenizer.py", "--stepz=3"], "unexpected '--stepz=3'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, capsys):
+    try:
+        status = train.main([*flags, f"--workdir={tmp_path / 'run'}"])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    assert status == 2 and len(errors) == 1 and captured.out == ""
+    assert re.search(message, errors[0]), errors[0]
+    assert "Traceback" not in captured.err

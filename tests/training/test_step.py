@@ -1,0 +1,115 @@
+"""The optimizer step: accumulation, the guard against non-finite values, the average, groups and schedules."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from motionaura_jax import config
+from motionaura_jax.errors import UserError
+from motionaura_jax.recipe import OptimizerConfig, ParamGroup
+from motionaura_jax.training import optimizer, state, step
+from tests.training.toy import ToyRecipe, ToySystem
+
+
+
+def make(**values):
+    base = {"system": "toy", "data": {"batch_size": 8, "height": 4, "width": 4, "num_frames": 2}}
+    return ToySystem(config.build(ToyRecipe, {**base, **values}))
+
+
+def batch(seed=0, size=8):
+    video = np.random.default_rng(seed).uniform(-1, 1, (size, 2, 4, 4, 3)).astype(np.float32)
+    return {"video": video, "sample": np.arange(size, dtype=np.int32)}
+
+
+def run(system, steps):
+    optimize = optimizer.build(system.recipe.optimizer, system.recipe.train.steps)
+    current = state.create(system, optimize, system.recipe.seed)
+    train_step = step.make_train_step(system, optimize)
+    metrics = []
+    for number in range(steps):
+        current, row = train_step(current, {}, batch(number))
+        metrics.append(jax.device_get(row))
+    return current, metrics
+
+
+def test_accumulation_equals_the_large_batch():
+    whole, rows = run(make(), 3)
+    parts, part_rows = run(make(train={"accumulation": 4}), 3)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert whole.extra["seen"] == parts.extra["seen"] == 24
+    np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in part_rows], rtol=1e-5)
+    assert part_rows[0]["microbatches"] == 4
+
+
+def test_a_non_finite_step_changes_nothing_but_the_counters():
+    system = make(explode_from=2)
+    before, _ = run(system, 2)
+    after, rows = run(system, 4)
+    for name in ("params", "extra", "opt_state", "ema"):
+        for a, b in zip(jax.tree.leaves(getattr(before, name)), jax.tree.leaves(getattr(after, name)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert int(after.step) == 4 and int(after.skipped) == 2
+    assert [int(r["skipped"]) for r in rows] == [0, 0, 1, 2]
+
+
+def test_the_average_follows_with_a_growing_memory():
+    system = make(train={"ema_decay": 0.9})
+    first, _ = run(system, 1)
+    start = state.create(system, optimizer.build(system.recipe.optimizer, 1000), 0)
+    expected = 0.1 * start.params["color"] + 0.9 * first.params["color"]
+    np.testing.assert_allclose(first.ema["color"], expected, rtol=1e-5)
+
+
+def test_what_a_rule_replaces_enters_the_average_at_once():
+    system = make()
+    system.advance = lambda params, extra, *_: ({**params, "color": jnp.full(3, 7.0)}, extra, {})
+    current, _ = run(system, 1)
+    np.testing.assert_array_equal(current.ema["color"], 7.0)
+
+
+def test_frozen_and_slowed_groups():
+    config_ = OptimizerConfig(groups=(ParamGroup(pattern="^color", scale=0.0), ParamGroup(pattern="mat", scale=0.5)))
+    params = {"color": jnp.ones(3), "matrix": jnp.ones((3, 3))}
+    plain, grouped = optimizer.build(OptimizerConfig(), 10), optimizer.build(config_, 10)
+    updates = [o.update(params, o.init(params), params)[0] for o in (plain, grouped)]
+    np.testing.assert_array_equal(updates[1]["color"], 0.0)
+    np.testing.assert_allclose(updates[1]["matrix"], 0.5 * updates[0]["matrix"])
+
+
+@pytest.mark.parametrize(("pattern", "message"), [("decoder", "matches no parameter"), ("(", "is no regular expression")])
+def test_groups_that_cannot_be_meant(pattern, message):
+    with pytest.raises(UserError, match=message):
+        optimizer.build(OptimizerConfig(groups=(ParamGroup(pattern=pattern, scale=0.0),)), 10).init({"w": jnp.ones(2)})
+
+
+def test_weight_decay_spares_vectors():
+    optimize = optimizer.build(OptimizerConfig(weight_decay=0.1, learning_rate=1.0, decay="constant"), 10)
+    params = {"bias": jnp.ones(3), "kernel": jnp.ones((3, 3))}
+    updates, _ = optimize.update(jax.tree.map(jnp.zeros_like, params), optimize.init(params), params)
+    np.testing.assert_array_equal(updates["bias"], 0.0)
+    np.testing.assert_allclose(updates["kernel"], -0.1, rtol=1e-6)
+
+
+def test_schedules_against_closed_forms():
+    settings = OptimizerConfig(learning_rate=2.0, warmup_steps=4, final_scale=0.1)
+    cosine = optimizer.schedule(settings, 12)
+    linear = optimizer.schedule(dataclasses.replace(settings, decay="linear"), 12)
+    np.testing.assert_allclose([cosine(i) for i in range(4)], [0.5, 0.875, 1.25, 1.625])
+    np.testing.assert_allclose([cosine(4), cosine(8), cosine(12)], [2.0, 0.5 * (2.0 + 0.2), 0.2], rtol=1e-6)
+    np.testing.assert_allclose([linear(4), linear(8), linear(12)], [2.0, 1.1, 0.2], rtol=1e-6)
+
+
+def test_the_optimizer_is_adamw_behind_clipping():
+    settings = OptimizerConfig(clip_norm=0.5, decay="constant", weight_decay=0.0)
+    params, gradients = {"w": jnp.ones((2, 2))}, {"w": jnp.full((2, 2), 10.0)}
+    clipped = {"w": jnp.full((2, 2), 0.25)}
+    ours, reference = optimizer.build(settings, 10), optax.adam(settings.learning_rate, b1=0.9, b2=0.99)
+    got = ours.update(gradients, ours.init(params), params)[0]
+    want = reference.update(clipped, reference.init(params), params)[0]
+    np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5)
