@@ -1,0 +1,83 @@
+"""Buckets of clip shapes and the exact, stateless order in which training steps visit them."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from motionaura_jax.errors import UserError
+
+MAX_PERIOD = 10_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """One clip shape: `num_frames` frames of `height` x `width` pixels, `batch_size` clips per step (all processes).
+
+    `weight` is the relative share of steps.
+
+    Raises:
+      UserError: a size below 1, or a weight that is not positive.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    batch_size: int
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.height, self.width, self.batch_size) < 1:
+            raise UserError(f"{self}: a size is below 1; give positive numbers")
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise UserError(f"{self}: the weight is not positive; leave the bucket out instead")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Which bucket each step uses: `pattern` (indices of `buckets`) repeated forever.
+
+    Every stretch of `len(pattern)` steps holds each bucket in exactly the proportion of its weight.  The samples of a
+    bucket form one stream, numbered from 0, that its steps consume in order.
+    """
+
+    buckets: tuple[Bucket, ...]
+    pattern: tuple[int, ...]
+
+    @classmethod
+    def from_buckets(cls, buckets: Sequence[Bucket]) -> "Schedule":
+        """Returns the shortest exact schedule, evenly interleaved.
+
+        Weights 40, 10, 25, 25 give a pattern of 20 steps with 8, 2, 5 and 5.  Each position goes to the bucket whose
+        next turn is due first, its k-th turn being due at (k + 1/2) / share (Webster's method of apportionment).
+
+        Raises:
+          UserError: no buckets, or weights whose proportions need more than MAX_PERIOD steps.
+        """
+        if not buckets:
+            raise UserError("the data has no buckets; give at least one")
+        weights = [Fraction(str(bucket.weight)) for bucket in buckets]
+        scale = math.lcm(*(weight.denominator for weight in weights))
+        whole = [int(weight * scale) for weight in weights]
+        turns = [number // math.gcd(*whole) for number in whole]
+        if sum(turns) > MAX_PERIOD:
+            raise UserError(
+                f"bucket weights {[b.weight for b in buckets]} repeat only after {sum(turns)} steps; round them"
+            )
+        due = [(Fraction(2 * k + 1, 2 * n), index) for index, n in enumerate(turns) for k in range(n)]
+        return cls(tuple(buckets), tuple(index for _, index in sorted(due)))
+
+    def index(self, step: int) -> int:
+        """Returns the position in `buckets` of the bucket of `step` (0, 1, ...)."""
+        return self.pattern[step % len(self.pattern)]
+
+    def bucket(self, step: int) -> Bucket:
+        """Returns the bucket of `step`."""
+        return self.buckets[self.index(step)]
+
+    def first_sample(self, step: int) -> int:
+        """Returns the number, in the stream of its bucket, of the first sample of `step`: samples drawn before it."""
+        periods, position = divmod(step, len(self.pattern))
+        index = self.pattern[position]
+        visits = periods * self.pattern.count(index) + self.pattern[:position].count(index)
+        return visits * self.buckets[index].batch_size

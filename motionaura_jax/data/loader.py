@@ -1,0 +1,266 @@
+"""Batches of clips by step, read with grain threads: the same (seed, step) gives the same batch in every run."""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32, Int64, UInt8
+
+from motionaura_jax.data.buckets import Bucket, Schedule
+from motionaura_jax.data.clips import Crop, load_frames, sample_record, sample_rng
+from motionaura_jax.data.frames import to_float
+from motionaura_jax.data.manifest import Record
+from motionaura_jax.data.video import VideoError, check_duration, probe
+from motionaura_jax.errors import UserError
+
+MAX_ATTEMPTS = 100
+"""Bad files in a row, for one sample, after which loading gives up."""
+_BUCKET_STRIDE = 1_000_003
+
+
+class Batch(TypedDict):
+    """This process's part of a batch; `video` in [-1, 1], `sample` its positions in the global batch.
+
+    `index` says which records were read, after replacement; `caption` is "" where none is known.
+    """
+
+    video: Float32[np.ndarray, "b t h w 3"]
+    fps: Float32[np.ndarray, " b"]
+    sample: Int32[np.ndarray, " b"]
+    index: Int64[np.ndarray, " b"]
+    caption: list[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """How many files were probed and how many of them serve; `faults` are the lines of the others."""
+
+    probed: int
+    usable: int
+    faults: tuple[str, ...]
+
+
+class _Sample(NamedTuple):
+    position: int
+    record: int
+    frames: UInt8[np.ndarray, "t h w 3"]
+
+
+class _Rejections:
+    """Bad files, each appended to a JSON-lines file once, whichever thread or earlier run met it first."""
+
+    def __init__(self, path: Path | None):
+        self._path, self._lock = path, threading.Lock()
+        self._files: set[str] = set()
+        self._written: set[str] = set()
+        if path is not None and path.exists():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            self._written = {file for line in lines if (file := _rejected_file(line))}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add(self, error: VideoError) -> None:
+        file = str(error.path)
+        with self._lock:
+            self._files.add(file)
+            if self._path is None or file in self._written:
+                return
+            self._written.add(file)
+            row = json.dumps({"file": file, "reason": error.fault, "remedy": error.remedy}, ensure_ascii=False)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("a", encoding="utf-8") as stream:
+                    stream.write(row + "\n")
+            except OSError as failure:
+                raise UserError(f"{self._path}: cannot be written ({failure.strerror}); free disk space") from failure
+
+
+class Loader:
+    """Iterates over the batches of steps `start_step`, ..., `end_step` - 1 (forever if None).
+
+    Args:
+      records: the manifest; all processes must have the same.
+      buckets: shapes and shares of the batches; batch sizes are global.
+      seed: of the order, the windows and the crops, not negative.
+      fps: frames per second of the clips.
+      threads: decoding threads; 0 decodes in the calling thread.
+      crop: "random" for training, "center" for evaluation.
+      rejected: JSON-lines file to which bad files are appended, once each.
+      process_index, process_count: this process reads the `process_index`-th of `process_count` equal parts.
+
+    Raises:
+      UserError: no records, or a batch size that the processes cannot share equally; while reading, if MAX_ATTEMPTS
+        files in a row are bad.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        buckets: Sequence[Bucket],
+        *,
+        seed: int,
+        fps: float,
+        start_step: int = 0,
+        end_step: int | None = None,
+        threads: int = 4,
+        crop: Crop = "random",
+        rejected: Path | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if not records:
+            raise UserError("the data has no records; check data.manifest")
+        self.schedule = Schedule.from_buckets(buckets)
+        for bucket in buckets:
+            if bucket.batch_size % process_count:
+                raise UserError(
+                    f"batch size {bucket.batch_size} does not divide among {process_count} processes; "
+                    f"make data.batch_size a multiple of {process_count}"
+                )
+        self._records, self._seed, self._fps, self._crop = records, seed, fps, crop
+        self._start, self._end, self._threads = start_step, end_step, threads
+        self._process_index, self._process_count = process_index, process_count
+        self._rejections, self._rejected = _Rejections(rejected), rejected
+
+    @property
+    def rejected_count(self) -> int:
+        """How many different files this loader has met that could not be used."""
+        return len(self._rejections)
+
+    def batch(self, step: int) -> Batch:
+        """Returns the batch of any step, exactly as iteration gives it."""
+        return self._assemble([self._sample(step, offset) for offset in range(self._local_size(step))])
+
+    def __iter__(self) -> Iterator[Batch]:
+        source = _StepSamples(self)
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=4 * self._threads)
+        samples = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        steps = itertools.count(self._start) if self._end is None else range(self._start, self._end)
+        for step in steps:
+            yield self._assemble([next(samples) for _ in range(self._local_size(step))])
+
+    def _local_size(self, step: int) -> int:
+        return self.schedule.bucket(step).batch_size // self._process_count
+
+    def _sample(self, step: int, offset: int) -> _Sample:
+        """The `offset`-th sample of this process's part of a step, bad files replaced."""
+        bucket = self.schedule.bucket(step)
+        position = self._process_index * self._local_size(step) + offset
+        number = self.schedule.first_sample(step) + position
+        seed = self._seed + _BUCKET_STRIDE * self.schedule.index(step)
+        for attempt in range(MAX_ATTEMPTS):
+            index = sample_record(seed, number, len(self._records), attempt)
+            try:
+                frames = load_frames(
+                    self._records[index],
+                    num_frames=bucket.num_frames,
+                    height=bucket.height,
+                    width=bucket.width,
+                    fps=self._fps,
+                    rng=sample_rng(seed, number, attempt),
+                    crop=self._crop,
+                )
+            except VideoError as error:
+                self._rejections.add(error)
+                last = error
+            else:
+                return _Sample(position, index, frames)
+        listed = f"see {self._rejected}" if self._rejected else "remove bad files"
+        raise UserError(f"{MAX_ATTEMPTS} files in a row cannot be used, the last one: {last}; {listed}")
+
+    def _assemble(self, samples: Sequence[_Sample]) -> Batch:
+        # Clips stay 8 bit until here: one float array per batch, not one per clip as well.
+        return Batch(
+            video=to_float(np.stack([sample.frames for sample in samples])),
+            fps=np.full(len(samples), self._fps, np.float32),
+            sample=np.array([sample.position for sample in samples], np.int32),
+            index=np.array([sample.record for sample in samples], np.int64),
+            caption=[self._records[sample.record].caption or "" for sample in samples],
+        )
+
+
+class _StepSamples:
+    """All samples of this process from `start_step` on, as one random-access source for grain."""
+
+    def __init__(self, loader: Loader):
+        self._loader = loader
+        period = len(loader.schedule.pattern)
+        sizes = (loader._local_size(loader._start + step) for step in range(period))
+        self._ends = list(itertools.accumulate(sizes))
+
+    def __len__(self) -> int:
+        if self._loader._end is None:
+            return sys.maxsize
+        periods, rest = divmod(max(0, self._loader._end - self._loader._start), len(self._ends))
+        return periods * self._ends[-1] + (self._ends[rest - 1] if rest else 0)
+
+    def __getitem__(self, item: int) -> _Sample:
+        periods, rest = divmod(item, self._ends[-1])
+        within = bisect.bisect_right(self._ends, rest)
+        offset = rest - (self._ends[within - 1] if within else 0)
+        return self._loader._sample(self._loader._start + periods * len(self._ends) + within, offset)
+
+
+def preflight(
+    records: Sequence[Record], buckets: Sequence[Bucket], *, fps: float, limit: int = 64, threads: int = 8
+) -> Preflight:
+    """Probes up to `limit` evenly spaced files; a file serves if it is long enough for any of the buckets.
+
+    Raises:
+      UserError: not one of the probed files serves; gives the first reason.
+    """
+    shortest = min(bucket.num_frames for bucket in buckets)
+    positions = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
+
+    def fault(position: int) -> str | None:
+        try:
+            check_duration(probe(records[position].path), fps=fps, num_frames=shortest)
+        except VideoError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        faults = tuple(line for line in pool.map(fault, positions.tolist()) if line)
+    if len(faults) == len(positions):
+        reason = faults[0] if faults else "the manifest has no records; check data.manifest"
+        raise UserError(f"none of {len(positions)} probed files can be used, the first: {reason}")
+    return Preflight(probed=len(positions), usable=len(positions) - len(faults), faults=faults)
+
+
+def held_out_split(records: Sequence[Record], fraction: float, seed: int = 0) -> tuple[list[Record], list[Record]]:
+    """Splits records into (train, held out) by a hash of (seed, id).
+
+    A file keeps its side when others are added or removed, and the rows of one file stay together.  About `fraction`
+    (0 to below 1) of the files are held out; with two files or more neither side is empty, except that a fraction of 0
+    holds out nothing.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"held-out fraction {fraction} is not at least 0 and below 1; choose for example 0.05")
+    draws = {record.id: _unit_hash(f"{seed}:{record.id}") for record in records}
+    held = {identity for identity, draw in draws.items() if draw < fraction}
+    if fraction > 0 and len(draws) > 1:
+        by_draw = sorted(draws, key=lambda identity: draws[identity])
+        held = (held | {by_draw[0]}) - {by_draw[-1]}
+    return [r for r in records if r.id not in held], [r for r in records if r.id in held]
+
+
+def _unit_hash(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
+
+
+def _rejected_file(line: str) -> str | None:
+    try:
+        return json.loads(line)["file"]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,124 @@
+"""Frames of an open video stream on their time axis: decoding from an instant, and what a player shows when."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+MARGINS = (0.0, 4.0, 32.0, math.inf)
+"""Seconds before the wanted instant at which to start decoding; each is tried after the one before has missed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TimedFrame:
+    """A decoded frame and when it is on display, in seconds from the first frame of the file."""
+
+    frame: av.VideoFrame
+    start: float
+    end: float
+
+
+class TimedDecoder:
+    """Decodes a stream from its current position on, in order of display.
+
+    Frames that nothing else refers to are not decoded if their packet ends before `skip_until`.  `latest_skippable` is
+    the start of the latest packet seen that begins not after `skip_until`.  A decoding error or a damaged frame after
+    `skip_until` ends the iteration; an error before the first frame is raised.
+    """
+
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, *, fps: float, skip_until: float, from_start: bool
+    ):
+        self.latest_skippable = -math.inf
+        self._container, self._stream, self._skip_until = container, stream, skip_until
+        self._tick = float(stream.time_base or 0)
+        self._origin = stream.start_time or 0
+        self._frame_seconds = 1 / fps
+        # A frame without a time stamp follows its predecessor; after a seek its place is unknown.
+        self._expected = 0.0 if from_start else math.inf
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        started = False
+        try:
+            for packet in self._container.demux(self._stream):
+                self._mark_skippable(packet)
+                for frame in packet.decode():
+                    timed = self._timed(frame)
+                    if frame.is_corrupt and timed.start > self._skip_until:
+                        return
+                    started = True
+                    yield timed
+        except av.FFmpegError:
+            if not started:
+                raise
+
+    def _mark_skippable(self, packet: av.Packet) -> None:
+        skip = False
+        if packet.pts is not None and self._skip_until > -math.inf:
+            start = (packet.pts - self._origin) * self._tick
+            skip = start + (packet.duration or 0) * self._tick <= self._skip_until
+            if start <= self._skip_until:
+                self.latest_skippable = max(self.latest_skippable, start)
+        self._stream.codec_context.skip_frame = "NONREF" if skip else "DEFAULT"
+
+    def _timed(self, frame: av.VideoFrame) -> TimedFrame:
+        start = self._expected if frame.pts is None else (frame.pts - self._origin) * self._tick
+        end = start + (frame.duration * self._tick or self._frame_seconds)
+        self._expected = end
+        return TimedFrame(frame=frame, start=start, end=end)
+
+
+def frames_from(
+    container: InputContainer, stream: VideoStream, instant: float, *, fps: float, margin: float
+) -> Iterator[TimedFrame] | None:
+    """Returns the frames from the one on display at `instant` (seconds) on, or None if decoding began too late.
+
+    The stream must be freshly opened.  Decoding begins at the key frame before `instant - margin`; containers that
+    index key frames by decoding time, open groups of pictures and missing time stamps can make that too late.  A
+    margin beyond the start of the file never misses: before its first frame, the first frame is on display.
+    """
+    from_start = instant <= margin
+    if not from_start:
+        try:
+            ticks = int((instant - margin) / float(stream.time_base or 1))
+            container.seek((stream.start_time or 0) + ticks, stream=stream)
+        except av.FFmpegError:
+            return None
+    skip_until = instant if margin == 0 else -math.inf
+    decoder = TimedDecoder(container, stream, fps=fps, skip_until=skip_until, from_start=from_start)
+    frames = iter(decoder)
+    current = upcoming = None
+    for upcoming in frames:
+        if upcoming.start > instant:
+            break
+        current, upcoming = upcoming, None
+    if current is None:
+        return _chain(upcoming, frames) if from_start and margin > 0 else None
+    if current.start < decoder.latest_skippable:
+        return None
+    return _chain(current, _chain(upcoming, frames))
+
+
+def hold(frames: Iterable[TimedFrame], instants: Iterable[float], tolerance: float) -> Iterator[TimedFrame]:
+    """Yields the frame on display at each instant (seconds, increasing); ends when an instant is past the last frame.
+
+    A frame is on display from its start to the start of the next one, the last frame for one frame duration more than
+    its own because headers round.  A frame that starts within `tolerance` seconds after an instant counts as shown.
+    """
+    source = iter(frames)
+    current, upcoming = next(source, None), next(source, None)
+    for instant in instants:
+        while upcoming is not None and upcoming.start <= instant + tolerance:
+            current, upcoming = upcoming, next(source, None)
+        if current is None or (upcoming is None and instant > 2 * current.end - current.start):
+            return
+        yield current
+
+
+def _chain(first: TimedFrame | None, rest: Iterable[TimedFrame]) -> Iterator[TimedFrame]:
+    if first is not None:
+        yield first
+    yield from rest

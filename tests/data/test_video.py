@@ -1,0 +1,404 @@
+"""Decoding: the right frame at every instant, upright and square, and one clear line for every bad file."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import Colorspace
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from motionaura_jax.data import video
+from motionaura_jax.data.media import write_video
+from motionaura_jax.data.video import VideoError, check_duration, probe, read_clip, read_video
+from motionaura_jax.errors import UserError
+
+STEP = 8  # gray levels between neighboring test frames
+
+
+def flat_frames(count: int, height: int = 32, width: int = 48) -> np.ndarray:
+    """Frame k is gray of level 16 + STEP k, so that a decoded frame tells its number."""
+    levels = (16 + STEP * np.arange(count)).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return [round((float(frame.mean()) - 16) / STEP) for frame in frames]
+
+
+def encode(
+    path: Path,
+    frames: np.ndarray,
+    *,
+    stamps: Sequence[int] | None = None,
+    tick: Fraction = Fraction(1, 10),
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    prepare: Callable[[av.VideoStream], None] = lambda stream: None,
+) -> Path:
+    """Writes frames with time stamps in ticks of `tick` seconds (0, 1, 2, ... if not given)."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=1 / tick)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixels
+        stream.codec_context.time_base = tick
+        stream.options = options or {}
+        prepare(stream)
+        for stamp, array in zip(stamps or range(len(frames)), frames, strict=True):
+            source = "rgba" if array.shape[-1] == 4 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(array, format=source).reformat(
+                format=pixels, dst_colorspace=Colorspace.ITU601
+            )
+            frame.pts, frame.time_base = stamp, tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def expected_numbers(times: Sequence[float], instants: Sequence[float]) -> list[int]:
+    """The definition: the last frame whose time is not after the instant, else the first."""
+    return [max([i for i, time in enumerate(times) if time <= instant + 1e-4], default=0) for instant in instants]
+
+
+VARIABLE = [0, 3, 4, 5, 9, 10, 17, 18, 19, 20, 26, 27, 30, 38, 39, 40, 41, 50, 51, 55, 56, 60, 64, 65]
+
+
+@pytest.fixture(scope="module")
+def variable_rate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """H.264 with B pyramids and key frames every 7 frames; time stamps are VARIABLE in twentieths of a second."""
+    options = {"g": "7", "bf": "3", "b_strategy": "0", "preset": "fast", "qp": "10", "sc_threshold": "0"}
+    path = tmp_path_factory.mktemp("video") / "variable.mp4"
+    return encode(path, flat_frames(len(VARIABLE)), stamps=VARIABLE, tick=Fraction(1, 20), options=options)
+
+
+@given(
+    start=st.floats(0, 3.2), fps=st.sampled_from([3.0, 7.5, 10.0, 20.0, 24.0, 29.97, 60.0]), num_frames=st.integers(1, 9)
+)
+def test_clip_shows_the_frame_on_display_at_each_instant(
+    variable_rate: Path, start: float, fps: float, num_frames: int
+) -> None:
+    instants = [start + k / fps for k in range(num_frames)]
+    times = [stamp / 20 for stamp in VARIABLE]
+    if instants[-1] >= probe(variable_rate).duration:
+        with pytest.raises(VideoError, match=r"too short .*; lower data\.num_frames or raise data\.fps"):
+            read_clip(variable_rate, start=start, fps=fps, num_frames=num_frames)
+    elif min(abs(time - instant) for time in times for instant in instants) > 1e-4:
+        clip = read_clip(variable_rate, start=start, fps=fps, num_frames=num_frames)
+        assert numbers(clip) == expected_numbers(times, instants)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "options"),
+    [
+        ("open_groups.mp4", "libx264", "yuv420p", {"g": "6", "bf": "2", "x264-params": "open-gop=1"}),
+        ("one_group.mov", "libx264", "yuv420p", {"g": "250", "bf": "3"}),
+        ("ten_bit.mp4", "libx264", "yuv420p10le", {"g": "8"}),
+        ("matroska.mkv", "libx264", "yuv420p", {"g": "8", "bf": "2"}),
+        ("stream.ts", "libx264", "yuv420p", {"g": "8", "bf": "2"}),
+        ("old.avi", "mpeg4", "yuv420p", {"g": "8", "bf": "2", "qscale": "2"}),
+        ("still_coded.avi", "mjpeg", "yuvj420p", {"qscale": "2"}),
+        ("program.mpg", "mpeg2video", "yuv420p", {"g": "8", "bf": "2", "qscale": "2"}),
+        ("vp9.webm", "libvpx-vp9", "yuv420p", {"crf": "10", "cpu-used": "8"}),
+        ("preview.gif", "gif", "rgb8", {}),
+    ],
+)
+def test_every_container_seeks_to_the_right_frame(
+    tmp_path: Path, name: str, codec: str, pixels: str, options: dict[str, str]
+) -> None:
+    count, fps = 26, 25
+    path = encode(tmp_path / name, flat_frames(count), tick=Fraction(1, fps), codec=codec, pixels=pixels, options=options)
+    whole, rate = read_video(path)
+    assert (len(whole), round(rate, 3)) == (count, fps)
+    info = probe(path)
+    assert (info.frames, info.height, info.width) == (count, 32, 48)
+    assert info.duration == pytest.approx(count / fps, abs=0.05)
+    for start in (0, 1, 6, 13, 21):
+        clip = read_clip(path, start=start / fps, fps=fps, num_frames=4)
+        np.testing.assert_array_equal(clip, whole[start : start + 4])
+
+
+def test_resampling_keeps_speed(variable_rate: Path) -> None:
+    frames, fps = read_video(variable_rate, fps=5)
+    assert fps == 5
+    assert numbers(frames) == expected_numbers([s / 20 for s in VARIABLE], [k / 5 for k in range(len(frames))])
+    assert len(frames) / 5 == pytest.approx(probe(variable_rate).duration, abs=1 / 5)
+    assert len(read_video(variable_rate, fps=5, max_frames=3)[0]) == 3
+
+
+def test_streamed_file_without_duration_is_measured(tmp_path: Path) -> None:
+    path = encode(tmp_path / "live.mkv", flat_frames(20), container_options={"live": "1"})
+    with av.open(str(path)) as container:
+        assert container.duration is None
+    info = probe(path)
+    assert (info.frames, info.fps, info.duration) == (20, pytest.approx(10), pytest.approx(2))
+    assert numbers(read_clip(path, start=1.2, fps=5, num_frames=3)) == [12, 14, 16]
+
+
+def corner_marked() -> np.ndarray:
+    """White in the top left corner, gray in the top right one."""
+    frame = np.zeros((4, 32, 48, 3), np.uint8)
+    frame[:, :16, :16], frame[:, :16, 32:] = 255, 128
+    return frame
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_display_matrix_turns_and_mirrors(tmp_path: Path, turns: int, mirror: bool) -> None:
+    def prepare(stream: av.VideoStream) -> None:
+        stream.set_display_rotation(90 * turns, hflip=mirror)
+
+    path = encode(tmp_path / "turned.mp4", corner_marked(), options={"qp": "4"}, prepare=prepare)
+    upright = corner_marked()[0]
+    upright = np.rot90(upright[:, ::-1] if mirror else upright, turns)
+    info, clip = probe(path), read_clip(path, start=0.1, fps=10, num_frames=2)
+    assert (info.height, info.width) == upright.shape[:2]
+    assert clip.shape[1:] == upright.shape
+    assert np.abs(clip[0].astype(int) - upright).mean() < 4
+    small = read_clip(path, start=0, fps=10, num_frames=1, cover=(12, 12))
+    assert small.shape[1:3] == ((18, 12) if turns % 2 else (12, 18))
+
+
+def test_orientation_beside_exif_data_in_a_video(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(corner_marked()[0]).save(tmp_path / "frame.jpg", exif=exif, quality=95)
+    with av.open(str(tmp_path / "camera.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuvj420p"
+        for stamp in range(3):
+            packet = av.Packet((tmp_path / "frame.jpg").read_bytes())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 10), stamp, stamp
+            packet.is_keyframe = True
+            container.mux(packet)
+    frames, _ = read_video(tmp_path / "camera.avi")
+    assert np.abs(frames[0].astype(int) - np.rot90(corner_marked()[0], -1)).mean() < 4
+
+
+def test_sample_aspect_ratio_makes_pixels_square(tmp_path: Path) -> None:
+    def prepare(stream: av.VideoStream) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+
+    path = encode(tmp_path / "anamorphic.mp4", flat_frames(3), prepare=prepare)
+    assert (probe(path).height, probe(path).width) == (32, 64)
+    assert read_video(path)[0].shape == (3, 32, 64, 3)
+
+
+def test_alpha_is_composited_over_white(tmp_path: Path) -> None:
+    rgba = np.zeros((2, 16, 16, 4), np.uint8)
+    rgba[:, :, 8:, 3] = 255  # black, transparent on the left
+    path = encode(tmp_path / "alpha.mov", rgba, codec="qtrle", pixels="argb")
+    Image.fromarray(rgba[0]).save(tmp_path / "alpha.png")
+    for file in (path, tmp_path / "alpha.png"):
+        frames, _ = read_video(file)
+        assert frames[0, :, :8].min() == 255
+        assert frames[0, :, 8:].max() == 0
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.webp", "a.jpg"])
+def test_image_is_a_video_of_one_frame(tmp_path: Path, name: str) -> None:
+    picture = corner_marked()[0, :, :33]
+    Image.fromarray(picture).save(tmp_path / name, **({"quality": 95} if name == "a.jpg" else {}), lossless=True)
+    info = probe(tmp_path / name)
+    assert (info.frames, info.fps, info.duration, info.height, info.width) == (1, 1, 0, 32, 33)
+    frames, fps = read_video(tmp_path / name)
+    assert (frames.shape, fps) == ((1, 32, 33, 3), 1)
+    assert np.abs(frames[0].astype(int) - picture).mean() < 2
+    np.testing.assert_array_equal(read_clip(tmp_path / name, start=0, fps=8, num_frames=1), frames)
+    with pytest.raises(VideoError, match=r"is a still image, too short for 5 frames; lower data\.num_frames"):
+        read_clip(tmp_path / name, start=0, fps=8, num_frames=5)
+
+
+def test_images_turned_by_exif_and_of_16_bits(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(corner_marked()[0]).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_video(tmp_path / "turned.png")[0][0], np.rot90(corner_marked()[0], -1))
+    assert probe(tmp_path / "turned.png").height == 48
+    ramp = np.arange(256, dtype=np.uint16)[None].repeat(4, 0)
+    Image.fromarray(ramp * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_video(tmp_path / "deep.png")[0][0, ..., 1], ramp)
+
+
+def test_one_frame_video_is_an_image(tmp_path: Path) -> None:
+    path = encode(tmp_path / "one.mp4", flat_frames(1))
+    assert (probe(path).frames, probe(path).fps, probe(path).duration) == (1, 1, 0)
+    assert read_clip(path, start=0, fps=24, num_frames=1).shape == (1, 32, 48, 3)
+    with pytest.raises(VideoError, match="still image"):
+        read_clip(path, start=0, fps=24, num_frames=2)
+
+
+def test_odd_sizes(tmp_path: Path) -> None:
+    path = encode(tmp_path / "odd.mp4", flat_frames(3, 33, 47), pixels="yuv444p")
+    assert read_video(path)[0].shape == (3, 33, 47, 3)
+
+
+def test_probe_notices_a_changed_file(tmp_path: Path) -> None:
+    path = encode(tmp_path / "clip.mp4", flat_frames(3))
+    assert probe(path).frames == 3
+    encode(path, flat_frames(9))
+    assert probe(path).frames == 9
+
+
+def write_audio(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_without_frames(path: Path) -> Path:
+    with av.open(str(path), "w", options={"movflags": "empty_moov+frag_keyframe"}) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def write_cut_header(path: Path) -> Path:
+    whole = encode(path, flat_frames(20)).read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])  # the index of an .mp4 is at the end
+    return path
+
+
+def write_playlist(path: Path) -> Path:
+    encode(path.with_name("part.ts"), flat_frames(20))
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:2.0,\npart.ts\n#EXT-X-ENDLIST\n")
+    return path
+
+
+def write(data: bytes) -> Callable[[Path], Path]:
+    def apply(path: Path) -> Path:
+        path.write_bytes(data)
+        return path
+
+    return apply
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "fault"),
+    [
+        ("missing.mp4", lambda path: path, "no such file; check the path"),
+        ("zero.mp4", write(b""), r"is empty \(0 bytes\); copy"),
+        ("folder.mp4", make_folder, "is a folder, not a video; "),
+        ("notes.txt", write(b"x"), r"suffix '\.txt' is not that of a video or image; use one of: "),
+        ("text.mp4", write(b"plain text " * 99), r"cannot be decoded \(Invalid data.*; the file is damaged"),
+        ("text.png", write(b"plain text " * 99), "cannot be decoded as an image; replace it"),
+        ("sound.mp4", write_audio, r"has no video stream \(streams: audio\); "),
+        ("hollow.mp4", write_without_frames, "(holds no video frame|cannot be decoded)"),
+        ("cut.mp4", write_cut_header, "cannot be decoded"),
+        ("list.mp4", write_playlist, "cannot be decoded"),
+        ("list.ts", write_playlist, "cannot be decoded"),
+        ("script.mp4", write(b"ffconcat version 1.0\nfile '/etc/passwd'\n"), "cannot be decoded"),
+    ],
+)
+def test_bad_file_gives_one_line_with_file_fault_and_remedy(
+    tmp_path: Path, name: str, make: Callable[[Path], Path], fault: str
+) -> None:
+    path = make(tmp_path / name)
+    for use in (probe, read_video, lambda file: read_clip(file, start=0, fps=8, num_frames=2)):
+        with pytest.raises(VideoError, match=fault) as caught:
+            use(path)
+        assert isinstance(caught.value, UserError)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert str(caught.value) == f"{path}: {caught.value.fault}; {caught.value.remedy}"
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://host/a.mp4", "rtsp://host/a.mp4", "concat:/a.mp4|/b.mp4", "file:///a.mp4"])
+def test_only_local_paths_are_opened(address: str) -> None:
+    with pytest.raises(VideoError, match="is a network address; download"):
+        probe(address)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_forbidden_file(tmp_path: Path) -> None:
+    path = encode(tmp_path / "secret.mp4", flat_frames(2))
+    path.chmod(0)
+    with pytest.raises(VideoError, match="cannot be read .*; check its permissions"):
+        probe(path)
+
+
+def test_file_cut_off_in_the_middle_serves_up_to_the_cut(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (40, 32, 48, 3), dtype=np.uint8)
+    path = encode(tmp_path / "cut.mp4", frames, options={"g": "5"}, container_options={"movflags": "+faststart"})
+    whole, _ = read_video(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    clip = read_clip(path, start=0.3, fps=10, num_frames=6)
+    np.testing.assert_array_equal(clip, whole[3:9])
+    rest, _ = read_video(path)
+    assert 10 < len(rest) < 30
+    np.testing.assert_array_equal(rest[:10], whole[:10])
+    with pytest.raises(VideoError, match=r"of the 4\.00 s its header promises; the file is damaged or cut off"):
+        read_clip(path, start=3, fps=10, num_frames=6)
+
+
+def test_limits_apply_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "clip.mp4", flat_frames(20))
+    monkeypatch.setattr(video, "MAX_CLIP_PIXELS", 32 * 48 * 10)
+    with pytest.raises(VideoError, match="20 frames of 48x32 exceed the limit of 15360 pixels; ask for fewer"):
+        read_video(path)
+    assert len(read_video(path, max_frames=10)[0]) == 10
+    assert len(read_clip(path, start=0, fps=10, num_frames=20, cover=(8, 8))) == 20
+    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 1000)
+    huge = encode(tmp_path / "huge.mp4", flat_frames(2))
+    Image.new("RGB", (48, 32)).save(tmp_path / "huge.png")
+    for file in (huge, tmp_path / "huge.png"):
+        with pytest.raises(VideoError, match="48x32 exceeds the limit of 1000 pixels; scale it down"):
+            probe(file)
+
+
+def test_check_duration_is_the_rule_of_read_clip(tmp_path: Path) -> None:
+    path = encode(tmp_path / "clip.mp4", flat_frames(16))
+    check_duration(probe(path), fps=10, num_frames=16)
+    assert numbers(read_clip(path, start=0.05, fps=10, num_frames=16)) == list(range(16))
+    with pytest.raises(VideoError, match=r"lasts 1\.60 s, too short for 17 frames at 10 fps"):
+        check_duration(probe(path), fps=10, num_frames=17)
+
+
+@pytest.mark.parametrize("arguments", [{"num_frames": 0}, {"fps": 0.0}, {"start": -1.0}, {"fps": float("nan")}])
+def test_impossible_requests(variable_rate: Path, arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="need num_frames"):
+        read_clip(variable_rate, **{"start": 0.0, "fps": 8.0, "num_frames": 2} | arguments)  # type: ignore[arg-type]
+
+
+def test_written_colors_come_back(tmp_path: Path) -> None:
+    """Encoder and decoder agree on the color matrix and range."""
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [200, 120, 40]], np.uint8)
+    frames = np.broadcast_to(colors[:, None, None], (6, 32, 32, 3)).copy()
+    write_video(tmp_path / "colors.mp4", frames, 6)
+    back, _ = read_video(tmp_path / "colors.mp4")
+    assert np.abs(back.astype(int) - frames).max() <= 4
+
+
+def test_real_clips(data_root: Path | None) -> None:
+    if data_root is None:
+        pytest.skip("no real clips here; set MOTIONAURA_DATA")
+    rows = [json.loads(line) for line in (data_root / "clips.jsonl").read_text().splitlines()]
+    for row in rows:
+        path = next(p for p in (data_root / row["file"], data_root / "clips" / row["file"]) if p.exists())
+        info = probe(path)
+        assert (info.frames, info.width, info.height) == (row["frames"], row["width"], row["height"]), path
+        assert info.fps == pytest.approx(row["fps"], rel=1e-3), path
+    sparse = [row for row in rows if row["frames"] < 80][:4]
+    for row in sparse:
+        path = next(p for p in (data_root / row["file"], data_root / "clips" / row["file"]) if p.exists())
+        whole, fps = read_video(path)
+        first = len(whole) // 2
+        clip = read_clip(path, start=(first + 0.25) / fps, fps=fps, num_frames=4)
+        np.testing.assert_array_equal(clip, whole[first : first + 4])
