@@ -1,0 +1,62 @@
+"""With the batch split over devices the kernels move no activations: only kernel gradients are summed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# A process of its own, because the number of devices is fixed once JAX has started.
+PROGRAM = """
+import json, re, sys
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from motionaura_jax.ops.conv3d import conv3d
+from motionaura_jax.ops.depthwise import depthwise_conv3d
+from motionaura_jax.ops.nearest import nearest_code
+from motionaura_jax.ops.transpose import conv_transpose_1x4x4
+
+jax.config.update("jax_num_cpu_devices", 8)
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+def collectives(function, x, weights):
+    specs = PartitionSpec("data"), PartitionSpec()
+    args = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        for shape, spec in zip((x, weights), specs)
+    ]
+    text = jax.jit(function).lower(*args).compile().as_text()
+    return re.findall(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?[(]", text)
+
+def both_gradients(function):
+    return jax.grad(lambda x, kernel: jnp.sum(function(x, kernel) ** 2), argnums=(0, 1))
+
+video = (16, 2, 8, 8, 4)
+report = {
+    "depthwise": collectives(both_gradients(depthwise_conv3d), video, (3, 3, 3, 4)),
+    "conv3d": collectives(both_gradients(conv3d), video, (3, 3, 3, 4, 4)),
+    "transpose": collectives(both_gradients(conv_transpose_1x4x4), video, (1, 4, 4, 4, 3)),
+    "nearest": collectives(lambda z, codes: nearest_code(z, codes, chunk=64), (1024, 4), (200, 4)),
+}
+json.dump(report, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def report(root):
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "conv3d", "transpose"])
+def test_kernel_gradient_is_one_sum(report, name):
+    assert report[name] == ["all-reduce"]
+
+
+def test_nearest_code_is_local(report):
+    assert report["nearest"] == []
