@@ -6,7 +6,7 @@ covers, hence antialiased) and bilinear when enlarging, with full-resolution chr
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -16,6 +16,8 @@ from jaxtyping import Float32, UInt8
 # Without FULL_CHR_H_INT the YUV to RGB step is biased by -1.5 to -2.3 gray levels (measured on real clips).
 KERNEL = int(Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 BACKGROUND = 255
+# Encoders write ratios such as 640:639 to make up for a rounded width: not worth resampling every frame.
+SQUARE_TOLERANCE = 0.01
 
 
 def cover_size(height: int, width: int, cover: tuple[int, int]) -> tuple[int, int]:
@@ -24,15 +26,27 @@ def cover_size(height: int, width: int, cover: tuple[int, int]) -> tuple[int, in
     return max(cover[0], round(height * scale)), max(cover[1], round(width * scale))
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """Returns (transpose, flip rows, flip columns), to be applied in this order, from the display matrix.
+class Orientation(NamedTuple):
+    """How a stored frame becomes upright: the steps apply in this order."""
 
-    The matrix maps the pixel (x, y) to (a x + c y, b x + d y); it is rounded to quarter turns and mirrorings.
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+
+UPRIGHT = Orientation()
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """Reads the display matrix of a frame, rounded to quarter turns and mirrorings.
+
+    The matrix maps the pixel (x, y) to (a x + c y, b x + d y).  Call this once per file: PyAV ties a frame whose side
+    data were looked at into a reference cycle, and the decoder's memory with it.
     """
     a, b, c, d = _display_matrix(frame)
     if abs(b) > abs(a):
-        return True, b < 0, c < 0
-    return False, d < 0, a < 0
+        return Orientation(True, b < 0, c < 0)
+    return Orientation(False, d < 0, a < 0)
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
@@ -71,34 +85,34 @@ class FrameConverter:
     shape that covers it.  Color conversion and resizing are a single pass.
     """
 
-    def __init__(self, aspect: Fraction | None, cover: tuple[int, int] | None = None):
-        self._aspect = float(aspect) if aspect else 1.0
+    def __init__(
+        self, aspect: Fraction | None = None, upright: Orientation = UPRIGHT, cover: tuple[int, int] | None = None
+    ):
+        self._aspect = float(aspect) if aspect and abs(aspect - 1) > SQUARE_TOLERANCE else 1.0
+        self._upright = upright
         self._cover = cover
         self._size: tuple[int, int] | None = None
-        self._orientation = (False, False, False)
         self._reformatter = VideoReformatter()
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Returns the (height, width) in pixels of every array this converter makes, `frame` being the first."""
         if self._size is None:
-            self._orientation = _orientation(frame)
             height, width = frame.height, max(1, round(frame.width * self._aspect))
-            if self._orientation[0]:
+            if self._upright.transpose:
                 height, width = width, height
             self._size = cover_size(height, width, self._cover) if self._cover else (height, width)
         return self._size
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
         height, width = self.size(frame)
-        transpose, flip_rows, flip_columns = self._orientation
-        if transpose:
+        if self._upright.transpose:
             height, width = width, height
         scaled = self._reformatter.reformat(
             _opaque(frame), width=width, height=height, format="rgb24", interpolation=KERNEL, threads=1
         ).to_ndarray()
-        if transpose:
+        if self._upright.transpose:
             scaled = scaled.transpose(1, 0, 2)
-        return scaled[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        return scaled[:: -1 if self._upright.flip_rows else 1, :: -1 if self._upright.flip_columns else 1]
 
 
 def resize_crop(
@@ -120,7 +134,7 @@ def resize_crop(
         raise ValueError(f"cannot crop to {height}x{width} at {crop}: sizes are positive, positions within 0 and 1")
     size = frames.shape[1], frames.shape[2]
     if cover_size(*size, (height, width)) != size:
-        convert = FrameConverter(None, (height, width))
+        convert = FrameConverter(cover=(height, width))
         frames = np.stack([convert(av.VideoFrame.from_ndarray(np.ascontiguousarray(f), "rgb24")) for f in frames])
     top = round((frames.shape[1] - height) * crop[0])
     left = round((frames.shape[2] - width) * crop[1])

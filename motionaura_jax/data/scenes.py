@@ -50,7 +50,7 @@ GROWTH = 0.5  # the diameter grows from 1 - GROWTH / 2 to 1 + GROWTH / 2 of the 
 TURN = 2 * np.pi / 3  # clockwise over the clip: 17 degrees per frame at 8 frames, under half of every symmetry angle
 SHADE = 0.45  # relative brightness swing of gradient and textured backgrounds
 MARGIN = 0.02  # kept free between an object and the frame border
-PROFILE_ANGLES = 5760  # steps so fine that edges are straight to a fiftieth of a pixel at 64
+PROFILE_ANGLES = 5760  # steps so fine that edges are straight to a fortieth of a pixel at 64
 SUPERSAMPLING = 4
 
 

@@ -21,6 +21,28 @@ class TimedFrame:
     end: float
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clock:
+    """Converts time stamps of a stream, in ticks of `tick` seconds, to seconds from its first frame at `origin`."""
+
+    tick: float
+    origin: int
+    frame_seconds: float
+
+    @classmethod
+    def of(cls, stream: VideoStream, origin: int, fps: float) -> "Clock":
+        """The clock of a stream whose first frame is stamped `origin`."""
+        return cls(tick=float(stream.time_base or 1 / 90_000), origin=origin, frame_seconds=1 / fps)
+
+    def seconds(self, stamp: int) -> float:
+        """When a frame or packet begins."""
+        return (stamp - self.origin) * self.tick
+
+    def stamp(self, seconds: float) -> int:
+        """The last time stamp not after `seconds`."""
+        return self.origin + math.floor(seconds / self.tick)
+
+
 class TimedDecoder:
     """Decodes a stream from its current position on, in order of display.
 
@@ -30,13 +52,10 @@ class TimedDecoder:
     """
 
     def __init__(
-        self, container: InputContainer, stream: VideoStream, *, fps: float, skip_until: float, from_start: bool
+        self, container: InputContainer, stream: VideoStream, clock: Clock, *, skip_until: float, from_start: bool
     ):
         self.latest_skippable = -math.inf
-        self._container, self._stream, self._skip_until = container, stream, skip_until
-        self._tick = float(stream.time_base or 0)
-        self._origin = stream.start_time or 0
-        self._frame_seconds = 1 / fps
+        self._container, self._stream, self._clock, self._skip_until = container, stream, clock, skip_until
         # A frame without a time stamp follows its predecessor; after a seek its place is unknown.
         self._expected = 0.0 if from_start else math.inf
 
@@ -58,21 +77,21 @@ class TimedDecoder:
     def _mark_skippable(self, packet: av.Packet) -> None:
         skip = False
         if packet.pts is not None and self._skip_until > -math.inf:
-            start = (packet.pts - self._origin) * self._tick
-            skip = start + (packet.duration or 0) * self._tick <= self._skip_until
+            start = self._clock.seconds(packet.pts)
+            skip = self._clock.seconds(packet.pts + (packet.duration or 0)) <= self._skip_until
             if start <= self._skip_until:
                 self.latest_skippable = max(self.latest_skippable, start)
         self._stream.codec_context.skip_frame = "NONREF" if skip else "DEFAULT"
 
     def _timed(self, frame: av.VideoFrame) -> TimedFrame:
-        start = self._expected if frame.pts is None else (frame.pts - self._origin) * self._tick
-        end = start + (frame.duration * self._tick or self._frame_seconds)
+        start = self._expected if frame.pts is None else self._clock.seconds(frame.pts)
+        end = start + (frame.duration * self._clock.tick or self._clock.frame_seconds)
         self._expected = end
         return TimedFrame(frame=frame, start=start, end=end)
 
 
 def frames_from(
-    container: InputContainer, stream: VideoStream, instant: float, *, fps: float, margin: float
+    container: InputContainer, stream: VideoStream, clock: Clock, instant: float, margin: float
 ) -> Iterator[TimedFrame] | None:
     """Returns the frames from the one on display at `instant` (seconds) on, or None if decoding began too late.
 
@@ -83,12 +102,11 @@ def frames_from(
     from_start = instant <= margin
     if not from_start:
         try:
-            ticks = int((instant - margin) / float(stream.time_base or 1))
-            container.seek((stream.start_time or 0) + ticks, stream=stream)
+            container.seek(clock.stamp(instant - margin), stream=stream)
         except av.FFmpegError:
             return None
     skip_until = instant if margin == 0 else -math.inf
-    decoder = TimedDecoder(container, stream, fps=fps, skip_until=skip_until, from_start=from_start)
+    decoder = TimedDecoder(container, stream, clock, skip_until=skip_until, from_start=from_start)
     frames = iter(decoder)
     current = upcoming = None
     for upcoming in frames:

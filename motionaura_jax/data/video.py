@@ -22,8 +22,16 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from motionaura_jax.data.frames import FrameConverter, cover_size, over_background, resize_crop
-from motionaura_jax.data.timeline import MARGINS, TimedDecoder, frames_from, hold
+from motionaura_jax.data.frames import (
+    UPRIGHT,
+    FrameConverter,
+    Orientation,
+    cover_size,
+    orientation,
+    over_background,
+    resize_crop,
+)
+from motionaura_jax.data.timeline import MARGINS, Clock, TimedDecoder, frames_from, hold
 from motionaura_jax.errors import UserError
 
 __all__ = [
@@ -70,7 +78,8 @@ class VideoInfo:
     """What a file holds; a still image or a one-frame video has `frames` 1, `fps` 1 and `duration` 0.
 
     `frames` is the container's count or an estimate, `fps` the average frame rate, `duration` in seconds,
-    `height` and `width` the displayed size in pixels (rotation and sample aspect ratio applied).
+    `height` and `width` the displayed size in pixels (rotation and sample aspect ratio applied).  `first_stamp` is the
+    time stamp of the first frame in ticks of the stream: times are counted from it; `upright` turns stored frames.
     """
 
     path: Path
@@ -79,6 +88,8 @@ class VideoInfo:
     duration: float
     height: int
     width: int
+    first_stamp: int = 0
+    upright: Orientation = UPRIGHT
 
 
 def probe(path: str | PathLike[str]) -> VideoInfo:
@@ -222,23 +233,39 @@ def _probe(path: Path, _mtime_ns: int, _bytes: int) -> VideoInfo:
         first = next(container.decode(stream), None)
         if first is None:
             raise VideoError(path, "holds no video frame", "remove it or replace it")
-        height, width = FrameConverter(stream.sample_aspect_ratio).size(first)
+        upright = orientation(first)
+        height, width = FrameConverter(stream.sample_aspect_ratio, upright).size(first)
         _check_frame_size(path, height, width)
         frames, fps, duration = _header_timing(stream)
     if not duration or not fps or fps > _PLAUSIBLE_FPS:
         frames, fps, duration = _scanned_timing(path)
     if frames == 1:
         fps, duration = 1.0, 0.0
-    return VideoInfo(path=path, frames=frames, fps=fps, duration=duration, height=height, width=width)
+    return VideoInfo(
+        path=path,
+        frames=frames,
+        fps=fps,
+        duration=duration,
+        height=height,
+        width=width,
+        first_stamp=first.pts or 0,
+        upright=upright,
+    )
 
 
 def _header_timing(stream: VideoStream) -> tuple[int, float, float]:
-    """Returns (frames, fps, seconds) as the header states them, 0 where it does not."""
+    """Returns (frames, fps, seconds) as the header states them, 0 where it does not.
+
+    A duration without a number of frames is a guess of the demuxer, except for the tag that Matroska has.
+    """
     fps = float(stream.average_rate or 0)
-    duration = float((stream.duration or 0) * (stream.time_base or 0))
     tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if not duration and tag:
-        duration = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    if stream.frames:
+        duration = float((stream.duration or 0) * (stream.time_base or 0))
+        counted = stream.frames / duration if duration else 0.0
+        fps = fps if math.isclose(fps, counted, rel_tol=0.01) else counted  # the rate of a GIF is a guess
+    else:
+        duration = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) if tag else 0.0
     return stream.frames or max(1, round(duration * fps)), fps, duration
 
 
@@ -290,11 +317,12 @@ def _all_frames(info: VideoInfo, cover: tuple[int, int] | None) -> Iterator[UInt
     """Every frame of a file, RGB, without regard to time."""
     if info.path.suffix.lower() in IMAGE_SUFFIXES:
         still = av.VideoFrame.from_ndarray(_read_still(info.path), format="rgb24")
-        yield FrameConverter(None, cover)(still)
+        yield FrameConverter(cover=cover)(still)
         return
     with _opened(info.path) as (container, stream):
-        convert = FrameConverter(stream.sample_aspect_ratio, cover)
-        decoder = TimedDecoder(container, stream, fps=info.fps, skip_until=-math.inf, from_start=True)
+        convert = FrameConverter(stream.sample_aspect_ratio, info.upright, cover)
+        clock = Clock.of(stream, info.first_stamp, info.fps)
+        decoder = TimedDecoder(container, stream, clock, skip_until=-math.inf, from_start=True)
         yield from (convert(timed.frame) for timed in decoder)
 
 
@@ -304,11 +332,12 @@ def _frames_at(
     """The RGB frame on display at each instant (seconds, increasing); stops early where the file ends."""
     for margin in MARGINS:
         with _opened(info.path) as (container, stream):
-            tolerance = min(float(stream.time_base or 0) / 2, _MAX_TOLERANCE) + 1e-6
-            frames = frames_from(container, stream, instants[0] + tolerance, fps=info.fps, margin=margin)
+            clock = Clock.of(stream, info.first_stamp, info.fps)
+            tolerance = min(clock.tick / 2, _MAX_TOLERANCE) + 1e-6
+            frames = frames_from(container, stream, clock, instants[0] + tolerance, margin)
             if frames is None:
                 continue
-            convert = FrameConverter(stream.sample_aspect_ratio, cover)
+            convert = FrameConverter(stream.sample_aspect_ratio, info.upright, cover)
             shown = None
             for timed in hold(frames, instants, tolerance):
                 if timed is not shown:

@@ -1,0 +1,174 @@
+"""What is written plays everywhere, can be read back, and never appears half-finished."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from motionaura_jax.data.media import check_suffix, contact_sheet, write_json, write_text, write_video
+from motionaura_jax.data.video import read_clip, read_video
+from motionaura_jax.errors import UserError
+
+
+def smooth_video(frames: int = 6, height: int = 32, width: int = 48) -> np.ndarray:
+    """A soft gray-blue wave that moves to the right."""
+    t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
+    wave = 128 + 90 * np.sin((x - 2 * t) / 9) * np.cos(y / 11)
+    return np.stack([wave, wave, 0.5 * wave + 60], axis=-1).round().astype(np.uint8)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float64) - b) ** 2)))
+
+
+@pytest.mark.parametrize("fps", [8, 23.976, 29.97, 30000 / 1001])
+def test_mp4_is_what_browsers_play(tmp_path: Path, fps: float) -> None:
+    video = smooth_video()
+    assert write_video(tmp_path / "a.mp4", video, fps) == [tmp_path / "a.mp4"]
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.average_rate or 0) == pytest.approx(fps, rel=1e-4)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    back, rate = read_video(tmp_path / "a.mp4")
+    assert rate == pytest.approx(fps, rel=1e-4)
+    assert back.shape == video.shape
+    assert psnr(back, video) > 38
+
+
+def test_odd_sizes_are_padded_by_the_edge(tmp_path: Path) -> None:
+    video = smooth_video(height=33, width=47)
+    write_video(tmp_path / "odd.mp4", video, 8)
+    back, _ = read_video(tmp_path / "odd.mp4")
+    assert back.shape == (6, 34, 48, 3)
+    assert psnr(back, np.pad(video, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")) > 38
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47)])
+def test_lossless_mp4_is_exact(tmp_path: Path, size: tuple[int, int]) -> None:
+    video = np.random.default_rng(0).integers(0, 256, (5, *size, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mp4", video, 8, lossless=True)
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mp4")[0], video)
+
+
+@pytest.mark.parametrize("fps", [8.0, 30.0])
+def test_gif_keeps_time(tmp_path: Path, fps: float) -> None:
+    video = smooth_video(12)
+    write_video(tmp_path / "a.gif", video, fps)
+    back, rate = read_video(tmp_path / "a.gif")
+    assert len(back) == 12
+    assert rate == pytest.approx(fps, rel=0.02)
+    assert psnr(back, video) > 27
+    assert psnr(read_clip(tmp_path / "a.gif", start=0, fps=fps, num_frames=12), video) > 27
+
+
+def test_npz_and_png_are_exact(tmp_path: Path) -> None:
+    video = smooth_video(3)
+    write_video(tmp_path / "a.npz", video, 12.5)
+    with np.load(tmp_path / "a.npz") as stored:
+        np.testing.assert_array_equal(stored["video"], video)
+        assert stored["fps"] == 12.5
+    files = write_video(tmp_path / "new" / "a.png", video, 8)
+    assert [file.name for file in files] == ["a_0000.png", "a_0001.png", "a_0002.png"]
+    np.testing.assert_array_equal(np.stack([np.asarray(Image.open(file)) for file in files]), video)
+    assert write_video(tmp_path / "one.png", video[:1], 8) == [tmp_path / "one.png"]
+
+
+def test_suffix_is_checked(tmp_path: Path) -> None:
+    assert check_suffix(tmp_path / "A.MP4") == ".mp4"
+    with pytest.raises(
+        UserError, match=r"a\.mp5: cannot write suffix '\.mp5'; did you mean '\.mp4'\?; end the name in"
+    ):
+        check_suffix("a.mp5")
+    with pytest.raises(UserError, match="cannot write suffix ''"):
+        write_video(tmp_path / "name", smooth_video(), 8)
+
+
+def test_existing_files_are_kept_when_asked(tmp_path: Path) -> None:
+    video = smooth_video(2)
+    write_video(tmp_path / "a.png", video, 8)
+    with pytest.raises(UserError, match=r"a_0000\.png: exists already; choose another name or remove it"):
+        write_video(tmp_path / "a.png", video, 8, overwrite=False)
+    write_video(tmp_path / "a.png", 255 - video, 8)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a_0001.png")), 255 - video[1])
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps"),
+    [
+        (smooth_video().astype(np.float32), 8),
+        (smooth_video()[0], 8),
+        (smooth_video()[:0], 8),
+        (smooth_video(), 0),
+        (smooth_video(), float("inf")),
+    ],
+)
+def test_impossible_videos(tmp_path: Path, frames: np.ndarray, fps: float) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        write_video(tmp_path / "a.mp4", frames, fps)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif", "npz", "png"])
+def test_full_disk_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    """A limit on the size of files makes a real write fail in the middle."""
+    program = f"""
+        import resource
+        import numpy as np
+        from motionaura_jax.data.media import write_video
+        from motionaura_jax.errors import UserError
+        video = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        try:
+            write_video({str(tmp_path / "a")!r} + ".{suffix}", video, 8)
+        except UserError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert "cannot be written (File too large); free disk space or write to another disk" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_keeps_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a.txt", "former")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=r"a\.txt: cannot be written \(No space left on device\); free disk space"):
+        write_text(tmp_path / "a.txt", "new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "former")]
+
+
+def test_unwritable_place(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "")
+    with pytest.raises(UserError, match=r"cannot be written .*; check the folder's permissions"):
+        write_text(tmp_path / "file" / "a.txt", "text")
+
+
+def test_text_and_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "a.json", {"caption": "größer", "steps": [1, 2]})
+    assert (tmp_path / "deep" / "a.json").read_text(encoding="utf-8").startswith('{\n  "caption": "größer"')
+
+
+def test_contact_sheet_shows_evenly_spaced_frames(tmp_path: Path) -> None:
+    levels = np.arange(0, 250, 10, dtype=np.uint8)
+    video = np.broadcast_to(levels[:, None, None, None], (25, 24, 40, 3))
+    rows = [("input", video), ("a very long label that is wider than one frame", video[:1])]
+    assert contact_sheet(rows, tmp_path / "sheet.png", columns=4) == tmp_path / "sheet.png"
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    middle = sheet[20 + 12, 20::44, 0]
+    assert middle[:4].tolist() == [0, 80, 160, 240]
+    assert (sheet[:20] < 100).any(), "the label is drawn"
+    with pytest.raises(UserError, match="a contact sheet is a PNG image"):
+        contact_sheet(rows, tmp_path / "sheet.mp4")
+    with pytest.raises(ValueError, match="at least one row"):
+        contact_sheet([], tmp_path / "sheet.png")
