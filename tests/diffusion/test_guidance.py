@@ -1,0 +1,106 @@
+"""Identities of classifier-free guidance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motionaura_jax.diffusion.guidance import Guidance, guided
+from motionaura_jax.diffusion.samplers import Confidence, sample
+from motionaura_jax.diffusion.schedules import Cosine, Linear
+from motionaura_jax.errors import UserError
+from motionaura_jax.types import Cond
+
+VOCAB, BATCH, GRID = 4, 3, (1, 2, 2)
+RNG = np.random.default_rng(2)
+X = jnp.asarray(RNG.integers(0, VOCAB + 1, (BATCH, *GRID)))
+M = jnp.array([0.2, 0.5, 1.0])
+TABLE = jnp.asarray(RNG.normal(size=(VOCAB + 1, VOCAB)), jnp.float32)
+
+
+def model(x, m, cond):
+    shift = (cond.tokens * cond.token_mask[..., None]).sum(1) + cond.scalars["fps"][:, None] * m[:, None]
+    return TABLE[x] + shift[:, None, None, None]
+
+
+def condition(seed, batch=BATCH):
+    rng = np.random.default_rng(seed)
+    return Cond(
+        tokens=jnp.asarray(rng.normal(size=(batch, 2, VOCAB)), jnp.float32),
+        token_mask=jnp.ones((batch, 2), bool),
+        scalars={"fps": jnp.full(batch, 0.3)},
+    )
+
+
+def test_logits_are_extrapolated_from_one_call_of_twice_the_batch():
+    shapes = []
+
+    def counted(x, m, cond):
+        shapes.append(x.shape)
+        return model(x, m, cond)
+
+    denoise = guided(counted, condition(0), condition(1), Guidance(scale=2.0, ramp="constant"))
+    want = 3.0 * np.asarray(model(X, M, condition(0))) - 2.0 * np.asarray(model(X, M, condition(1)))
+    np.testing.assert_allclose(denoise(X, M), want, atol=1e-5)
+    assert shapes == [(2 * BATCH, *GRID)]
+
+
+def test_zero_scale_is_the_condition_alone_exactly():
+    alone = guided(model, condition(0))(X, M)
+    np.testing.assert_array_equal(guided(model, condition(0), condition(1), Guidance(scale=0.0))(X, M), alone)
+    np.testing.assert_array_equal(alone, model(X, M, condition(0)))
+
+
+def test_equal_conditions_cancel_at_any_scale():
+    same = guided(model, condition(0), condition(0), Guidance(scale=5.0, ramp="constant"))(X, M)
+    np.testing.assert_allclose(same, model(X, M, condition(0)), atol=1e-5)
+
+
+def test_one_null_condition_serves_the_whole_batch():
+    null = condition(1, batch=1)
+    spread = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (BATCH, *leaf.shape[1:])), null)
+    settings = Guidance(scale=1.5)
+    one, many = (guided(model, condition(0), each, settings)(X, M) for each in (null, spread))
+    np.testing.assert_array_equal(one, many)
+
+
+def test_a_negative_prompt_takes_the_place_of_the_null_condition():
+    settings = Guidance(scale=1.0, ramp="constant")
+    negative = guided(model, condition(0), condition(9), settings)(X, M)
+    want = 2.0 * model(X, M, condition(0)) - model(X, M, condition(9))
+    np.testing.assert_allclose(negative, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()])
+def test_linear_ramp_follows_the_steps_of_the_sampler(schedule):
+    steps = np.arange(10) / 10
+    settings = Guidance(scale=4.0, schedule=schedule)
+    np.testing.assert_allclose(settings.weight(schedule.masked(1.0 - steps)), 4.0 * steps, atol=1e-5)
+    np.testing.assert_array_equal(Guidance(scale=4.0, ramp="constant").weight(M), [4.0, 4.0, 4.0])
+
+
+def test_scale_is_traced_and_strengthens_the_condition():
+    traces = []
+    prompt = Cond(
+        tokens=jnp.zeros((BATCH, 2, VOCAB)).at[:, 0, 2].set(1.0),
+        token_mask=jnp.ones((BATCH, 2), bool),
+        scalars={"fps": jnp.zeros(BATCH)},
+    )
+    null = jax.tree.map(jnp.zeros_like, prompt)
+
+    @jax.jit
+    def run(guidance, keys):
+        traces.append(1)
+        denoise = guided(model, prompt, null, guidance)
+        return sample(denoise, Confidence(vocab_size=VOCAB), keys, jnp.full((BATCH, 1, 8, 8), VOCAB), steps=6).tokens
+
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    shares = [float((run(Guidance(scale=s, ramp="constant"), keys) == 2).mean()) for s in (0.0, 2.0, 20.0)]
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] > 0.95
+    assert len(traces) == 1
+
+
+def test_unknown_ramp_is_refused():
+    with pytest.raises(UserError, match="ramp"):
+        Guidance(ramp="quadratic")
