@@ -57,6 +57,20 @@ PRESETS = {
         "loss.l1": 0.0,
         "loss.mfi": 1.0,
     },
+    # What `motionaura demo` trains: a few minutes on two processor cores.
+    "demo": {
+        **_model("tiny"),
+        "data.scenes": 384,
+        "data.scene_style": "easy",
+        "data.batch_size": 8,
+        "optimizer.learning_rate": 2e-3,
+        "optimizer.warmup_steps": 30,
+        "train.steps": 500,
+        "train.ema_decay": 0.98,
+        "checkpoint.every": 100,
+        "evaluate.every": 100,
+        "evaluate.pictures": 6,
+    },
     # Variations, to name after a size.
     "causal": {"model.causal": True},
     "fsq": {"model.quantizer": "fsq", "model.latent_dim": 4, "model.fsq_levels": (8, 5, 5, 5)},

@@ -21,7 +21,9 @@ T = TypeVar("T")
 PREFIX = "--config."
 
 
-def compose(base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], variant: str) -> ml_collections.ConfigDict:
+def compose(
+    base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], variant: str
+) -> ml_collections.ConfigDict:
     """Merges the presets named in `variant` ("tiny,causal") over `base`, left to right.
 
     Presets map dotted keys ("model.channels") to values.
@@ -125,7 +127,9 @@ def _find(name: str) -> pathlib.Path:
     for place in places:
         if place.is_file():
             return place
-    known = sorted(f"configs/{p.name}" for folder in (package.parent, package) for p in folder.glob("configs/[a-z]*.py"))
+    known = sorted(
+        f"configs/{p.name}" for folder in (package.parent, package) for p in folder.glob("configs/[a-z]*.py")
+    )
     raise UserError(f"{name}: no such config file{nearest(name, set(known))}")
 
 
@@ -162,10 +166,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
     if dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):
+        if isinstance(value, typing.cast(type, hint)):
             return value
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}={value}: this is a group of keys, e.g. {where}.{dataclasses.fields(hint)[0].name}")
+            raise UserError(
+                f"{where}={value}: this is a group of keys, e.g. {where}.{dataclasses.fields(hint)[0].name}"
+            )
         return build(hint, value, where)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, where)
 

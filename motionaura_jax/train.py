@@ -64,7 +64,8 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
     """Opens the workdir, the data and the state; all that can be refused is refused here."""
     import jax
 
-    from motionaura_jax.training import checkpoint, data, optimizer, state, step, workdir as workdirs, writers
+    from motionaura_jax.training import checkpoint, data, optimizer, state, step, writers
+    from motionaura_jax.training import workdir as workdirs
 
     # ---------------------------------------------------------------- Config and data
     recipe = system.recipe
@@ -78,7 +79,9 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
     create = lambda: state.create(system, optimize, recipe.seed)  # noqa: E731
     abstract = jax.eval_shape(create)
     count = state.parameter_count(abstract.params) / 1e6
-    logger.info("%s: %.2f M parameters on %d x %s", recipe.system, count, jax.device_count(), jax.devices()[0].device_kind)
+    logger.info(
+        "%s: %.2f M parameters on %d x %s", recipe.system, count, jax.device_count(), jax.devices()[0].device_kind
+    )
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved)
     if checkpoints.latest() is None:
         current = jax.jit(create)()
@@ -103,7 +106,9 @@ def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
 
     from motionaura_jax.training.progress import TrainingProgress
 
-    recipe, result, window = run.system.recipe, {}, []
+    recipe = run.system.recipe
+    result: dict[str, Any] = {}
+    window: list[Any] = []
     with _StopSignal() as stop, TrainingProgress(last, first) as bar:
         batches = run.data.batches(first)
         for number in range(first + 1, last + 1):

@@ -95,7 +95,7 @@ def test_files_that_are_no_config_say_so(tmp_path):
 def test_an_override_without_a_value_is_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("{}")
-    with pytest.raises(UserError, match="--config.a.b: write it as --config.KEY=VALUE"):
+    with pytest.raises(UserError, match=r"--config\.a\.b: write it as --config\.KEY=VALUE"):
         config.read(str(path), ["--config.a.b"])
 
 

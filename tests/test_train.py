@@ -31,7 +31,14 @@ def scenes(tmp_path_factory):
 def make(manifest, **values):
     settings = {
         "system": "toy",
-        "data": {"manifest": str(manifest), "num_frames": 4, "height": 16, "width": 16, "batch_size": 2, "held_out": 0.3},
+        "data": {
+            "manifest": str(manifest),
+            "num_frames": 4,
+            "height": 16,
+            "width": 16,
+            "batch_size": 2,
+            "held_out": 0.3,
+        },
         "train": {"steps": 6, "log_every": 1},
         "checkpoint": {"every": 2},
         "evaluate": {"every": 3, "clips": 2},
@@ -141,7 +148,10 @@ def test_one_bad_file_among_good_ones_is_listed_and_counted(scenes, tmp_path):
     ("flags", "message"),
     [
         (["--config=configs/tokenizer.py:tinny"], "unknown preset 'tinny'; did you mean 'tiny'"),
-        (["--config=configs/tokenizer.py", "--config.model.chanels=1"], "config.model.chanels: no such key; did you mean"),
+        (
+            ["--config=configs/tokenizer.py", "--config.model.chanels=1"],
+            "config.model.chanels: no such key; did you mean",
+        ),
         (["--config=configs/tokenizer.py", "--config.train.steps=many"], "config.train.steps=many: int was expected"),
         (["--config=configs/tokenizer.py", "--config.data.manifest=absent"], "absent"),
         (["--config=configs/tokenizer.py", "--config.system=vae"], "config.system=vae: no such system"),

@@ -45,6 +45,19 @@ def check_suffix(path: str | PathLike[str]) -> str:
     return suffix
 
 
+def check_output(path: str | PathLike[str], *, overwrite: bool) -> None:
+    """Refuses early what `write_video` would refuse late: a wrong suffix, or a name that is taken.
+
+    Raises:
+      UserError: see above.
+    """
+    target = Path(path)
+    numbered = target.with_name(f"{target.stem}_0000{target.suffix}") if check_suffix(path) == ".png" else target
+    taken = next((name for name in (target, numbered) if name.exists()), None)
+    if taken and not overwrite:
+        raise UserError(f"{taken}: exists already; choose another name or add --overwrite")
+
+
 def write_video(
     path: str | PathLike[str],
     frames: UInt8[np.ndarray, "t h w 3"],

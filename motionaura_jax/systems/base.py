@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from motionaura_jax import recipe as recipes
 from motionaura_jax.errors import UserError, nearest
-from motionaura_jax.recipe import Recipe
 from motionaura_jax.types import PyTree
 
 Batch = Mapping[str, Any]
@@ -39,8 +39,8 @@ class System(Protocol):
     holds pretrained parts, which are loaded once and neither optimized nor checkpointed.
     """
 
-    Recipe: type[Recipe]
-    recipe: Recipe
+    Recipe: type[recipes.Recipe]
+    recipe: Any  # an instance of Recipe; systems narrow it to their own
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the first bucket's batch."""

@@ -3,11 +3,10 @@
 import functools
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 from motionaura_jax.data import scene_set
 from motionaura_jax.data.buckets import Bucket
-from motionaura_jax.data.loader import Loader, held_out_split, preflight
+from motionaura_jax.data.loader import Batch, Loader, held_out_split, preflight
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import DataConfig, EvaluateConfig, Recipe
@@ -48,17 +47,17 @@ class TrainingData:
         weight = sum(bucket.weight for bucket in self._buckets)
         return sum(bucket.batch_size * bucket.weight for bucket in self._buckets) / weight
 
-    def batches(self, first_step: int) -> Iterator[dict[str, Any]]:
+    def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches of the steps `first_step`, `first_step` + 1, ...; the same for every start."""
         self._loader = self._training_loader(first_step)
         return iter(self._loader)
 
-    def preparation(self) -> Iterator[dict[str, Any]]:
+    def preparation(self) -> Iterator[Batch]:
         """The first training batches, for a data-dependent start."""
         return (self._loader.batch(step) for step in range(PREPARATION_BATCHES))
 
     @functools.cached_property
-    def evaluation(self) -> list[dict[str, Any]]:
+    def evaluation(self) -> list[Batch]:
         """Held-out batches, decoded once: the same clips, crops and order at every evaluation."""
         shape, clips = self._buckets[0], self._recipe.evaluate.clips
         size = min(clips, shape.batch_size)

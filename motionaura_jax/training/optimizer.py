@@ -60,7 +60,9 @@ def _scale_groups(groups: tuple[ParamGroup, ...]) -> optax.GradientTransformatio
             try:
                 matched = any(re.search(group.pattern, name) for name in names)
             except re.error as error:
-                raise UserError(f"config.optimizer.groups: {group.pattern!r} is no regular expression: {error}") from None
+                raise UserError(
+                    f"config.optimizer.groups: {group.pattern!r} is no regular expression: {error}"
+                ) from None
             if not matched:
                 raise UserError(f"config.optimizer.groups: {group.pattern!r} matches no parameter, e.g. {names[0]}")
         return jax.tree_util.tree_map_with_path(

@@ -54,7 +54,7 @@ class TrainingProgress:
             "speed": f"{rate:.2f} steps/s {rate * clips_per_step:.1f} clips/s",
             "memory": f"{speed['memory_gb']:.1f} GB",
         }
-        self._bar.update(self._task, completed=step, **texts)
+        self._bar.update(self._task, completed=step, loss=texts["loss"], speed=texts["speed"], memory=texts["memory"])
         if not self._console.is_terminal:
             remaining = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / max(rate, 1e-9)))
             self.note(f"step {step}/{self._total}  " + "  ".join(texts.values()) + f"  ETA {remaining}")

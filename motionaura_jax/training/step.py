@@ -68,7 +68,9 @@ def _advance(
     system: System, state: TrainState, params: PyTree, stats: PyTree, key: Key[Array, ""]
 ) -> tuple[PyTree, PyTree, PyTree, Mapping[str, Array]]:
     """Applies the system's own rules after the gradient step and follows with the average."""
-    advanced, extra, metrics = system.advance(params, state.extra, stats, jax.random.fold_in(key, _NO_SAMPLE), state.step)
+    advanced, extra, metrics = system.advance(
+        params, state.extra, stats, jax.random.fold_in(key, _NO_SAMPLE), state.step
+    )
     if state.ema is None:
         return advanced, extra, None, metrics
     # A short memory at first, so that early evaluations do not show the initial weights.

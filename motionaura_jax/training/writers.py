@@ -32,7 +32,9 @@ class MetricWriter:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(f"{self._path}: cannot write ({error.strerror}); free space and run again to resume") from error
+            raise UserError(
+                f"{self._path}: cannot write ({error.strerror}); free space and run again to resume"
+            ) from error
         for name, value in values.items():
             self._board.add_scalar(name, float(value), step)
 

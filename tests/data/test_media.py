@@ -172,3 +172,15 @@ def test_contact_sheet_shows_evenly_spaced_frames(tmp_path: Path) -> None:
         contact_sheet(rows, tmp_path / "sheet.mp4")
     with pytest.raises(ValueError, match="at least one row"):
         contact_sheet([], tmp_path / "sheet.png")
+
+
+def test_taken_names_and_wrong_suffixes_are_refused_before_any_work(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "b_0000.png").write_bytes(b"x")
+    for name in ("a.mp4", "b.png"):
+        with pytest.raises(UserError, match="exists already"):
+            media.check_output(tmp_path / name, overwrite=False)
+        media.check_output(tmp_path / name, overwrite=True)
+    media.check_output(tmp_path / "c.gif", overwrite=False)
+    with pytest.raises(UserError, match="cannot write suffix"):
+        media.check_output(tmp_path / "c.avi", overwrite=True)

@@ -28,7 +28,9 @@ def saved(system, tmp_path):
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(keep=2), RECIPE)
     current = fresh(system)
     for step in (1, 2, 3):
-        current = dataclasses.replace(current, step=jnp.int32(step), ema={**current.ema, "color": jnp.full(3, 1.0 * step)})
+        current = dataclasses.replace(
+            current, step=jnp.int32(step), ema={**current.ema, "color": jnp.full(3, 1.0 * step)}
+        )
         store.save(current)
     store.close()
     return tmp_path, current
@@ -73,7 +75,9 @@ def test_another_architecture_is_refused_by_name(system, saved):
     store = checkpoint.Checkpoints(saved[0], CheckpointConfig(), RECIPE)
     wanted = abstract(system)
     other = {**wanted.params, "color": jax.ShapeDtypeStruct((4,), jnp.float32)}
-    with pytest.raises(UserError, match=r"params/color is float32\[3\] in the checkpoint and float32\[4\] in the config"):
+    with pytest.raises(
+        UserError, match=r"params/color is float32\[3\] in the checkpoint and float32\[4\] in the config"
+    ):
         store.restore(dataclasses.replace(wanted, params=other))
     half = {**wanted.params, "color": jax.ShapeDtypeStruct((3,), jnp.bfloat16)}
     with pytest.raises(UserError, match=r"params/color is float32\[3\] in the checkpoint and bfloat16\[3\]"):

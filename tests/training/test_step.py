@@ -15,7 +15,6 @@ from motionaura_jax.training import optimizer, state, step
 from tests.training.toy import ToyRecipe, ToySystem
 
 
-
 def make(**values):
     base = {"system": "toy", "data": {"batch_size": 8, "height": 4, "width": 4, "num_frames": 2}}
     return ToySystem(config.build(ToyRecipe, {**base, **values}))
@@ -82,7 +81,9 @@ def test_frozen_and_slowed_groups():
     np.testing.assert_allclose(updates[1]["matrix"], 0.5 * updates[0]["matrix"])
 
 
-@pytest.mark.parametrize(("pattern", "message"), [("decoder", "matches no parameter"), ("(", "is no regular expression")])
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("decoder", "matches no parameter"), ("(", "is no regular expression")]
+)
 def test_groups_that_cannot_be_meant(pattern, message):
     with pytest.raises(UserError, match=message):
         optimizer.build(OptimizerConfig(groups=(ParamGroup(pattern=pattern, scale=0.0),)), 10).init({"w": jnp.ones(2)})

@@ -1,0 +1,86 @@
+# Sourced by the scripts beside it: finds Python, fills .venv, keeps compiled programs.  Sets $root and $python.
+#
+#   PYTHON                      interpreter to use; else the first of python3, python3.13 ... python3.11 that is new enough
+#   JAX_COMPILATION_CACHE_DIR   where compiled programs are kept; else .cache/jax
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+venv=$root/.venv
+python=$venv/bin/python
+stamp=$venv/installed
+log=$venv/install.log
+needed_kb=2000000
+
+step() { printf '==> %s\n' "$*" >&2; }
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# Prints the path of the first interpreter that is at least 3.11; inside a virtual environment that of its base.
+find_python() {
+  local candidate candidates=(python3 python3.13 python3.12 python3.11)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
+    "$candidate" -c "$new_enough" 2>/dev/null && return
+  done
+  candidate=${candidates[0]}
+  fail "Python 3.11 or newer is needed, $candidate is $("$candidate" --version 2>/dev/null || echo missing);" \
+    "install one or set PYTHON to it"
+}
+new_enough='import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys._base_executable or sys.executable)'
+
+# What an installation depends on: the interpreter, the place of the checkout and the files that name the packages.
+fingerprint() {
+  "$1" - "$root" <<'PY'
+import hashlib, pathlib, sys
+
+root = pathlib.Path(sys.argv[1])
+digest = hashlib.sha256(f"{sys.version} {root}".encode())
+for name in ("requirements.txt", "pyproject.toml", "setup.py"):
+    digest.update((root / name).read_bytes())
+print(digest.hexdigest())
+PY
+}
+
+# Installs everything into .venv unless the last run did.  The stamp is written last: whatever ends early is redone.
+prepare() {
+  local base wanted began
+  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
+  base=$(find_python)
+  wanted=$(fingerprint "$base")
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$python" -P -c 'import jax, motionaura_jax' >/dev/null 2>&1; then
+    return
+  fi
+  began=$SECONDS
+  check_disk
+  step "creating .venv with $("$base" --version)"
+  "$base" -m venv --clear "$venv" >/dev/null 2>&1 \
+    || fail "cannot create $venv; on Debian and Ubuntu install python3-venv, elsewhere check that the folder is writable"
+  step "installing requirements.txt (1.4 GB; a minute or two; details in .venv/install.log)"
+  install -r "$root/requirements.txt"
+  step "installing motionaura_jax from this folder"
+  install --no-deps --editable "$root"
+  printf '%s\n' "$wanted" >"$stamp"
+  step "installed in $((SECONDS - began)) s"
+}
+
+check_disk() {
+  local free
+  free=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
+  [ "$free" -ge "$needed_kb" ] \
+    || fail "$((free / 1000)) MB free in $root, $((needed_kb / 1000)) MB are needed; free some space and run this again"
+}
+
+# Runs pip install and turns its failure into one line.
+install() {
+  local last
+  "$python" -m pip install --disable-pip-version-check --no-input --retries 2 "$@" >>"$log" 2>&1 && return
+  last=$(tail -n 5 "$log")
+  case $last in
+    *'No space left'*) fail "the disk is full; free $((needed_kb / 1000)) MB in $root and run this again" ;;
+    *'from versions: none'* | *[Cc]onnection* | *'timed out'* | *'name resolution'*)
+      fail "no package index answers; check the network or pip's index setting and run this again (details: $log)"
+      ;;
+  esac
+  fail "pip failed: $(grep -i '\berror' "$log" | tail -n 1) (details: $log)"
+}

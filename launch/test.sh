@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Linters and tests, from nothing but a Python: the first run installs everything into .venv, later ones reuse it.
+#
+#   ./launch/test.sh                    ruff and the default tests: under 5 minutes once programs are compiled
+#   ./launch/test.sh --all              mypy and the slow tests too: what has to pass before a change is merged
+#   ./launch/test.sh -k checkpoint -x   anything else goes to pytest
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+all=no
+if [ "${1:-}" = --all ]; then
+  all=yes
+  shift
+fi
+
+failed=
+check() {
+  step "$*"
+  "$python" -m "$@" || failed="${failed:+$failed; }$*"
+}
+
+prepare
+cd "$root"
+check ruff check --output-format=concise .
+check ruff format --check .
+if [ "$all" = yes ]; then
+  check mypy
+  set -- -m '' "$@"
+fi
+check pytest "$@"
+[ -z "$failed" ] || fail "failed: $failed"

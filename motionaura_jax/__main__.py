@@ -1,0 +1,7 @@
+"""`python -m motionaura_jax COMMAND`: the console script `motionaura` without an installation."""
+
+import sys
+
+from motionaura_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `motionaura doctor` knows: facts about installation and machine, and what follows from them."""

@@ -1,0 +1,96 @@
+"""What is installed and whether it fits together, from the metadata of the distributions; imports none of them."""
+
+import importlib.metadata as metadata
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+PACKAGE = "motionaura_jax"
+PROJECT_FILE = Path(__file__).parents[2] / "pyproject.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """An optional part of the installation: `pip install "motionaura_jax[NAME]"` adds `distributions`."""
+
+    distributions: tuple[str, ...]
+    without: str
+
+
+EXTRAS = {
+    "cuda12": Extra(distributions=("jax-cuda12-plugin",), without="no NVIDIA GPU with a CUDA 12 driver"),
+    "cuda13": Extra(distributions=("jax-cuda13-plugin",), without="no NVIDIA GPU with a CUDA 13 driver"),
+    "tpu": Extra(distributions=("libtpu",), without="no TPU"),
+    "parity": Extra(distributions=("torch",), without="no comparison with PyTorch in the tests"),
+    "tfds": Extra(
+        distributions=("tensorflow-datasets", "importlib-resources"), without="no TensorFlow Datasets as training data"
+    ),
+    "dev": Extra(
+        distributions=("beartype", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"),
+        without="no tests, no linters",
+    ),
+}
+
+
+def core_requirements() -> list[Requirement]:
+    """Returns what the package asks for without extras: from its metadata, or from pyproject in a bare checkout."""
+    if version(PACKAGE) is None:
+        lines = tomllib.loads(PROJECT_FILE.read_text())["project"]["dependencies"]
+    else:
+        lines = metadata.requires(PACKAGE) or []
+    return [requirement for requirement in map(Requirement, lines) if applies(requirement)]
+
+
+def applies(requirement: Requirement) -> bool:
+    """Tells whether a requirement counts here: this Python, this system, no extra."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
+def version(name: str) -> str | None:
+    """Returns the installed version of a distribution, None if it is missing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions(core: Sequence[Requirement]) -> dict[str, str | None]:
+    """Returns versions by canonical name: all of `core` and jaxlib, of the extras what is there."""
+    required = {canonical(name): version(name) for name in (*(item.name for item in core), "jaxlib")}
+    optional = {name: version(name) for extra in EXTRAS.values() for name in extra.distributions}
+    return required | {name: found for name, found in optional.items() if found is not None}
+
+
+def canonical(name: str) -> str:
+    """Returns the name as the index writes it: lower case with dashes."""
+    return name.lower().replace("_", "-")
+
+
+def extras() -> dict[str, bool]:
+    """Returns for each extra whether all of its distributions are installed."""
+    return {name: all(map(version, extra.distributions)) for name, extra in EXTRAS.items()}
+
+
+def conflicts(core: Sequence[Requirement]) -> list[str]:
+    """Returns what the package or one of `core` asks for and does not get, such as a jaxlib of another jax."""
+    return [line for owner, requirement in _stated(core) for line in _broken(owner, requirement)]
+
+
+def _stated(core: Sequence[Requirement]) -> Iterator[tuple[str, Requirement]]:
+    for requirement in core:
+        yield PACKAGE, requirement
+        if version(requirement.name) is not None:
+            own = map(Requirement, metadata.requires(requirement.name) or ())
+            yield from ((requirement.name, item) for item in own if applies(item))
+
+
+def _broken(owner: str, requirement: Requirement) -> Iterator[str]:
+    found = version(requirement.name)
+    wanted = f"{owner} needs {requirement.name}{requirement.specifier}"
+    if found is None:
+        yield f"{wanted}, which is not installed"
+    elif not requirement.specifier.contains(found, prereleases=True):
+        yield f"{wanted}, installed is {found}"

@@ -1,0 +1,112 @@
+"""The machine: devices that answer, accelerators that are there, cores, memory, disk and the environment."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PROBE = (sys.executable, "-P", str(Path(__file__).with_name("probe.py")))
+PROBE_SECONDS = 120
+
+PREFIXES = ("JAX_", "XLA_", "NCCL_", "LIBTPU_", "TPU_", "SLURM_JOB", "MOTIONAURA_")
+NAMES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "LD_LIBRARY_PATH",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "TF_CPP_MIN_LOG_LEVEL",
+    "VIRTUAL_ENV",
+    "XDG_CACHE_HOME",
+)
+
+
+def probe(command: Sequence[str] = PROBE, seconds: float = PROBE_SECONDS) -> dict[str, Any]:
+    """Imports every library and computes on every device in a child process.
+
+    Returns:
+      "errors" by name of the failed check and whatever the checks found out ("ffmpeg", "h264", "devices").
+    """
+    # Without this a GPU hands most of its memory to the probe, or refuses where another process holds it.
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    try:
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+        output, fate = child.stdout, f"the interpreter ended with status {child.returncode}; {_last_line(child.stderr)}"
+    except subprocess.TimeoutExpired as timeout:
+        # The output of a child that ran out of time comes as bytes whatever `text` says.
+        output = (timeout.stdout or b"").decode(errors="replace")
+        fate = f"no answer in {seconds:g} s"
+    errors: dict[str, str] = {}
+    facts: dict[str, Any] = {}
+    unfinished = None
+    for line in filter(lambda line: line.startswith("{"), output.splitlines()):
+        report = json.loads(line)
+        unfinished = report.pop("start", None)
+        name = report.pop("end", None)
+        if "error" in report:
+            errors[name] = " ".join(report.pop("error").split())
+        facts |= report
+    if unfinished or not output:
+        errors[unfinished or "probe"] = fate
+    return {"errors": errors, **facts}
+
+
+def _last_line(text: str) -> str:
+    return next(reversed(text.strip().splitlines()), "it said nothing")
+
+
+def accelerators() -> list[str]:
+    """Returns the accelerators that the operating system shows: NVIDIA GPUs by name, TPU chips by device file."""
+    tpus = [str(path) for path in sorted(Path("/dev").glob("accel[0-9]*"))]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return tpus
+    query = (tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return [*tpus, "NVIDIA driver that does not answer"]
+    if answer.returncode:
+        return [*tpus, f"NVIDIA driver that fails: {_last_line(answer.stdout + answer.stderr)}"]
+    return [*tpus, *answer.stdout.splitlines()]
+
+
+def host() -> dict[str, Any]:
+    """Returns usable cores, memory in GB (the container's limit where there is one) and free disk here in GB."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "system": sys.platform,
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
+    }
+
+
+def _memory_gb() -> float | None:
+    if not hasattr(os, "sysconf"):
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return round(min(total, int(text) if text.isdigit() else total) / 1e9, 1)
+
+
+def cache(folder: Path) -> dict[str, Any]:
+    """Returns path, writability and size in MB of the compilation cache; a missing folder counts by its parent."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    sizes = (path.stat().st_size for path in folder.glob("*") if path.is_file())
+    return {
+        "path": str(folder),
+        "writable": existing.is_dir() and os.access(existing, os.W_OK),
+        "size_mb": round(sum(sizes) / 1e6, 1),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Returns the variables that matter; none of these names holds a secret."""
+    return {name: value for name, value in sorted(os.environ.items()) if name in NAMES or name.startswith(PREFIXES)}

@@ -1,0 +1,121 @@
+"""The 3D-MBQ-VAE network: encoder, decoder and masked-frame-index head.  MotionAura section 3.1 and appendix B."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from motionaura_jax.models.autoencoders.blocks import Level, Upsample, conv
+from motionaura_jax.models.autoencoders.codebook import init_quantizer
+from motionaura_jax.models.autoencoders.config import MBQVAEConfig
+from motionaura_jax.models.autoencoders.padding import check_size, padded_size
+from motionaura_jax.models.layers.conv import TransposedConv1x4x4
+from motionaura_jax.models.layers.initializers import fan_in_normal, from_one_draw
+from motionaura_jax.models.layers.norms import GroupNorm
+
+
+class Encoder(nn.Module):
+    """Stem, levels with strided convolutions between them, and a projection to `latent_dim` (appendix B.1)."""
+
+    config: MBQVAEConfig
+
+    @nn.compact
+    def __call__(self, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w d"]:
+        config = self.config
+        x = conv(config, config.channels[0], (1, 3, 3), strides=(1, 2, 2), name="stem")(video.astype(config.dtype))
+        for index, features in enumerate(config.channels):
+            if index:
+                strides = (config.time_factors[index - 1], 2, 2)
+                x = conv(config, features, (3, 3, 3), strides=strides, name=f"down_{index - 1}")(x)
+            x = Level(config, config.enc_mb[index], config.enc_inc[index], name=f"level_{index}")(x)
+        x = nn.silu(GroupNorm(config.per_frame, name="norm")(x))
+        x = conv(config, config.z_channels, (3, 3, 3), name="tail")(x)
+        return conv(config, config.latent_dim, (1, 1, 1), name="project")(x).astype(jnp.float32)
+
+
+class Decoder(nn.Module):
+    """The encoder mirrored, with upsampling between levels and a transposed convolution at the end (appendix B.2)."""
+
+    config: MBQVAEConfig
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b t h w d"]) -> Float[Array, "b T H W 3"]:
+        config = self.config
+        x = conv(config, config.z_channels, (1, 1, 1), name="project")(z.astype(config.dtype))
+        x = conv(config, config.channels[-1], (3, 3, 3), name="head")(x)
+        for index in reversed(range(len(config.channels))):
+            x = Level(config, config.dec_mb[index], config.dec_inc[index], name=f"level_{index}")(x)
+            if index:
+                name, features = f"up_{index - 1}", config.channels[index - 1]
+                x = Upsample(config, features, config.time_factors[index - 1], name=name)(x)
+        x = nn.silu(GroupNorm(config.per_frame, name="norm")(x))
+        return TransposedConv1x4x4(3, dtype=jnp.dtype(config.dtype), name="output")(x).astype(jnp.float32)
+
+
+class MaskedFrameHead(nn.Module):
+    """Which frame was masked: spatial mean, two-layer MLP, t_stride logits per latent frame (section 3.1, spec A.8)."""
+
+    config: MBQVAEConfig
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b t h w d"]) -> Float[Array, "b N"]:
+        pooled = z.mean((2, 3), dtype=jnp.float32)
+        hidden = nn.silu(nn.Dense(self.config.mfi_hidden, kernel_init=fan_in_normal, name="hidden")(pooled))
+        logits = nn.Dense(self.config.t_stride, kernel_init=fan_in_normal, name="logits")(hidden)
+        logits = logits.reshape(z.shape[0], -1)
+        return logits[:, self.config.t_stride - 1 :] if self.config.causal else logits
+
+
+class MBQVAE(nn.Module):
+    """All weights of the tokenizer but the codebook; the quantizer stands between `encode` and `decode`."""
+
+    config: MBQVAEConfig
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+        self.mfi_head = MaskedFrameHead(self.config)
+
+    def encode(self, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w d"]:
+        """Video in [-1, 1] to continuous latents, float32.
+
+        Raises ValueError unless height and width are multiples of `config.s_stride` and the frame count is one of
+        `config.t_stride` (causal: one more); see `padding.pad_to_multiple`.
+        """
+        check_size(self.config, (video.shape[1], video.shape[2], video.shape[3]))
+        return self.encoder(video)
+
+    def decode(self, z: Float[Array, "b t h w d"]) -> Float[Array, "b T H W 3"]:
+        """Quantized or continuous latents to video, float32, nominally in [-1, 1] but not clipped."""
+        return self.decoder(z)
+
+    def mfi_logits(self, z: Float[Array, "b t h w d"], num_frames: int | None = None) -> Float[Array, "b N"]:
+        """Logits over the index of the masked frame, for the first `num_frames` frames where the clip was padded."""
+        return self.mfi_head(z)[:, :num_frames]
+
+    def __call__(self, video: Float[Array, "b T H W 3"]) -> tuple[Float[Array, "b T H W 3"], Float[Array, "b N"]]:
+        """Reconstruction without quantizer and frame logits; `init` traces every weight through it."""
+        z = self.encode(video)
+        return self.decode(z), self.mfi_logits(z)
+
+
+def init_tokenizer(config: MBQVAEConfig, key: Key[Array, ""]) -> tuple[dict, dict]:
+    """Fresh (params, extra) of a tokenizer; abstract-evaluable, cheap under `jax.jit`.
+
+    Returns:
+      params: `network` (weights of `MBQVAE`), `quantizer` (trained codebook, see `quantizers.quantize`) and `mask_fill`
+        (3,), the learned RGB value of masked pixels, gray at the start.
+      extra: state of the quantizer without a gradient.
+    """
+    network_key, quantizer_key = jax.random.split(key)
+    video = jnp.zeros((1, *padded_size(config, (1, 1, 1)), 3))
+    quantizer, extra = init_quantizer(config, quantizer_key)
+    network = from_one_draw(lambda key: MBQVAE(config).init(key, video)["params"], network_key)
+    return {"network": network, "quantizer": quantizer, "mask_fill": jnp.zeros(3)}, extra
+
+
+def masked_frame_index_loss(logits: Float[Array, "b N"], index: Int[Array, " b"]) -> Float[Array, " b"]:
+    """-log P(f_i) per clip in nats, 0 where no frame was masked (`index` -1).  Equation 1, last term."""
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    chosen = jnp.take_along_axis(log_probabilities, jnp.maximum(index, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(index >= 0, -chosen, 0.0)

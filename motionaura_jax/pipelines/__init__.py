@@ -1,0 +1,1 @@
+"""Inference from checkpoints; commands and the demo call only this."""

@@ -1,0 +1,60 @@
+"""Encodes and decodes a video with a trained tokenizer and shows what is kept.
+
+python -m motionaura_jax.reconstruct --checkpoint=runs/tokenizer --input=clip.mp4 --output=recon.mp4
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from motionaura_jax import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = cli.Parser("reconstruct", "Encode and decode a video; writes the result beside a contact sheet.")
+    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="workdir or step folder of a tokenizer")
+    parser.add_argument("--input", required=True, type=pathlib.Path, help="video or image")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help=".mp4, .gif, .npz or .png (numbered frames)")
+    parser.add_argument("--max_frames", type=int, default=None, help="stop after this many frames of the input")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    args = parser.parse_args(argv)
+    return cli.run(lambda: _reconstruct(args), as_json=args.json)
+
+
+def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
+    from motionaura_jax.data import media, video
+
+    media.check_output(args.output, overwrite=args.overwrite)
+    frames, fps = video.read_video(args.input, max_frames=args.max_frames)
+
+    from motionaura_jax.pipelines.load import load_tokenizer
+    from motionaura_jax.pipelines.reconstruct import reconstruct
+
+    tokenizer, loaded = load_tokenizer(args.checkpoint)
+    started = time.perf_counter()
+    result = reconstruct(tokenizer, frames)
+    seconds = time.perf_counter() - started
+    media.write_video(args.output, result.frames, fps)
+    sheet = args.output.with_name(f"{args.output.stem}_sheet.png")
+    rows = [("input", frames), ("reconstruction", result.frames), ("without quantization", result.continuous)]
+    media.contact_sheet(rows, sheet)
+    return {
+        "output": args.output,
+        "sheet": sheet,
+        "frames": len(frames),
+        "height": frames.shape[1],
+        "width": frames.shape[2],
+        "fps": fps,
+        "tokens": None if result.tokens is None else result.tokens.size,
+        **result.metrics(frames),
+        "seconds": seconds,
+        "checkpoint_step": loaded.step,
+        "latent_space": tokenizer.latent_space,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

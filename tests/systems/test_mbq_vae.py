@@ -1,0 +1,160 @@
+"""The tokenizer as a system: Eq. 1 against numpy, sample keys, accumulation, the codebook's life, overfitting one clip."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motionaura_jax import config
+from motionaura_jax.errors import UserError
+from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
+from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
+from motionaura_jax.training import optimizer, state, step
+
+SIZE = {"num_frames": 4, "height": 16, "width": 16, "batch_size": 4}
+MODEL = {
+    "channels": [8, 16],
+    "enc_mb": [0, 1],
+    "enc_inc": [0, 0],
+    "dec_mb": [0, 1],
+    "dec_inc": [0, 0],
+    "t_stride": 2,
+    "z_channels": 16,
+    "latent_dim": 4,
+    "codebook_size": 16,
+    "mfi_hidden": 8,
+}
+
+
+def make(**sections):
+    values = {"system": "mbq_vae", "data": SIZE, "model": MODEL, "train": {"steps": 100}}
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return MBQVAESystem(config.build(MBQVAERecipe, values))
+
+
+def batch(size=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "video": rng.uniform(-1, 1, (size, 4, 16, 16, 3)).astype(np.float32),
+        "sample": np.arange(size, dtype=np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def system():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def weights(system):
+    return jax.jit(system.init)(jax.random.key(0))
+
+
+def test_the_loss_is_equation_1_by_numpy(weights):
+    system = make(masking={"frame_probability": 0.0, "patch_probability": 0.0}, loss={"l1": 0.3, "mfi": 0.7})
+    params, extra = weights
+    data = batch()
+    total, (_, terms) = jax.jit(system.loss)(params, extra, {}, data, jax.random.key(1), jnp.int32(0))
+    network, tokenizer = MBQVAE(system.recipe.model), params["tokenizer"]
+    z = np.asarray(network.apply({"params": tokenizer["network"]}, data["video"], method="encode"), np.float64)
+    z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    book = np.asarray(tokenizer["quantizer"]["codebook"], np.float64)
+    book /= np.linalg.norm(book, axis=-1, keepdims=True)
+    codes = ((z[..., None, :] - book) ** 2).sum(-1).argmin(-1)
+    output = network.apply({"params": tokenizer["network"]}, book[codes].astype(np.float32), method="decode")
+    distance = ((z - book[codes]) ** 2).sum(-1).mean()
+    error = data["video"] - np.asarray(output)
+    expected = (error**2).mean() + 0.3 * np.abs(error).mean() + (1 + 0.25) * distance
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+    assert terms["mfi"] == 0.0
+
+
+def test_a_sample_does_not_see_the_rest_of_the_batch(system, weights):
+    params, extra = weights
+    loss = jax.jit(system.loss)
+    whole = loss(params, extra, {}, batch(), jax.random.key(1), jnp.int32(0))[0]
+    one_by_one = [
+        loss(params, extra, {}, {k: v[i : i + 1] for k, v in batch().items()}, jax.random.key(1), jnp.int32(0))[0]
+        for i in range(4)
+    ]
+    np.testing.assert_allclose(whole, np.mean(one_by_one), rtol=1e-5)
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "vq_ema"])
+def test_accumulation_equals_the_large_batch_codebook_included(quantizer):
+    results = []
+    for accumulation in (1, 2):
+        system = make(model={"quantizer": quantizer}, train={"accumulation": accumulation})
+        optimize = optimizer.build(system.recipe.optimizer, 100)
+        current = state.create(system, optimize, 0)
+        current, _ = step.make_train_step(system, optimize)(current, {}, batch())
+        results.append(current)
+    for a, b in zip(jax.tree.leaves(results[0].extra), jax.tree.leaves(results[1].extra), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(results[0].params), jax.tree.leaves(results[1].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-4)  # Adam's first step has the size of the rate, whatever the gradient
+
+
+def test_prepare_puts_codes_where_the_encoder_outputs_are(system, weights):
+    params, extra = weights
+    prepared, _ = system.prepare(params, extra, iter([batch(seed=s) for s in range(3)]))
+    loss = jax.jit(system.loss)
+    before = loss(params, extra, {}, batch(), jax.random.key(0), jnp.int32(0))[1][1]["commitment"]
+    after = loss(prepared, extra, {}, batch(), jax.random.key(0), jnp.int32(0))[1][1]["commitment"]
+    assert after < 0.7 * before
+
+
+@pytest.mark.parametrize(("quantizer", "more"), [("fsq", {"fsq_levels": [4, 4, 3, 3]}), ("lfq", {}), ("none", {})])
+def test_every_quantizer_trains_and_evaluates(quantizer, more):
+    system = make(model={"quantizer": quantizer, **more}, evaluate={"pictures": 1})
+    optimize = optimizer.build(system.recipe.optimizer, 100)
+    current = state.create(system, optimize, 0)
+    current, metrics = step.make_train_step(system, optimize)(current, {}, batch())
+    assert np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0
+    evaluation = system.evaluate(current.params, current.extra, {}, [batch()])
+    assert ("codes_used" in evaluation.metrics) == (quantizer != "none")
+    assert evaluation.videos["clip_0"].shape == (4, 16, 32, 3)
+    if quantizer == "none":
+        assert evaluation.metrics["psnr"] == evaluation.metrics["psnr_continuous"]
+
+
+def test_the_adversarial_players_do_not_train_each_other():
+    system = make(loss={"adversarial": 0.1, "adversarial_start": 0.5}, discriminator={"channels": [8, 8]})
+    params, extra = jax.jit(system.init)(jax.random.key(0))
+    gradient = jax.jit(jax.grad(system.loss, has_aux=True))
+    early, late = (gradient(params, extra, {}, batch(), jax.random.key(0), jnp.int32(s))[0] for s in (0, 60))
+    size = lambda tree: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert size(early["discriminator"]) == 0 < size(late["discriminator"])
+    plain = make()
+    alone = jax.jit(jax.grad(plain.loss, has_aux=True))(params, extra, {}, batch(), jax.random.key(0), jnp.int32(60))[0]
+    differs = jax.tree.map(
+        lambda a, b: jnp.abs(a - b).max(), late["tokenizer"]["network"], alone["tokenizer"]["network"]
+    )
+    assert max(jax.tree.leaves(differs["decoder"])) > 0
+
+
+def test_a_perceptual_weight_without_a_file_is_refused():
+    with pytest.raises(UserError, match=r"config\.loss\.perceptual_weights: name the SqueezeNet"):
+        make(loss={"perceptual": 0.1})
+
+
+def test_overfits_one_clip():
+    system = make(
+        optimizer={"learning_rate": 4e-3, "weight_decay": 0.0, "decay": "constant"},
+        masking={"frame_probability": 0.0, "patch_probability": 0.0},
+        model={"codebook_size": 64},
+    )
+    grid = np.linspace(-1, 1, 16, dtype=np.float32)
+    clip = np.stack(
+        [np.stack(np.broadcast_arrays(grid[:, None], grid[None] * (1 - 0.4 * t), 0.3 * t), -1) for t in range(4)]
+    )
+    data = {"video": np.broadcast_to(clip, (4, *clip.shape)).astype(np.float32), "sample": np.arange(4, dtype=np.int32)}
+    optimize = optimizer.build(system.recipe.optimizer, 100)
+    current = state.create(system, optimize, 0)
+    current = state.restart(current, *system.prepare(current.params, current.extra, iter([data])))
+    train_step = step.make_train_step(system, optimize)
+    for _ in range(120):
+        current, metrics = train_step(current, {}, data)
+    color_only = np.square(clip - clip.mean((0, 1, 2))).mean()
+    assert metrics["mse"] < 0.1 * color_only

@@ -1,0 +1,192 @@
+"""The architecture as a test: which part may import which, no retired JAX interface, and bounds on size.
+
+Works on the syntax trees of whatever files there are.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "motionaura_jax"
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+CODE = [*FILES, *CONFIGS, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+
+# Modules without weight of their own that every part may import.
+LEAVES = {"", "errors", "types"}
+
+# Part -> parts of the package it may import.  Commands, configs, pipelines and the rest of the house may import any.
+ALLOWED = {
+    "ops": {"ops"},
+    "parallel": {"parallel"},
+    "diffusion": {"diffusion", "ops"},
+    "metrics": {"metrics", "ops", "data"},
+    "data": {"data", "ops"},
+    "models": {"models", "ops", "parallel"},
+    "systems": {"config", "data", "diffusion", "metrics", "models", "ops", "parallel", "recipe", "systems"},
+    "training": {"config", "data", "metrics", "parallel", "recipe", "systems.base", "training"},
+}
+
+# Third-party library -> the only parts that may import it.
+CONFINED = {"flax": {"models"}, "torch": {"torch_export"}, "av": {"data", "health"}}
+
+RETIRED = re.compile(
+    r"jax\.experimental\.(shard_map|pjit|maps|host_callback)|jax\.(pmap|tree_map|xmap|core\.Tracer)\b"
+    r"|\b(pjit|pmap)\(|from jax import (pmap|pjit)|from jax\.experimental import (shard_map|pjit)"
+)
+
+MAX_FILE, MAX_FUNCTION = 400, 60
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> str:
+    """Returns the dotted name below the package: "models.layers.conv", "" for the package itself."""
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yields (line, absolute dotted name) of every import, also of those inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def within(name: str, parts: set[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def own_imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields imports from this package by the name below it; of `from motionaura_jax import x` that is "x"."""
+    for line, name in imports(ast.parse(path.read_text())):
+        if name == PACKAGE or name.startswith(f"{PACKAGE}."):
+            yield line, name.removeprefix(PACKAGE).removeprefix(".")
+
+
+def broken_rules(path: Path) -> Iterator[str]:
+    """Yields the imports of one module of the package that the map does not allow."""
+    module = module_of(path)
+    part = module.split(".")[0]
+    for line, name in own_imports(path):
+        leaf = name.split(".")[0] in LEAVES or name == "__version__"
+        if part in ALLOWED and not leaf and not within(name, ALLOWED[part]):
+            yield f"{name_of(path)}:{line}: {part} must not import {name}"
+        if part == "systems" and within(name, {"systems"}) and not same_system(module, name):
+            yield f"{name_of(path)}:{line}: a system must not import the system {name}"
+    for line, name in imports(ast.parse(path.read_text())):
+        library = name.split(".")[0]
+        if library in CONFINED and part not in CONFINED[library]:
+            yield f"{name_of(path)}:{line}: {library} belongs into {', '.join(CONFINED[library])}"
+
+
+def same_system(module: str, imported: str) -> bool:
+    """Tells whether one system may import the other module: its own files, and the contract in base."""
+    own = ".".join(module.split(".")[:2])
+    return within(imported, {"systems.base", own}) or own == "systems"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_module_imports_only_what_the_map_allows(path: Path) -> None:
+    assert list(broken_rules(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "broken"),
+    [
+        ("ops/a.py", "from motionaura_jax.models.layers import conv", True),
+        ("ops/a.py", "from motionaura_jax.errors import UserError", False),
+        ("data/a.py", "def f():\n    import flax.linen", True),
+        ("models/a.py", "import motionaura_jax.data.video", True),
+        ("models/a.py", "from motionaura_jax import ops", False),
+        ("systems/a.py", "from motionaura_jax.systems import b", True),
+        ("systems/a.py", "from motionaura_jax.systems.base import System", False),
+        ("systems/a/b.py", "from motionaura_jax.systems.a.c import x", False),
+        ("training/a.py", "from motionaura_jax.systems.mbq_vae import x", True),
+        ("training/a.py", "from motionaura_jax.systems.base import System", False),
+        ("pipelines/a.py", "import torch", True),
+    ],
+)
+def test_the_rule_itself(module: str, line: str, broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / PACKAGE / module
+    path.parent.mkdir(parents=True)
+    path.write_text(line)
+    assert bool(list(broken_rules(path))) == broken
+
+
+def test_third_party_imports_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for group in project["optional-dependencies"].values() for line in group)]
+    distributions = {Requirement(line).name.lower().replace("-", "_") for line in lines}
+    modules = {
+        "absl_py": "absl",
+        "pillow": "pil",
+        "orbax_checkpoint": "orbax",
+        "tensorflow_datasets": "tensorflow_datasets",
+    }
+    known = {modules.get(name, name) for name in distributions} | {PACKAGE} | set(sys.stdlib_module_names)
+    found = {
+        name.split(".")[0].lower(): name_of(path) for path in FILES for _, name in imports(ast.parse(path.read_text()))
+    }
+    assert {name: path for name, path in found.items() if name not in known} == {}
+
+
+def test_every_declared_dependency_has_an_exact_version_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    pinned: dict[str, list[str]] = {}
+    for text in (ROOT / "requirements.txt").read_text().splitlines():
+        if text and not text.startswith("#"):
+            requirement = Requirement(text)
+            (exact,) = requirement.specifier
+            assert exact.operator == "==", text
+            pinned.setdefault(requirement.name, []).append(exact.version)
+    for line in (*project["dependencies"], *optional["dev"], *optional["tfds"]):
+        requirement = Requirement(line)
+        assert pinned.get(requirement.name), f"{requirement.name} is not in requirements.txt"
+        assert all(version in requirement.specifier for version in pinned[requirement.name]), line
+
+
+def test_no_retired_jax_interface() -> None:
+    places = [
+        f"{name_of(path)}:{number}: {line.strip()}"
+        for path in (*FILES, *CONFIGS)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if RETIRED.search(line)
+    ]
+    assert places == []
+
+
+def test_no_mesh_as_a_context() -> None:
+    places = [
+        f"{name_of(path)}:{item.context_expr.lineno}"
+        for path in (*FILES, *CONFIGS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.With)
+        for item in node.items
+        if re.fullmatch(r"(self\.|\w+\.)*_?mesh", ast.unparse(item.context_expr))
+    ]
+    assert places == []
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_size(path: Path) -> None:
+    text = path.read_text()
+    lines = len(text.splitlines())
+    assert lines <= MAX_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert (node.end_lineno or 0) - node.lineno + 1 <= MAX_FUNCTION, f"{node.name}, line {node.lineno}"

@@ -1,0 +1,172 @@
+"""The launch scripts set up an environment once, again when it is stale, and fail with one line that tells the remedy.
+
+They run in a copy of the few files they need, with a stand-in for Python that notes how it is called.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+  "-m venv") mkdir -p "$4/bin" && rm -f "$4/installed" && cp "$0" "$4/bin/python" ;;
+  "-m pip") echo "$*" >>"$CALLS"; [ -z "$PIP_SAYS" ] || { echo "$PIP_SAYS"; exit 1; } ;;
+  "-m "*) echo "$*" >>"$CALLS"; [ "$2" != "$FAILING" ] ;;
+  "-P "*) exit "${IMPORT_STATUS:-0}" ;;
+  "-c "*) echo "$0" ;;
+  *) exec "%s" "$@" ;;
+esac
+"""
+
+
+class Checkout:
+    """A tree with the launch scripts and a PATH whose first folder holds stand-ins."""
+
+    def __init__(self, root: Path, folder: Path):
+        self.folder, self.commands, self.calls = folder / "tree", folder / "bin", folder / "calls"
+        self.commands.mkdir()
+        shutil.copytree(root / "launch", self.folder / "launch")
+        for name in ("requirements.txt", "pyproject.toml", "setup.py"):
+            shutil.copy(root / name, self.folder)
+        self.command("python3", FAKE_PYTHON % sys.executable)
+
+    def command(self, name: str, script: str) -> None:
+        path = self.commands / name
+        path.write_text(script)
+        path.chmod(0o755)
+
+    def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs a launch script from another folder and returns what it printed."""
+        environment = {
+            "PATH": f"{self.commands}:{os.environ['PATH']}",
+            "CALLS": str(self.calls),
+            "HOME": str(self.folder),
+            **variables,
+        }
+        command = ["bash", str(self.folder / "launch" / script), *arguments]
+        return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60)
+
+    def called(self) -> list[str]:
+        """Returns the calls of the stand-in for Python since the last time, without pip's options."""
+        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
+        self.calls.unlink(missing_ok=True)
+        return [" ".join(line.split()[:2]) if "pip" in line else line for line in lines]
+
+
+@pytest.fixture
+def checkout(root: Path, tmp_path: Path) -> Checkout:
+    return Checkout(root, tmp_path)
+
+
+def one_error(result: subprocess.CompletedProcess[str]) -> str:
+    """Returns the only `error:` line of a run that failed."""
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("==>")]
+    assert line.startswith("error: ")
+    return line
+
+
+INSTALL = ["-m pip", "-m pip"]
+
+
+def test_first_run_installs_and_the_next_reuses_it(checkout: Checkout) -> None:
+    assert checkout.run("demo.sh", "--steps=3").returncode == 0
+    assert checkout.called() == [*INSTALL, "-m motionaura_jax.demo --steps=3"]
+    assert checkout.run("demo.sh").returncode == 0
+    assert checkout.called() == ["-m motionaura_jax.demo"]
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml", "setup.py"])
+def test_changed_requirements_are_installed(checkout: Checkout, name: str) -> None:
+    checkout.run("demo.sh")
+    checkout.called()
+    with (checkout.folder / name).open("a") as file:
+        file.write("# changed\n")
+    checkout.run("demo.sh")
+    assert checkout.called()[:2] == INSTALL
+
+
+def test_interrupted_installation_is_redone(checkout: Checkout) -> None:
+    one_error(checkout.run("demo.sh", PIP_SAYS="ERROR: killed"))
+    checkout.called()
+    assert checkout.run("demo.sh").returncode == 0
+    assert checkout.called() == [*INSTALL, "-m motionaura_jax.demo"]
+
+
+def test_broken_installation_is_redone(checkout: Checkout) -> None:
+    checkout.run("demo.sh")
+    checkout.called()
+    checkout.run("demo.sh", IMPORT_STATUS="1")
+    assert checkout.called()[:2] == INSTALL
+
+
+def test_moved_checkout_is_installed_again(checkout: Checkout) -> None:
+    checkout.run("demo.sh")
+    checkout.called()
+    checkout.folder = checkout.folder.rename(checkout.folder.with_name("moved"))
+    checkout.run("demo.sh")
+    assert checkout.called()[:2] == INSTALL
+
+
+def test_linters_run_before_the_tests(checkout: Checkout) -> None:
+    checkout.run("test.sh", "-k", "a b")
+    lint = ["-m ruff check --output-format=concise .", "-m ruff format --check ."]
+    assert checkout.called() == [*INSTALL, *lint, "-m pytest -k a b"]
+    checkout.run("test.sh", "--all", "-x")
+    assert checkout.called() == [*lint, "-m mypy", "-m pytest -m  -x"]
+
+
+@pytest.mark.parametrize("module", ["ruff", "mypy", "pytest"])
+def test_one_failing_check_fails_the_run_and_stops_no_other(checkout: Checkout, module: str) -> None:
+    result = checkout.run("test.sh", "--all", FAILING=module)
+    assert result.returncode == 1 and f"error: failed: {module}" in result.stderr
+    assert [call.split()[1] for call in checkout.called()[2:]] == ["ruff", "ruff", "mypy", "pytest"]
+
+
+@pytest.mark.parametrize("script", ["test.sh", "demo.sh"])
+def test_old_python(checkout: Checkout, script: str) -> None:
+    for name in ("python3", "python3.13", "python3.12", "python3.11", "old"):
+        checkout.command(name, '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.18" && exit\nexit 1\n')
+    assert "Python 3.11 or newer is needed, python3 is Python 3.9.18" in one_error(checkout.run(script))
+    assert "old is Python 3.9.18" in one_error(checkout.run(script, PYTHON="old"))
+    assert "nowhere is missing" in one_error(checkout.run(script, PYTHON="nowhere"))
+
+
+def test_chosen_python_is_used(checkout: Checkout) -> None:
+    shutil.move(checkout.commands / "python3", checkout.commands / "my python")
+    checkout.command("python3", "#!/bin/sh\nexit 1\n")
+    assert checkout.run("demo.sh", PYTHON="my python").returncode == 0
+
+
+def test_newer_python_beside_an_old_one_is_found(checkout: Checkout) -> None:
+    shutil.move(checkout.commands / "python3", checkout.commands / "python3.12")
+    for name in ("python3", "python3.13"):
+        checkout.command(name, "#!/bin/sh\nexit 1\n")
+    assert checkout.run("demo.sh").returncode == 0
+
+
+def test_small_disk(checkout: Checkout) -> None:
+    checkout.command("df", "#!/bin/sh\necho Filesystem\necho /dev/x 9 9 300000 9% /\n")
+    assert "300 MB free" in one_error(checkout.run("demo.sh"))
+    assert checkout.called() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("ERROR: Could not find a version that satisfies the requirement x (from versions: none)", "no package index"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("ERROR: x is not a supported wheel on this platform", "pip failed: ERROR: x is not a supported wheel"),
+    ],
+)
+def test_failed_installation(checkout: Checkout, said: str, told: str) -> None:
+    assert told in one_error(checkout.run("test.sh", PIP_SAYS=said))
+
+
+def test_ci_runs_the_test_command_of_the_readme(root: Path) -> None:
+    command = (root / ".ci" / "run").read_text().splitlines()[-1]
+    assert command in (root / "README.md").read_text().splitlines()
