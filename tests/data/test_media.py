@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from motionaura_jax.data.media import check_suffix, contact_sheet, write_json, write_text, write_video
+from motionaura_jax.data.media import check_output, check_suffix, contact_sheet, write_json, write_text, write_video
 from motionaura_jax.data.video import read_clip, read_video
 from motionaura_jax.errors import UserError
 
@@ -179,8 +179,8 @@ def test_taken_names_and_wrong_suffixes_are_refused_before_any_work(tmp_path):
     (tmp_path / "b_0000.png").write_bytes(b"x")
     for name in ("a.mp4", "b.png"):
         with pytest.raises(UserError, match="exists already"):
-            media.check_output(tmp_path / name, overwrite=False)
-        media.check_output(tmp_path / name, overwrite=True)
-    media.check_output(tmp_path / "c.gif", overwrite=False)
+            check_output(tmp_path / name, overwrite=False)
+        check_output(tmp_path / name, overwrite=True)
+    check_output(tmp_path / "c.gif", overwrite=False)
     with pytest.raises(UserError, match="cannot write suffix"):
-        media.check_output(tmp_path / "c.avi", overwrite=True)
+        check_output(tmp_path / "c.avi", overwrite=True)
