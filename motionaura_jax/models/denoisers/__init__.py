@@ -1,0 +1,1 @@
+"""Networks that predict clean latents from corrupted ones."""

@@ -1,0 +1,158 @@
+"""One block of the spectral transformer, and the text that it reads.  MotionAura equations 2-5; spec C.5."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
+from motionaura_jax.models.layers import spectral
+from motionaura_jax.models.layers.attention import Attention, normalize, split_heads
+
+Tokens = Float[Array, "b s d"]
+Vector = Float[Array, "b 1 d"]
+
+_RANK = 256
+_EPSILON = 1e-6
+
+
+class TextMemory(NamedTuple):
+    """What cross-attention reads of a text: all that depends on it, computed once per prompt.
+
+    Attributes:
+      keys, values: `(block, batch, length, head, channel)`; keys are normalized.
+      mask: True where a position holds content, `(batch, length)`; None where padding takes part as zeros.
+    """
+
+    keys: Float[Array, "n b l h c"]
+    values: Float[Array, "n b l h c"]
+    mask: Bool[Array, "b l"] | None
+
+
+class KeysValues(nn.Module):
+    """Keys and values of one block's cross-attention, each through its own learned transform (equation 4)."""
+
+    config: SpectralTransformerConfig
+
+    @nn.compact
+    def __call__(self, text: Tokens, _: None) -> tuple[Tokens, tuple[Array, Array]]:
+        config, kind = self.config, self.config.cross_kind
+        # Text has no grid; its frequencies are those of the flat sequence.
+        kind = "hartley" if kind == "hartley3d" else kind
+        key, value = (
+            spectral.SpectralInput(
+                (name,), config.inner, kind, (1, 1, 1), kind != "none", jnp.dtype(config.dtype), name=f"{name}_input"
+            )(text)[0]
+            for name in "kv"
+        )
+        return text, (normalize(split_heads(key, config.heads)), split_heads(value, config.heads))
+
+
+class Modulation(nn.Module):
+    """Splits the condition into `count` vectors of width d: shifts, scales and gates of one block (spec C.5).
+
+    All start at zero, so that scales are 1 and gates 0.
+    """
+
+    config: SpectralTransformerConfig
+    count: int
+
+    @nn.compact
+    def __call__(self, condition: Float[Array, "b c"]) -> list[Vector]:
+        width, zeros = self.count * self.config.width, nn.initializers.zeros
+        if self.config.adaln == "single":
+            vectors = condition + self.param("table", zeros, (width,))
+        else:
+            hidden = nn.silu(condition)
+            if self.config.adaln == "lowrank256":
+                hidden = nn.Dense(_RANK, use_bias=False, name="down")(hidden)
+            vectors = nn.Dense(width, kernel_init=zeros, name="up")(hidden)
+        return jnp.split(vectors[:, None], self.count, axis=-1)
+
+
+def modulation_count(config: SpectralTransformerConfig) -> int:
+    """Returns how many vectors condition a block: shift and scale of three norms, and the gates that `residual` has."""
+    return 9 if config.residual == "identity" else 7
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="in")(x))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(hidden)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to text and MLP, each behind an adaptive norm.
+
+    With `folded` the attention layers hold the kernels made by `fold`; nothing else differs.
+    """
+
+    config: SpectralTransformerConfig
+    grid: spectral.Grid
+    folded: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Tokens,
+        context: tuple[Array, Array],
+        condition: Float[Array, "b c"],
+        angle: Float[Array, "s half"] | None,
+        mask: Bool[Array, "b l"] | None,
+    ) -> tuple[Tokens, None]:
+        config = self.config
+        vectors = Modulation(config, modulation_count(config), name="modulation")(condition)
+        self_attention = self._attention("self_attention", config.spectral, ("q", "k", "v"))
+        cross_attention = self._attention("cross_attention", config.cross_kind, ("q",))
+        mlp = Mlp(round(config.mlp_ratio * config.width), jnp.dtype(config.dtype), name="mlp")
+        adapted = self._adapt(z, vectors[0], vectors[1])
+        if config.residual == "paper":
+            z = self._norm("self_norm", self_attention(adapted, angle=angle)) + adapted
+            crossed = self._norm("cross_norm", cross_attention(z, context=context, mask=mask))
+            z = crossed + self._adapt(z, vectors[2], vectors[3])
+            return z + self._gate(vectors[6], mlp(self._adapt(z, vectors[4], vectors[5]))), None
+        z = z + self._gate(vectors[6], self_attention(adapted, angle=angle))
+        adapted = self._adapt(z, vectors[2], vectors[3])
+        z = z + self._gate(vectors[7], cross_attention(adapted, context=context, mask=mask))
+        return z + self._gate(vectors[8], mlp(self._adapt(z, vectors[4], vectors[5]))), None
+
+    def _attention(self, name: str, kind: str, names: tuple[str, ...]) -> Attention:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        learned = kind == "filter" or (kind != "none" and name == "cross_attention")
+        into: nn.Module
+        out: nn.Module
+        if self.folded and kind in spectral.FOLDED_KINDS:
+            into = spectral.FoldedInput(names, config.inner, kind == "re_fft2" and not learned, dtype, parent=None)
+            out = spectral.FoldedOutput(config.width, kind != "hartley", dtype, parent=None)
+        else:
+            into = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, dtype, parent=None)
+            out = spectral.SpectralOutput(config.width, kind, self.grid, dtype, parent=None)
+        return Attention(config.heads, config.initial_gain, into, out, name=name)
+
+    def _adapt(self, z: Tokens, shift: Vector, scale: Vector) -> Tokens:
+        normed = nn.LayerNorm(epsilon=_EPSILON, use_bias=False, use_scale=False, dtype=jnp.float32)(z)
+        return (normed * (1 + scale) + shift).astype(z.dtype)
+
+    def _norm(self, name: str, x: Tokens) -> Tokens:
+        return nn.LayerNorm(epsilon=_EPSILON, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+
+    def _gate(self, gate: Vector, update: Tokens) -> Tokens:
+        return gate.astype(update.dtype) * update
+
+
+def remat(block: type[nn.Module], what: str) -> type[nn.Module]:
+    """Wraps `block` so that the backward pass recomputes what `config.remat` says."""
+    if what == "none":
+        return block
+    policies = jax.checkpoint_policies
+    return nn.remat(
+        block, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable if what == "dots" else None
+    )

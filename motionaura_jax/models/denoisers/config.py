@@ -1,0 +1,142 @@
+"""Settings and presets of the spectral transformer, free of jax imports.  MotionAura table 2, section 3.3; spec C."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from motionaura_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectralTransformerConfig:
+    """Everything that fixes the network; the defaults are those we recommend, `FAITHFUL` restores the paper's.
+
+    Attributes:
+      vocab_size: number of codes K of the tokenizer; MASK is id K.
+      width: embedding width d.
+      heads, blocks: attention heads per block, number of blocks.
+      mlp_ratio: hidden width of the MLP over d.
+      attention_ratio: width of all heads together over d.
+      spectral: transform around attention (spec C.3): `re_fft2` is the paper's, the Hartley kinds lose nothing,
+        `filter` learns a weight for each embedding frequency, `none` is the ablation without FFT.
+      cross_spectral: learned transforms around cross-attention (equation 4); text padding is then zero, not masked.
+      residual: `paper` has only LN(T^-1(A)) + AdLN(z) (equations 3 and 5), `identity` adds gated updates to z.
+      rope: `flat1d` (0..S-1, as in the paper), `signed` (frequencies), `axial` (t, h, w), `sinusoidal` (no rotation,
+        flat positions added to the embedding: ablation D.4), `auto` (`axial` with the grid, else `signed`).
+      abs_pos: adds absolute t, h, w positions to the embedding.
+      qk_gain: initial gain of normalized query-key products; None for 12 / sqrt(head width), which bounds logits by 12.
+      adaln: where shift, scale and gate come from: one shared projection plus a table per block, a rank-256 projection
+        per block, or a full one per block.
+      time_cond: whether the masked fraction conditions the network; the frame rate always does.
+      text_dim, text_len: width of text features and number of text positions.
+      remat: what the backward pass recomputes: nothing, each block, or each block except its matrix products.
+      scan: one compiled block in a loop; False writes all blocks out. The parameters are the same.
+      dtype: compute precision; parameters, FFT, softmax, norms and logits are float32.
+
+    Raises:
+      UserError: a value that is not among the choices, or values that contradict each other.
+    """
+
+    vocab_size: int
+    width: int
+    heads: int
+    blocks: int
+    mlp_ratio: float = 4.0
+    attention_ratio: float = 1.0
+    spectral: Literal["re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none"] = "re_fft2"
+    cross_spectral: bool = True
+    residual: Literal["paper", "identity"] = "identity"
+    rope: Literal["auto", "flat1d", "signed", "axial", "sinusoidal"] = "auto"
+    abs_pos: bool = True
+    qk_gain: float | None = None
+    adaln: Literal["single", "lowrank256", "perblock"] = "single"
+    time_cond: bool = True
+    text_dim: int = 4096
+    text_len: int = 192
+    remat: Literal["none", "full", "dots"] = "none"
+    scan: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            choices, value = get_args(kind), getattr(self, name)
+            if get_origin(kind) is Literal and value not in choices:
+                hint = nearest(str(value), choices)
+                raise UserError(f"SpectralTransformerConfig.{name}={value!r}: not a choice{hint}")
+        for name in ("vocab_size", "width", "heads", "blocks", "text_dim", "text_len"):
+            if getattr(self, name) < 1:
+                raise UserError(f"SpectralTransformerConfig.{name}={getattr(self, name)}: at least 1 is needed")
+        if self.inner % (2 * self.heads):
+            raise UserError(
+                f"SpectralTransformerConfig.heads={self.heads}: {self.inner} attention channels "
+                f"(width x attention_ratio) do not split into {self.heads} heads of even width"
+            )
+        grid_kind = self.spectral in ("none", "hartley3d")
+        if (self.rope == "axial" and not grid_kind) or (self.rope == "signed" and self.spectral == "none"):
+            raise UserError(
+                f"SpectralTransformerConfig.rope={self.rope}: does not fit the tokens of "
+                f"spectral={self.spectral}; use auto"
+            )
+
+    @property
+    def inner(self) -> int:
+        """Width of all attention heads together."""
+        return round(self.width * self.attention_ratio)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.inner // self.heads
+
+    @property
+    def initial_gain(self) -> float:
+        """Start of the learned gain of query-key products."""
+        return 12.0 / self.head_dim**0.5 if self.qk_gain is None else self.qk_gain
+
+    @property
+    def rotary(self) -> str:
+        """`rope` with `auto` resolved."""
+        if self.rope != "auto":
+            return self.rope
+        return "axial" if self.spectral in ("none", "hartley3d") else "signed"
+
+    @property
+    def cross_kind(self) -> str:
+        """Transform around cross-attention; `none` where there is none."""
+        return self.spectral if self.cross_spectral else "none"
+
+
+FAITHFUL: Mapping[str, Any] = {"spectral": "re_fft2", "residual": "paper", "rope": "flat1d", "abs_pos": False}
+"""Overrides that turn any preset into the block that the paper describes (spec section 0, item 6)."""
+
+_S: dict[str, Any] = {"vocab_size": 8192, "width": 1760, "heads": 16, "blocks": 17}
+_M: dict[str, Any] = {"vocab_size": 8192, "width": 2048, "heads": 16, "blocks": 28}
+_L: dict[str, Any] = {"vocab_size": 8192, "width": 2240, "heads": 32, "blocks": 37}
+_L_WIDE: dict[str, Any] = {**_L, "width": 4096}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"vocab_size": 512, "width": 128, "heads": 4, "blocks": 4, "text_dim": 64, "text_len": 32},
+    # Published parameter counts, heads and depth; widths that reproduce the counts.
+    "S": _S,
+    "M": _M,
+    "L": _L,
+    # Published widths; only M has the published parameter count as well.
+    "S_paper_width": {**_S, "width": 1024},
+    "M_paper_width": _M,
+    "L_paper_width": _L_WIDE,
+    # Published widths and parameter counts; attention or MLP sized to fit.
+    "S_paper_width_fat": {**_S, "width": 1024, "mlp_ratio": 20.0},
+    "L_paper_width_slim": {**_L_WIDE, "attention_ratio": 0.25, "mlp_ratio": 1.25},
+}
+"""Each states the vocabulary that its parameter count was fitted at; the tokenizer of a recipe decides the real one."""
+
+
+def preset(name: str, **overrides: Any) -> SpectralTransformerConfig:
+    """Returns a named preset with fields replaced.
+
+    Raises:
+      UserError: no such preset (with the nearest name), or values that do not fit.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown denoiser preset {name!r}{nearest(name, PRESETS)}")
+    return SpectralTransformerConfig(**{**PRESETS[name], **overrides})

@@ -1,0 +1,80 @@
+"""Merges the transform along the embedding into the attention kernels.  Spec performance.md 2.2; C.5, even/odd fold."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
+from motionaura_jax.models.layers import spectral
+from motionaura_jax.ops import fft
+from motionaura_jax.types import PyTree
+
+Kernel = Float[Array, "*n i o"]
+
+
+def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
+    """Returns the parameters of `SpectralTransformer(config, folded=True)` equal to the given ones.
+
+    Linear in the kernels and differentiable, so that a training step may fold inside its loss.  Sampling folds once.
+    Kinds outside `spectral.FOLDED_KINDS` come back unchanged.
+    """
+    flat = dict(traverse_util.flatten_dict(params))
+    for layer, kind in (("self_attention", config.spectral), ("cross_attention", config.cross_kind)):
+        if kind not in spectral.FOLDED_KINDS:
+            continue
+        path = ("trunk", "blocks", layer)
+        weight = flat.pop((*path, "into", "filter"), None)
+        names = ("q", "k", "v") if layer == "self_attention" else ("q",)
+        folded = {("into", name): _fold_input(flat.pop((*path, "into", name)), weight, kind) for name in names}
+        folded["out", "o"] = _fold_output(flat.pop((*path, "out", "o")), kind)
+        for (module, name), (even, odd) in folded.items():
+            flat |= {(*path, module, f"{name}_even"): even, (*path, module, f"{name}_odd"): odd}
+    return traverse_util.unflatten_dict(flat)
+
+
+def _fold_input(kernel: Kernel, weight: Float[Array, "*n 2 i"] | None, kind: str) -> tuple[Kernel, Kernel]:
+    """Returns E = Re(F diag(w) W) and O = -Im(F diag(w) W), for which T(x) W has rows re(u) E +- im(u) O.
+
+    Without learned weight `re_fft2` sees the point-even half of x, where columns d and -d are conjugates: 0..d/2 do.
+    """
+    if weight is not None:
+        real, imaginary = (part[..., None] for part in jnp.moveaxis(weight, -2, 0))
+        direct, quarter = fft.dft(real * kernel, -2), fft.dft(imaginary * kernel, -2)
+        even, odd = direct.real - quarter.imag, -direct.imag - quarter.real
+    else:
+        even, odd = _weigh(fft.dft(kernel, -2), kind)
+        odd = -odd
+        if kind == "re_fft2":
+            count = jnp.asarray(_multiplicity(kernel.shape[-2]))[:, None]
+            even, odd = (_keep(count * part[..., : len(count), :], -2, kernel.shape[-2]) for part in (even, odd))
+    return even, odd
+
+
+def _fold_output(kernel: Kernel, kind: str) -> tuple[Kernel, Kernel]:
+    """Returns Re(W F w) / 2 and -Im(W F w) / 2, which meet sums and differences of rows n and -n."""
+    even, odd = (0.5 * part for part in _weigh(fft.dft(kernel, -1), kind))
+    if kind != "hartley":
+        columns = kernel.shape[-1] // 2 + 1
+        even, odd = (_keep(part[..., :columns], -1, kernel.shape[-1]) for part in (even, odd))
+    return even, -odd
+
+
+def _weigh(spectrum: Array, kind: str) -> tuple[Array, Array]:
+    """Returns real and imaginary part of the spectrum times the fixed weight of `kind`: 1 + i for Hartley, else 1."""
+    if kind == "hartley":
+        return spectrum.real - spectrum.imag, spectrum.real + spectrum.imag
+    return spectrum.real, spectrum.imag
+
+
+def _multiplicity(width: int) -> np.ndarray:
+    """Returns how many of the `width` columns each of the columns 0..width/2 stands for."""
+    index = np.arange(width // 2 + 1)
+    return np.where((index == 0) | (2 * index == width), 1.0, 2.0).astype(np.float32)
+
+
+def _keep(x: Array, axis: int, width: int) -> Array:
+    """Pads columns 0..width/2 with zeros to whole tiles."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, spectral.folded_width(width) - x.shape[axis])
+    return jnp.pad(x, padding)

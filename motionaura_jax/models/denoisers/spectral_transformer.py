@@ -1,0 +1,198 @@
+"""The spectral transformer: predicts clean tokens from partly masked ones and a text.  MotionAura 3.3; spec C."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from motionaura_jax.errors import UserError
+from motionaura_jax.models.denoisers import block
+from motionaura_jax.models.denoisers.block import TextMemory
+from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
+from motionaura_jax.models.layers import rotary, spectral
+from motionaura_jax.models.layers.embeddings import GridEmbedding, ScalarEmbedding, sinusoid
+from motionaura_jax.types import Cond
+
+_STDDEV = 0.02
+
+
+class SpectralTransformer(nn.Module):
+    """Denoiser over token grids of any size.
+
+    With `folded` it takes the parameters that `fold` returns and computes the same values with less work.
+    """
+
+    config: SpectralTransformerConfig
+    folded: bool = False
+
+    def setup(self) -> None:
+        config = self.config
+        self.embedding = TokenEmbedding(config)
+        self.condition = Conditioning(config)
+        self.text = TextEncoder(config)
+        self.trunk = Trunk(config, self.folded)
+        self.head = Head(config)
+
+    def __call__(
+        self, x_t: Int[Array, "b t h w"], m: Float[Array, " b"], cond: Cond, text: TextMemory | None = None
+    ) -> Float[Array, "b t h w k"]:
+        """Returns float32 logits over the K codes at every position.
+
+        Args:
+          x_t: tokens in [0, K]; K is MASK.
+          m: masked fraction in [0, 1] that the process aims at.
+          cond: `scalars["fps"]` (frames a second, positive), `tokens` (text features) and `token_mask`.  A sample
+            whose mask is False everywhere, or `tokens` of None, means the learned null text.
+          text: what `encode_text` made of `cond`, which is then not read for text; batch 1 serves any batch.
+
+        Raises:
+          UserError: no fps, or text features that do not fit the settings.
+        """
+        batch, *grid = x_t.shape
+        memory = self.encode_text(cond) if text is None else text
+        z = self.embedding(x_t).reshape(batch, -1, self.config.width)
+        z = self.trunk(z, (grid[0], grid[1], grid[2]), self.condition(m, cond), memory)
+        return self.head(z, self.embedding.table).reshape(*x_t.shape, self.config.vocab_size)
+
+    def encode_text(self, cond: Cond) -> TextMemory:
+        """Returns keys and values of the text for all blocks; it depends neither on time nor on the tokens."""
+        return self.text(cond)
+
+
+class TokenEmbedding(nn.Module):
+    """Embeds codes, MASK and positions; `table` is shared with the head."""
+
+    config: SpectralTransformerConfig
+
+    def setup(self) -> None:
+        config, init = self.config, nn.initializers.normal(_STDDEV)
+        self.table = self.param("table", init, (config.vocab_size, config.width))
+        self.mask = self.param("mask", init, (config.width,))
+        if config.abs_pos:
+            self.position = GridEmbedding(config.width, _STDDEV)
+
+    def __call__(self, tokens: Int[Array, "b t h w"]) -> Float[Array, "b t h w d"]:
+        config = self.config
+        _, t, h, w = tokens.shape
+        # MASK has a vector of its own, which keeps the number of rows of the table divisible for sharding.
+        z = jnp.take(self.table, jnp.minimum(tokens, config.vocab_size - 1), axis=0)
+        z = jnp.where((tokens == config.vocab_size)[..., None], self.mask, z)
+        if config.rope == "sinusoidal":
+            z = z + _STDDEV * 2**0.5 * sinusoid(jnp.arange(t * h * w), config.width).reshape(t, h, w, -1)
+        if config.abs_pos:
+            z = z + self.position((t, h, w))
+        return z.astype(config.dtype)
+
+
+class Conditioning(nn.Module):
+    """Embeds masked fraction and frame rate; projects them once for all blocks with `adaln='single'` (spec B.4)."""
+
+    config: SpectralTransformerConfig
+
+    @nn.compact
+    def __call__(self, m: Float[Array, " b"], cond: Cond) -> Float[Array, "b c"]:
+        config = self.config
+        if "fps" not in cond.scalars:
+            raise UserError("Cond.scalars has no 'fps'; give the frame rate of each clip")
+        # One unit of a sinusoid's argument is 1/1000 of the masked fraction, and 1/64 octave of the frame rate.
+        condition = ScalarEmbedding(config.width, name="fps")(64 * jnp.log2(cond.scalars["fps"]))
+        if config.time_cond:
+            condition = condition + ScalarEmbedding(config.width, name="time")(1000 * m)
+        if config.adaln != "single":
+            return condition
+        width = block.modulation_count(config) * config.width
+        return nn.Dense(width, kernel_init=nn.initializers.zeros, name="project")(nn.silu(condition))
+
+
+class TextEncoder(nn.Module):
+    """Projects text features to the width of the network once, and from there to keys and values of every block."""
+
+    config: SpectralTransformerConfig
+
+    @nn.compact
+    def __call__(self, cond: Cond) -> TextMemory:
+        config = self.config
+        null = self.param("null", nn.initializers.normal(_STDDEV), (config.text_len, config.width))
+        project = nn.Dense(config.width, dtype=jnp.dtype(config.dtype), name="project")
+        tokens, mask = self._content(cond)
+        text = jnp.where(mask[..., None], project(tokens), 0)
+        given = mask.any(axis=-1, keepdims=True)
+        text = jnp.where(given[..., None], text, null.astype(config.dtype))
+        scanned = nn.scan(
+            block.KeysValues,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=config.blocks,
+            unroll=1 if config.scan else config.blocks,
+        )
+        _, (keys, values) = scanned(config, name="blocks")(text, None)
+        # A transform mixes padding into every bin whatever the mask says, so there padding is zeros and all bins count.
+        return TextMemory(keys, values, None if config.cross_kind != "none" else mask | ~given)
+
+    def _content(self, cond: Cond) -> tuple[Float[Array, "b l d"], Array]:
+        """Returns text features padded to `text_len`, and where they hold content."""
+        config = self.config
+        if cond.tokens is None:
+            empty = jnp.zeros((1, config.text_len, config.text_dim), config.dtype)
+            return empty, jnp.zeros((1, config.text_len), bool)
+        batch, length, width = cond.tokens.shape
+        if length > config.text_len or width != config.text_dim:
+            raise UserError(
+                f"text features have {length} positions of width {width}; this model takes up to {config.text_len} "
+                f"(model.text_len) of width {config.text_dim} (model.text_dim)"
+            )
+        mask = jnp.ones((batch, length), bool) if cond.token_mask is None else cond.token_mask
+        missing = config.text_len - length
+        return jnp.pad(cond.tokens, ((0, 0), (0, missing), (0, 0))), jnp.pad(mask, ((0, 0), (0, missing)))
+
+
+class Trunk(nn.Module):
+    """The blocks, with their parameters stacked along a leading axis."""
+
+    config: SpectralTransformerConfig
+    folded: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Float[Array, "b s d"],
+        grid: tuple[int, int, int],
+        condition: Float[Array, "b c"],
+        memory: TextMemory,
+    ) -> Float[Array, "b s d"]:
+        config, batch = self.config, z.shape[0]
+        context = tuple(jnp.broadcast_to(x, (x.shape[0], batch, *x.shape[2:])) for x in memory[:2])
+        mask = None if memory.mask is None else jnp.broadcast_to(memory.mask, (batch, memory.mask.shape[1]))
+        scanned = nn.scan(
+            block.remat(block.Block, config.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.blocks,
+            unroll=1 if config.scan else config.blocks,
+        )
+        blocks = scanned(config, grid, self.folded, name="blocks")
+        return blocks(z, context, condition, self._angle(grid), mask)[0]
+
+    def _angle(self, grid: tuple[int, int, int]) -> Float[Array, "s half"] | None:
+        config = self.config
+        if config.rotary == "sinusoidal":
+            return None
+        kind = "axial" if config.rotary == "axial" else "flat1d"
+        signed = config.rotary == "signed" or (config.rotary == "axial" and config.spectral == "hartley3d")
+        coordinates = rotary.positions(kind, grid, signed=signed)
+        if self.folded and config.spectral in spectral.FOLDED_KINDS:
+            coordinates = coordinates[spectral.paired_order(len(coordinates))]
+        return rotary.angles(coordinates, config.head_dim)
+
+
+class Head(nn.Module):
+    """LayerNorm, Linear, GELU and the transposed token table: logits in float32."""
+
+    config: SpectralTransformerConfig
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b s d"], table: Float[Array, "k d"]) -> Float[Array, "b s k"]:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        z = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(z)
+        z = nn.gelu(nn.Dense(config.width, dtype=dtype, name="dense")(z))
+        return jnp.einsum("bsd,kd->bsk", z, table.astype(dtype), preferred_element_type=jnp.float32)

@@ -1,0 +1,171 @@
+"""Linear maps into and out of a spectral domain.  MotionAura section 3.3, equations 2-5; spec C.2-C.5.
+
+A transform is written T(x) = Re(w * F x) with the unitary Fourier transform F over the axes of its kind and a weight w:
+1 for `re_fft2`, 1 + i for the Hartley kinds, learned for `filter` and for cross-attention (spec C.4).  The same layer
+exists in two forms that compute equal values: `SpectralInput` and `SpectralOutput` apply T to activations;
+`FoldedInput` and `FoldedOutput` hold kernels into which the transform along the embedding was merged beforehand
+(performance.md 2.2) and return their rows in the order of `paired_order`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from motionaura_jax.ops import fft
+
+Grid = tuple[int, int, int]
+Sequence = Float[Array, "b s d"]
+
+FOLDED_KINDS = ("re_fft2", "hartley", "filter")
+"""Kinds whose embedding transform merges into the kernels; the others have none or need the (t, h, w) grid."""
+
+_TILE = 8
+
+
+def transform(x: Sequence, kind: str, grid: Grid) -> Sequence:
+    """Applies the fixed transform T of `kind`; for an orthogonal kind also its inverse.
+
+    `filter` stands for its unweighted part, Re(fft2), which leads back from the learned transform.  Re(fft2) returns
+    the point-even half (x[s, d] + x[-s, -d]) / 2 when applied twice (spec C.2).
+    """
+    if kind == "none":
+        return x
+    if kind in ("re_fft2", "filter"):
+        return fft.re_fft2(x)
+    shape, axes = _domain(x, kind, grid)
+    return fft.hartley_nd(x.reshape(shape), axes).reshape(x.shape)
+
+
+def weighted_transform(x: Sequence, weight: Float[Array, "2 d"], kind: str, grid: Grid) -> Sequence:
+    """Applies Re(w * F x), w = weight[0] + i weight[1] for each embedding frequency (channel for `seq_hartley`)."""
+    shape, axes = _domain(x, kind, grid)
+    real, imaginary = fft.fft_parts(x.reshape(shape), axes)
+    return (weight[0] * real - weight[1] * imaginary).reshape(x.shape).astype(x.dtype)
+
+
+def initial_weight(kind: str) -> nn.initializers.Initializer:
+    """Starts a learned weight at the fixed one of `kind`, with noise of 0.02 on the imaginary part (spec C.4)."""
+    imaginary = 1.0 if "hartley" in kind else 0.0
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        noise = 0.02 * jax.random.normal(key, shape[1:], dtype)
+        return jnp.stack([jnp.ones(shape[1:], dtype), imaginary + noise])
+
+    return init
+
+
+def paired_order(length: int) -> np.ndarray:
+    """Returns the bins in the order 0, 1, ..., length // 2, -1, -2, ..., so that n and -n stand in separate halves."""
+    return np.concatenate([np.arange(length // 2 + 1), np.arange(length - 1, length // 2, -1)])
+
+
+def folded_width(width: int) -> int:
+    """Returns the number of columns 0..width/2 that the folded `re_fft2` keeps, rounded up to whole tiles."""
+    return -(-(width // 2 + 1) // _TILE) * _TILE
+
+
+class SpectralInput(nn.Module):
+    """Maps T(x) to one array of `features` for each of `names` (query, key, value), without biases.
+
+    With `learned` the weight of the transform is the parameter `filter`.
+    """
+
+    names: tuple[str, ...]
+    features: int
+    kind: str
+    grid: Grid
+    learned: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> tuple[Float[Array, "b s n"], ...]:
+        width = x.shape[-1]
+        if self.learned:
+            weight = self.param("filter", initial_weight(self.kind), (2, width))
+            x = weighted_transform(x, weight, self.kind, self.grid)
+        else:
+            x = transform(x, self.kind, self.grid)
+        init = nn.initializers.lecun_normal()
+        return tuple(_dot(x, self.param(name, init, (width, self.features)), self.dtype) for name in self.names)
+
+
+class SpectralOutput(nn.Module):
+    """Projects attention output to `features` and leaves the spectral domain."""
+
+    features: int
+    kind: str
+    grid: Grid
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s n"]) -> Sequence:
+        kernel = self.param("o", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        return transform(_dot(x, kernel, self.dtype), self.kind, self.grid)
+
+
+class FoldedInput(nn.Module):
+    """`SpectralInput` without a transform along the embedding: bins u and -u are re(u) E +- im(u) O.
+
+    re and im are the sequence transform of x, shared by all `names`; the kernels E and O are the parameters NAME_even
+    and NAME_odd.  With `half` (a transform of weight 1) columns 0..d/2 of the point-even half of x suffice, and E, O
+    have half the rows each.
+    """
+
+    names: tuple[str, ...]
+    features: int
+    half: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> tuple[Float[Array, "b s n"], ...]:
+        width = folded_width(x.shape[-1]) if self.half else x.shape[-1]
+        if self.half:
+            x = fft.fold_columns(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1])))
+        real, imaginary = (part.astype(self.dtype) for part in fft.seq_rfft(x))
+        return tuple(self._bins(name, real, imaginary, x.shape[1]) for name in self.names)
+
+    def _bins(self, name: str, real: Array, imaginary: Array, length: int) -> Float[Array, "b s n"]:
+        init, shape = nn.initializers.lecun_normal(), (real.shape[-1], self.features)
+        even, odd = (self.param(f"{name}_{part}", init, shape) for part in ("even", "odd"))
+        a, b = _dot(real, even, self.dtype), _dot(imaginary, odd, self.dtype)
+        return jnp.concatenate([a + b, (a - b)[:, 1 : (length + 1) // 2]], axis=1)
+
+
+class FoldedOutput(nn.Module):
+    """`SpectralOutput` without a transform along the embedding, from rows in `paired_order`.
+
+    Rows n and -n enter as their sum and difference; with `half` only columns 0..d/2 of the result are computed and the
+    others mirrored, because it is point-symmetric.
+    """
+
+    features: int
+    half: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s n"]) -> Sequence:
+        length, kept = x.shape[1], x.shape[1] // 2 + 1
+        width = folded_width(self.features) if self.half else self.features
+        init, shape = nn.initializers.lecun_normal(), (x.shape[-1], width)
+        even, odd = (self.param(f"o_{part}", init, shape) for part in ("even", "odd"))
+        positive = x[:, :kept]
+        # Bins 0 and length / 2 are their own mirror images.
+        own = [x[:, kept - 1 : kept]] if length % 2 == 0 and length > 1 else []
+        negative = jnp.concatenate([x[:, :1], x[:, kept:], *own], axis=1)
+        real, imaginary = _dot(positive + negative, even, self.dtype), _dot(positive - negative, odd, self.dtype)
+        out = fft.seq_irfft(real, imaginary, length)
+        return fft.unfold_columns(out, self.features) if self.half else out
+
+
+def _dot(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
+    return x.astype(dtype) @ kernel.astype(dtype)
+
+
+def _domain(x: Sequence, kind: str, grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the shape in which `kind` sees x, and the axes that it transforms."""
+    if kind == "hartley3d":
+        return (x.shape[0], *grid, x.shape[-1]), (1, 2, 3, 4)
+    return x.shape, ((1,) if kind == "seq_hartley" else (1, 2))

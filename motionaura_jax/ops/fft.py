@@ -1,0 +1,154 @@
+"""Unitary Fourier and Hartley transforms of real arrays.  MotionAura section 3.3; spec C.2-C.5, performance.md 2.2.
+
+The only module that calls `jnp.fft`.  XLA does not partition an FFT: under plain `jit` a sharded operand is gathered
+whole onto every device.  Each transform here therefore runs in a `jax.shard_map` island when a mesh is set, with the
+transformed axes local and the others split.  Everything computes in float32 or wider and returns its input's dtype.
+"""
+
+import math
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jaxtyping import Array, Complex, Float
+
+BATCH_AXES = ("data", "fsdp")
+"""Mesh axes that prefer to split the first free axis of an array; all others prefer the last (channels)."""
+
+
+def fft2(x: Float[Array, "b s d"]) -> Complex[Array, "b s d"]:
+    """Returns the whole complex transform over the last two axes: the reference that the fast forms are held to."""
+    return _island(lambda a: jnp.fft.fft2(a, norm="ortho"), "bsd", "bsd", "sd", _wide(x))
+
+
+def dft(x: Array, axis: int) -> Complex[Array, "..."]:
+    """Returns the complex transform along one axis of a real array, e.g. of a weight that is being folded."""
+    layout = string.ascii_lowercase[: x.ndim]
+    return _island(lambda a: jnp.fft.fft(a, axis=axis, norm="ortho"), layout, layout, layout[axis], _wide(x))
+
+
+def re_fft2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """Returns Re(fft2(x)) over the last two axes at a quarter of the work.
+
+    Re drops the point-odd half of x.  Of the point-even half, columns 0..d/2 hold everything; their sequence transform
+    is conjugate-symmetric in s, and each of its rows has a real transform over d.
+    """
+    width = x.shape[-1]
+
+    def local(a: Array) -> Array:
+        columns = jnp.fft.rfft(fold_columns(a), axis=-2, norm="ortho")
+        rows = jnp.fft.irfft(columns.conj(), n=width, axis=-1, norm="ortho")
+        reflected = mirror(rows, (-1,))[..., 1 : (a.shape[-2] + 1) // 2, :]
+        return jnp.concatenate([rows, reflected[..., ::-1, :]], axis=-2)
+
+    return _island(local, "bsd", "bsd", "sd", _wide(x)).astype(x.dtype)
+
+
+def re_ifft2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """Returns Re(ifft2(x)), which equals Re(fft2(x)): the inverse transform of a real array is the conjugate."""
+    return re_fft2(x)
+
+
+def fft_parts(x: Float[Array, "b *grid d"], axes: Sequence[int]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Returns the real and the imaginary part of the transform over `axes`, from half of the spectrum."""
+    layout = string.ascii_lowercase[: x.ndim]
+    axes = [axis % x.ndim for axis in axes]
+
+    def local(a: Array) -> tuple[Array, Array]:
+        half = jnp.fft.rfftn(a, axes=axes, norm="ortho")
+        count = a.shape[axes[-1]] - half.shape[axes[-1]]
+        others = jax.lax.slice_in_dim(mirror(half, axes[:-1]), 1, 1 + count, axis=axes[-1])
+        others = jnp.flip(others, axes[-1])
+        real = jnp.concatenate([half.real, others.real], axis=axes[-1])
+        return real, jnp.concatenate([half.imag, -others.imag], axis=axes[-1])
+
+    real, imaginary = _island(local, layout, layout, "".join(layout[axis] for axis in axes), _wide(x))
+    return real.astype(x.dtype), imaginary.astype(x.dtype)
+
+
+def hartley_nd(x: Float[Array, "b *grid d"], axes: Sequence[int]) -> Float[Array, "b *grid d"]:
+    """Returns Re - Im of the transform over `axes`: orthogonal and its own inverse."""
+    real, imaginary = fft_parts(x, axes)
+    return real - imaginary
+
+
+def hartley2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """Returns the Hartley transform over the last two axes."""
+    return hartley_nd(x, (-2, -1))
+
+
+def seq_rfft(x: Float[Array, "b s c"]) -> tuple[Float[Array, "b u c"], Float[Array, "b u c"]]:
+    """Returns real and imaginary part of the transform over the sequence, u = 0..s/2."""
+
+    def local(a: Array) -> tuple[Array, Array]:
+        half = jnp.fft.rfft(a, axis=1, norm="ortho")
+        return half.real, half.imag
+
+    real, imaginary = _island(local, "bsc", "buc", "su", _wide(x))
+    return real.astype(x.dtype), imaginary.astype(x.dtype)
+
+
+def seq_irfft(real: Float[Array, "b u c"], imaginary: Float[Array, "b u c"], length: int) -> Float[Array, "b s c"]:
+    """Inverts `seq_rfft` for a sequence of `length`; the imaginary part at frequencies 0 and s/2 has no effect."""
+
+    def local(re: Array, im: Array) -> Array:
+        return jnp.fft.irfft(jax.lax.complex(re, im), n=length, axis=1, norm="ortho")
+
+    return _island(local, "buc", "bsc", "us", _wide(real), _wide(imaginary)).astype(real.dtype)
+
+
+def mirror(x: Array, axes: Sequence[int]) -> Array:
+    """Reverses indices, u -> -u mod n, along `axes`."""
+    for axis in axes:
+        first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+        rest = jax.lax.slice_in_dim(x, 1, None, axis=axis)
+        x = jnp.concatenate([first, jnp.flip(rest, axis)], axis=axis)
+    return x
+
+
+def fold_columns(x: Float[Array, "b s d"]) -> Float[Array, "b s c"]:
+    """Returns columns 0..d/2 of the point-even half (x[s, d] + x[-s, -d]) / 2; the rest is their reflection."""
+    kept = x.shape[-1] // 2 + 1
+    reflected = mirror(jnp.concatenate([x[..., :1], x[..., x.shape[-1] - kept + 1 :][..., ::-1]], axis=-1), (-2,))
+    return 0.5 * (x[..., :kept] + reflected)
+
+
+def unfold_columns(columns: Float[Array, "b s c"], width: int) -> Float[Array, "b s d"]:
+    """Completes the columns 0..width/2 of a point-symmetric array."""
+    count = width - (width // 2 + 1)
+    return jnp.concatenate([columns[..., : width // 2 + 1], mirror(columns[..., count:0:-1], (-2,))], axis=-1)
+
+
+def _wide(x: Array) -> Array:
+    """Casts to at least float32: no backend has a general 16-bit FFT."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _island(function: Callable[..., Any], inputs: str, outputs: str, local: str, *arrays: Array) -> Any:
+    """Applies `function` device by device; letters name axes, and those in `local` or in one layout only stay whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types:
+        return function(*arrays)
+    free = {c: n for c, n in zip(inputs, arrays[0].shape, strict=True) if c in outputs and c not in local}
+    split = _assign(mesh, free)
+
+    def spec(layout: str) -> PartitionSpec:
+        return PartitionSpec(*(split.get(c) or None for c in layout))
+
+    return jax.shard_map(function, in_specs=spec(inputs), out_specs=spec(outputs))(*arrays)
+
+
+def _assign(mesh: AbstractMesh, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Gives every mesh axis to the first array axis that it divides; an axis that divides none replicates the work."""
+    split: dict[str, tuple[str, ...]] = dict.fromkeys(sizes, ())
+    shards = dict.fromkeys(sizes, 1)
+    for name, devices in zip(mesh.axis_names, mesh.axis_sizes, strict=True):
+        for letter in sizes if name in BATCH_AXES else reversed(list(sizes)):
+            if sizes[letter] % (shards[letter] * devices) == 0:
+                split[letter] += (name,)
+                shards[letter] *= devices
+                break
+    return split
