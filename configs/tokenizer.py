@@ -40,6 +40,9 @@ PRESETS = {
     # Sizes.
     "tiny": {
         **_model("tiny"),
+        # A short run has no time to learn to fill in much; the paper's share is preset `paper`.
+        "masking.frame_probability": 0.1,
+        "masking.patch_probability": 0.1,
         "optimizer.learning_rate": 2e-3,
         "optimizer.warmup_steps": 50,
         "train.steps": 2000,
@@ -60,6 +63,8 @@ PRESETS = {
     # What `motionaura demo` trains: a few minutes on two processor cores.
     "demo": {
         **_model("tiny"),
+        "masking.frame_probability": 0.1,
+        "masking.patch_probability": 0.1,
         "data.scenes": 384,
         "data.scene_style": "easy",
         "data.batch_size": 8,
