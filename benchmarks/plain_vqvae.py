@@ -1,7 +1,7 @@
 """The peer of the tokenizer benchmark: a plain 3-D VQ-VAE (strided convolutions and residual blocks, van den Oord 2017).
 
 It gets everything that is not MotionAura's: the same codebook with the same start and restarts, the same loss, optimizer,
-data, average and fast convolutions, and GroupNorm, which the plain network needs to train at our learning rates at all.
+data, average and fast convolutions, and, kindly, GroupNorm and SiLU, which the plain network of 2017 did not have.
 """
 
 import dataclasses

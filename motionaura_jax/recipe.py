@@ -60,7 +60,7 @@ class OptimizerConfig:
 
     Attributes:
       decay: shape of the schedule after warm-up, down to `final_scale` times the peak at `train.steps`.
-      weight_decay: applied to parameters of two or more dimensions, so never to biases, norms or gains.
+      weight_decay: of matrices and kernels only: biases, norms, gains, embeddings and codes are spared.
     """
 
     name: Literal["adamw", "adam"] = "adamw"

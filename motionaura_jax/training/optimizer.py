@@ -9,6 +9,9 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import OptimizerConfig, ParamGroup
 from motionaura_jax.types import PyTree
 
+# Layers stacked by a scan carry a leading axis, so that dimensions alone do not tell a gain from a matrix.
+_NOT_DECAYED = frozenset({"bias", "scale", "gain", "table", "filter", "null", "codebook"})
+
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate over the steps of a run: linear warm-up, then the decay named in the recipe."""
@@ -41,14 +44,17 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     rate = schedule(config, steps)
     decayed = config.weight_decay if config.name == "adamw" else 0.0
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts.append(optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=decayed, mask=_matrices))
+    parts.append(optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=decayed, mask=_decayed))
     if config.groups:
         parts.append(_scale_groups(config.groups))
     return optax.chain(*parts)
 
 
-def _matrices(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+def _decayed(params: PyTree) -> PyTree:
+    def decays(path: tuple, leaf: jax.Array) -> bool:
+        return leaf.ndim >= 2 and path_name(path).rsplit("/", 1)[-1] not in _NOT_DECAYED
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _scale_groups(groups: tuple[ParamGroup, ...]) -> optax.GradientTransformation:

@@ -49,7 +49,7 @@ def value_and_gradients(x, kernel, grad, strides, temporal="replicate", impl="ta
     return y, *pullback(grad)
 
 
-def check(shape, window, strides, temporal, impl="taps2d", features=2):
+def check_against_float64(shape, window, strides, temporal, impl="taps2d", features=2):
     x, kernel = draw(shape), draw((*window, shape[-1], features), 1)
     expected = reference(x, kernel, strides, temporal)
     grad = draw(expected.shape, 2)
@@ -71,12 +71,12 @@ def check(shape, window, strides, temporal, impl="taps2d", features=2):
     ],
 )
 def test_values_and_gradients_match_float64(window, strides, temporal, impl):
-    check(SHAPE, window, strides, temporal, impl)
+    check_against_float64(SHAPE, window, strides, temporal, impl)
 
 
 @pytest.mark.parametrize("window", [(3, 3, 1), (3, 1, 3), (3, 1, 1)])
 def test_flat_windows(window):
-    check(SHAPE, window, (1, 1, 1), "valid")
+    check_against_float64(SHAPE, window, (1, 1, 1), "valid")
 
 
 @settings(max_examples=4)
@@ -87,7 +87,7 @@ def test_flat_windows(window):
     temporal=st.sampled_from(["replicate", "causal"]),
 )
 def test_any_shape_window_and_stride(shape, window, strides, temporal):
-    check(shape, window, strides, temporal)
+    check_against_float64(shape, window, strides, temporal)
 
 
 def test_length_is_the_ceiling_of_the_quotient():

@@ -49,7 +49,7 @@ def value_and_gradients(x, kernel, grad, temporal="replicate", impl="auto"):
     return y, *pullback(grad)
 
 
-def check(shape, window, temporal):
+def check_against_float64(shape, window, temporal):
     x, kernel = draw(shape), draw((*window, shape[-1]), 1)
     expected = reference(x, kernel, temporal)
     grad = draw(expected.shape, 2)
@@ -61,7 +61,7 @@ def check(shape, window, temporal):
 
 @pytest.mark.parametrize("temporal", ["replicate", "causal", "valid"])
 def test_values_and_gradients_match_float64(temporal):
-    check(SHAPE, WINDOW, temporal)
+    check_against_float64(SHAPE, WINDOW, temporal)
 
 
 @settings(max_examples=4)
@@ -71,7 +71,7 @@ def test_values_and_gradients_match_float64(temporal):
     temporal=st.sampled_from(["replicate", "causal"]),
 )
 def test_any_shape_and_window(shape, window, temporal):
-    check(shape, window, temporal)
+    check_against_float64(shape, window, temporal)
 
 
 def test_matches_the_library_call():

@@ -43,7 +43,7 @@ def inputs(shape, features):
     return draw(shape), draw((1, 4, 4, shape[-1], features), 1), draw(grad_shape, 2)
 
 
-def check(shape, features, impl):
+def check_against_float64(shape, features, impl):
     arguments = inputs(shape, features)
     actual = value_and_gradients(*(jnp.asarray(value, jnp.float32) for value in arguments), impl=impl)
     for ours, exact in zip(actual, scatter(*arguments), strict=True):
@@ -52,13 +52,13 @@ def check(shape, features, impl):
 
 @pytest.mark.parametrize("impl", ["polyphase", "lax"])
 def test_values_and_gradients_match_float64(impl):
-    check((2, 2, 3, 5, 4), 3, impl)
+    check_against_float64((2, 2, 3, 5, 4), 3, impl)
 
 
 @settings(max_examples=3)
 @given(shape=st.tuples(*[st.integers(1, 3)] * 5), features=st.integers(1, 3))
 def test_any_shape(shape, features):
-    check(shape, features, "auto")
+    check_against_float64(shape, features, "auto")
 
 
 def test_matches_torch():

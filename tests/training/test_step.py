@@ -89,12 +89,13 @@ def test_groups_that_cannot_be_meant(pattern, message):
         optimizer.build(OptimizerConfig(groups=(ParamGroup(pattern=pattern, scale=0.0),)), 10).init({"w": jnp.ones(2)})
 
 
-def test_weight_decay_spares_vectors():
+def test_weight_decay_spares_all_but_matrices():
     optimize = optimizer.build(OptimizerConfig(weight_decay=0.1, learning_rate=1.0, decay="constant"), 10)
-    params = {"bias": jnp.ones(3), "kernel": jnp.ones((3, 3))}
+    spared = {"offset": jnp.ones(3), "stacked": {"bias": jnp.ones((2, 3))}, "codebook": jnp.ones((4, 2))}
+    params = {**spared, "kernel": jnp.ones((3, 3))}
     updates, _ = optimize.update(jax.tree.map(jnp.zeros_like, params), optimize.init(params), params)
-    np.testing.assert_array_equal(updates["bias"], 0.0)
-    np.testing.assert_allclose(updates["kernel"], -0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates.pop("kernel"), -0.1, rtol=1e-6)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(updates))
 
 
 def test_schedules_against_closed_forms():
