@@ -54,11 +54,13 @@ def peers() -> dict[str, Callable[[], Case]]:
     """Constructors of the peers whose packages are installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
-    found = {"magvit2-pytorch VideoTokenizer 4x16x16": _magvit2} if importlib.util.find_spec("magvit2_pytorch") else {}
+    found: dict[str, Callable[[], Case]] = {}
     if importlib.util.find_spec("diffusers"):
         found["diffusers VQModel f16 (4 frames)"] = _vqmodel
         found["diffusers AutoencoderKLCogVideoX (8x64x64)"] = _cogvideox
         found["diffusers AutoencoderKLCosmos 8x16x16 (17 frames)"] = _cosmos
+    if importlib.util.find_spec("magvit2_pytorch"):  # last: diffusers must not meet the stand-in for torchvision
+        found["magvit2-pytorch VideoTokenizer 4x16x16"] = _magvit2
     return found
 
 
