@@ -37,29 +37,29 @@ def _demo(output: pathlib.Path, overrides: Sequence[str]) -> dict[str, Any]:
     result = train.fit(system(config.build(system.Recipe, values)), workdir)
     seconds = time.perf_counter() - started
     page = output / "index.html"
-    _write_page(page, workdir, result, seconds)
+    _write_page(page, workdir, seconds)
     return {**result, "seconds": seconds, "page": page}
 
 
-def _write_page(page: pathlib.Path, workdir: pathlib.Path, result: dict[str, Any], seconds: float) -> None:
+def _write_page(page: pathlib.Path, workdir: pathlib.Path, seconds: float) -> None:
     from motionaura_jax.report import Page
     from motionaura_jax.training.writers import read_metrics
 
     shown = Page(
         "MotionAura tokenizer", f"A 3D-MBQ-VAE trained from scratch on rendered scenes in {seconds / 60:.1f} minutes."
     )
-    shown.table(
-        ("measure", "value"), [(label, f"{result[key]:.4g}") for key, label in SHOWN_METRICS.items() if key in result]
-    )
-    shown.heading("Held-out scenes: input left, reconstruction right")
-    clips = sorted((workdir / "samples" / f"{result['step']:07d}").glob("*.mp4"))
-    shown.videos([(clip.stem.replace("_", " "), clip.relative_to(page.parent).as_posix()) for clip in clips])
-    shown.heading("Training")
     rows = read_metrics(workdir / "metrics.jsonl")
 
     def line(key: str) -> list[tuple[float, float]]:
         return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
+    last = {label: line(key)[-1][1] for key, label in SHOWN_METRICS.items() if line(key)}
+    shown.table(("measure", "value"), [(label, f"{value:.4g}") for label, value in last.items()])
+    shown.heading("Held-out scenes: input left, reconstruction right")
+    newest = max((folder for folder in (workdir / "samples").glob("*") if folder.is_dir()), default=None)
+    clips = sorted(newest.glob("*.mp4")) if newest else []
+    shown.videos([(clip.stem.replace("_", " "), clip.relative_to(page.parent).as_posix()) for clip in clips])
+    shown.heading("Training")
     shown.curves(
         {
             "squared error (training)": {"mse": line("mse")},
