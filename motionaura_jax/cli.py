@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "train": "train one system from a config file; the same command resumes",
+    "sample": "draw videos from text with a trained model",
     "reconstruct": "encode and decode a video with a trained tokenizer",
     "demo": "train a tiny tokenizer on rendered scenes and write a page that shows what it does",
     "doctor": "what is installed, which devices, what would not work and why",

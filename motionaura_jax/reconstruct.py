@@ -30,8 +30,8 @@ def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     media.check_output(args.output, overwrite=args.overwrite)
     frames, fps = video.read_video(args.input, max_frames=args.max_frames)
 
-    from motionaura_jax.pipelines.load import load_tokenizer
     from motionaura_jax.pipelines.reconstruct import reconstruct
+    from motionaura_jax.weights.load import load_tokenizer
 
     tokenizer, loaded = load_tokenizer(args.checkpoint)
     started = time.perf_counter()

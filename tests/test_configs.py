@@ -8,6 +8,7 @@ import pytest
 
 from motionaura_jax import config
 from motionaura_jax.systems import base
+from tests.systems.tiny import save_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,9 +25,16 @@ def presets():
     return found
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """What every recipe but that of the tokenizer itself is given on the command line."""
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
 @pytest.mark.parametrize("location", presets(), ids=lambda text: text.rsplit("/", 1)[1])
-def test_a_preset_builds_and_traces(location):
-    values = config.read(location)
+def test_a_preset_builds_and_traces(location, tokenizer):
+    needed = [f"--config.tokenizer={tokenizer}"] if "text_to_video" in location else []
+    values = config.read(location, needed)
     system_class = base.system_class(values["system"])
     recipe = config.build(system_class.Recipe, values)
     system = system_class(recipe)

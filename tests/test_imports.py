@@ -30,7 +30,7 @@ ALLOWED = {
     "metrics": {"metrics", "ops", "data"},
     "data": {"data", "ops"},
     "models": {"models", "ops", "parallel"},
-    "systems": {"config", "data", "diffusion", "metrics", "models", "ops", "parallel", "recipe", "systems"},
+    "systems": {"config", "data", "diffusion", "metrics", "models", "ops", "parallel", "recipe", "systems", "weights"},
     "training": {"config", "data", "metrics", "parallel", "recipe", "systems.base", "training"},
 }
 

@@ -20,7 +20,10 @@ from motionaura_jax.types import PyTree
 Batch = Mapping[str, Any]
 """Arrays with the global batch leading: `video` (b t h w 3) in [-1, 1], `fps` (b,), `sample` (b,) row in the step."""
 
-SYSTEMS = {"mbq_vae": "motionaura_jax.systems.mbq_vae:MBQVAESystem"}
+SYSTEMS = {
+    "mbq_vae": "motionaura_jax.systems.mbq_vae:MBQVAESystem",
+    "text_to_video": "motionaura_jax.systems.text_to_video:TextToVideoSystem",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

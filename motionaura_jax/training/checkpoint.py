@@ -21,12 +21,13 @@ from motionaura_jax.types import PyTree
 
 FOLDER = "checkpoints"
 
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every array at info and warns on first use
+
 
 class Checkpoints:
     """The checkpoints of one workdir: saved in the background, committed atomically, the newest `keep` kept."""
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, recipe: dict[str, Any]):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every array at info and warns on first use
         self._recipe = recipe
         self._folder = (workdir / FOLDER).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True)

@@ -10,7 +10,7 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import Recipe
 
 # Keys that may change between two runs of one workdir: they move no parameter and no sample.
-FREE_SECTIONS = ("checkpoint", "evaluate")
+FREE_SECTIONS = ("checkpoint", "evaluate", "sample")
 FREE_KEYS = ("data.threads", "train.log_every")
 
 

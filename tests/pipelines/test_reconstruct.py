@@ -10,11 +10,11 @@ from motionaura_jax import config, reconstruct
 from motionaura_jax.data.media import write_video
 from motionaura_jax.data.video import probe, read_video
 from motionaura_jax.errors import UserError
-from motionaura_jax.pipelines.load import load, load_tokenizer
 from motionaura_jax.pipelines.reconstruct import reconstruct as reconstruct_frames
 from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import checkpoint, optimizer, state
+from motionaura_jax.weights.load import load, load_tokenizer
 
 MODEL = {
     "channels": [8, 8],

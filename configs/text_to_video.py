@@ -1,0 +1,116 @@
+"""Text to video: `--config=configs/text_to_video.py:tiny --config.tokenizer=WORKDIR`; presets compose: `:L,hartley`."""
+
+import ml_collections
+
+from motionaura_jax.config import compose
+from motionaura_jax.models.denoisers.config import FAITHFUL
+from motionaura_jax.models.denoisers.config import PRESETS as MODELS
+
+BASE = {"system": "text_to_video"}
+
+
+def _model(name: str, **overrides: object) -> dict:
+    return {f"model.{key}": value for key, value in {**MODELS[name], **overrides}.items()}
+
+
+# The paper reads T5-XXL features of width 4096; an encoder trained here is narrower.
+_TEXT = {"text_dim": 512, "text_len": 192, "dtype": "bfloat16", "remat": "full"}
+
+_RECOMMENDED = {
+    "optimizer.learning_rate": 2e-4,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.96,
+    "optimizer.weight_decay": 0.045,
+    "optimizer.clip_norm": 1.0,
+    "optimizer.warmup_steps": 5000,
+    "train.steps": 580_000,
+    "train.ema_decay": 0.9999,
+    "train.log_every": 100,
+    "checkpoint.every": 2000,
+    "evaluate.every": 5000,
+    "text.encoder.layers": 6,
+    "text.encoder.heads": 8,
+    "data.num_frames": 16,
+    "data.height": 256,
+    "data.width": 256,
+    "data.batch_size": 512,
+}
+
+_PAPER_STEPS = 580_000
+
+
+def _stage(num_frames: int, batch_size: int, until: int) -> dict:
+    """One stage of recipe D.2; `until` counts from the start of the first stage.
+
+    The stages continue one another in one workdir (`train --override`).  Each ends where the common linear decay over
+    all of them stands at its last step, so the four pieces are one line.
+    """
+    return {
+        "optimizer.learning_rate": 1e-5,
+        "optimizer.warmup_steps": 0,
+        "optimizer.decay": "linear",
+        "optimizer.final_scale": 1.0 - until / _PAPER_STEPS,
+        "train.steps": until,
+        "data.num_frames": num_frames,
+        "data.batch_size": batch_size,
+    }
+
+
+PRESETS = {
+    # Sizes, with the recommended recipe.
+    "tiny": {
+        **_model("tiny"),
+        "data.batch_size": 16,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.b2": 0.96,
+        "optimizer.weight_decay": 0.045,
+        "optimizer.warmup_steps": 50,
+        "train.steps": 2000,
+        "train.ema_decay": 0.99,
+    },
+    "S": {**_model("S", **_TEXT), **_RECOMMENDED},
+    "M": {**_model("M", **_TEXT), **_RECOMMENDED},
+    "L": {**_model("L", **_TEXT), **_RECOMMENDED},
+    # Recipe D.2 of the paper, to name after a size: `:L,paper_16`, then `:L,paper_32` in the same workdir and so on.
+    "paper_16": _stage(16, 512, 120_000),
+    "paper_32": _stage(32, 256, 240_000),
+    "paper_48": _stage(48, 256, 390_000),
+    "paper_64": _stage(64, 128, 580_000),
+    # Rendered scenes on a few processor cores; goes with the tokenizer of `configs/tokenizer.py:demo`.
+    "demo": {
+        **_model("tiny", spectral="hartley"),
+        "data.scenes": 384,
+        "data.scene_style": "easy",
+        "data.batch_size": 16,
+        "optimizer.learning_rate": 2e-3,
+        "optimizer.b2": 0.96,
+        "optimizer.warmup_steps": 30,
+        "train.steps": 800,
+        "train.ema_decay": 0.98,
+        "checkpoint.every": 100,
+        "evaluate.every": 200,
+        "sample.num_inference_steps": 16,
+    },
+    # The same clips in three lengths, one network.
+    "buckets": {
+        "data.buckets": (
+            {"num_frames": 8, "height": 64, "width": 64, "batch_size": 16, "weight": 0.5},
+            {"num_frames": 4, "height": 64, "width": 64, "batch_size": 32, "weight": 0.25},
+            {"num_frames": 8, "height": 48, "width": 80, "batch_size": 16, "weight": 0.25},
+        )
+    },
+    # Variations of the network and of the process.
+    **{kind: {"model.spectral": kind} for kind in ("re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none")},
+    "identity": {"model.residual": "identity"},
+    "paper_residual": {"model.residual": "paper"},
+    "faithful": {f"model.{key}": value for key, value in FAITHFUL.items()},
+    "elbo": {"diffusion.objective": "elbo", "diffusion.schedule": "linear"},
+    "remask": {"diffusion.corrupt_visible": 0.05, "sample.remask": 4},
+    "halton": {"sample.sampler": "halton"},
+    "ancestral": {"sample.sampler": "ancestral", "sample.num_inference_steps": 64},
+}
+
+
+def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
+    """Returns what differs from the defaults of `TextToVideoRecipe`."""
+    return compose(BASE, PRESETS, variant)

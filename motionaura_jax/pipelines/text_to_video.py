@@ -1,0 +1,221 @@
+"""Videos from text: prompts through text encoder, denoiser and tokenizer, in batches of one compiled size."""
+
+import dataclasses
+import hashlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32, UInt8
+
+from motionaura_jax.data.frames import to_uint8
+from motionaura_jax.errors import UserError
+from motionaura_jax.models.autoencoders.padding import crop
+from motionaura_jax.models.autoencoders.tiling import tiled_decode
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.pipelines.prompts import Prompt
+from motionaura_jax.pipelines.reconstruct import TILE, WHOLE_PIXELS
+from motionaura_jax.systems.text_to_video import SampleConfig, TextToVideoSystem, make_sampler
+from motionaura_jax.types import Latent, PyTree
+from motionaura_jax.weights.load import load
+from motionaura_jax.weights.tokenizer import open_tokenizer
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to draw videos.
+
+    Attributes:
+      size: frames, height and width; from `TextToVideo.size`.
+      fps: frame rate that the model is told.
+      seed: video i of a call draws from `fold_in(seed, i)`.
+      sample: sampler, steps, guidance.
+      window: frames drawn at once; longer videos are continued window by window, half of each being known already.
+      batch_size: videos drawn together.  The last batch is filled up, so that one program serves all.
+    """
+
+    size: Size
+    fps: float
+    seed: int
+    sample: SampleConfig
+    window: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video: `index` is the number that its randomness comes from."""
+
+    prompt: Prompt
+    index: int
+
+
+class TextToVideo:
+    """A trained text-to-video model with its tokenizer, ready to draw.
+
+    Attributes:
+      recipe: what the model was trained with.
+      step: training step of the checkpoint.
+      digest: hash of the weights, 16 hex digits.
+    """
+
+    def __init__(self, checkpoint: str | Path, tokenizer: str = ""):
+        """Opens a checkpoint.
+
+        Args:
+          checkpoint: workdir or step folder.
+          tokenizer: where the tokenizer is now, if not where it was during training.
+
+        Raises:
+          UserError: no such checkpoint, or a tokenizer that is missing or another one.
+        """
+        loaded = load(checkpoint, "text_to_video")
+        self._system = TextToVideoSystem(loaded.recipe)  # type: ignore[arg-type]
+        self.recipe, self.step = self._system.recipe, loaded.step
+        place = tokenizer or self.recipe.tokenizer
+        if not Path(place).exists():
+            raise UserError(f"{place}: the tokenizer of {checkpoint} is not there; name its folder with --tokenizer")
+        self.tokenizer = open_tokenizer(place, self.recipe.latent_space)
+        self.digest = _digest(loaded.params)
+        self._params = jax.jit(self._system.folded)(loaded.params)
+        self._sample = jax.jit(self._system.sample_tokens, static_argnames="steps")
+
+    def size(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size:
+        """Checks a size, or takes that of the first training bucket where it is None.
+
+        Raises:
+          UserError: a value that the tokenizer cannot make; names the nearest possible ones.
+        """
+        buckets = self.recipe.data.all_buckets()
+        config, size = self.tokenizer.config, []
+        wanted = {"num_frames": num_frames, "height": height, "width": width}
+        for (name, given), stride in zip(wanted.items(), config.strides, strict=True):
+            trained = [getattr(bucket, name) for bucket in buckets]
+            value = trained[0] if given is None else given
+            first = 1 if config.causal and name == "num_frames" else stride
+            if value not in trained and (value < first or (value - first) % stride):
+                below = first + max(0, value - first) // stride * stride
+                near = [below] if value < first else [below, below + stride]
+                raise UserError(
+                    f"--{name}={value}: this model makes {first}, {first + stride}, {first + 2 * stride}, ...; "
+                    f"the nearest is {' or '.join(map(str, near))}"
+                )
+            size.append(value)
+        return size[0], size[1], size[2]
+
+    def window(self, frames: int | None, num_frames: int) -> int:
+        """Frames drawn at once: `frames`, else at most the longest clips that the model was trained on."""
+        longest = max(bucket.num_frames for bucket in self.recipe.data.all_buckets())
+        return min(num_frames, self.size(frames or longest)[0])
+
+    def check(self, prompts: Sequence[Prompt], sample: SampleConfig) -> None:
+        """Warns of everything that will not act as it reads: words cut off or unknown, guidance that cannot work."""
+        for text in dict.fromkeys(part for prompt in prompts for part in (prompt.text, prompt.negative)):
+            encoded = self._system.words.encode(text)
+            if encoded.cut:
+                logger.warning(
+                    "prompt %r is longer than %d words; cut: %r", text, self._system.words.length, encoded.cut
+                )
+            if encoded.unknown:
+                logger.warning("prompt %r: the model has never seen %s", text, ", ".join(map(repr, encoded.unknown)))
+        if sample.guidance is not None and not self.recipe.diffusion.text_dropout:
+            logger.warning("this model was trained without text dropout: it has no null text to guide away from")
+        if sample.guidance is None and any(prompt.negative for prompt in prompts):
+            logger.warning("a negative prompt has no effect without guidance; raise --guidance_scale above 1")
+
+    def draw(self, jobs: Sequence[Job], settings: Settings) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+        """Yields the videos of `jobs` in their order; which jobs share a batch does not matter."""
+        for start in range(0, len(jobs), settings.batch_size):
+            part = list(jobs[start : start + settings.batch_size])
+            tokens = self.tokens([*part, *part[-1:] * (settings.batch_size - len(part))], settings)[: len(part)]
+            yield from self.decode(tokens, settings.size)
+
+    def tokens(self, jobs: Sequence[Job], settings: Settings) -> Int32[np.ndarray, "b t h w"]:
+        """Draws window after window; tokens of the window before are known to the next one."""
+        config, process = self.tokenizer.config, self._system.process
+        grid = config.latent_shape(*settings.size)
+        length = config.latent_shape(settings.window, *settings.size[1:])[0]
+        tokens = np.full((len(jobs), *grid), process.mask_id, np.int32)
+        words, sample = self._system.words, settings.sample
+        text = words.batch(job.prompt.text for job in jobs)
+        negative = words.batch(job.prompt.negative for job in jobs)
+        fps = np.full(len(jobs), settings.fps, np.float32)
+        indices = np.array([job.index for job in jobs], np.uint32)
+        for number, start in enumerate(window_starts(grid[0], length)):
+            drawn = self._sample(
+                self._params,
+                text,
+                negative,
+                fps,
+                _keys(settings.seed, indices, number),
+                tokens[:, start : start + length],
+                make_sampler(sample, process.vocab_size),
+                sample.guidance,
+                steps=sample.num_inference_steps,
+            )
+            tokens[:, start : start + length] = np.asarray(drawn.tokens)
+        return tokens
+
+    def decode(self, tokens: Int32[np.ndarray, "b t h w"], size: Size) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+        """Decodes one by one, and large videos in tiles, as memory must not grow with the batch."""
+        latent = Latent(size=size, latent_space=self.tokenizer.latent_space)
+        for one in tokens[:, None]:
+            if math.prod(size) <= WHOLE_PIXELS:
+                video = _decode_whole(self.tokenizer, dataclasses.replace(latent, tokens=one))
+            else:
+                video = crop(jnp.asarray(self._decode_tiles(one)), size)
+            yield to_uint8(np.asarray(video[0]))
+
+    def _decode_tiles(self, tokens: Int32[np.ndarray, "1 t h w"]) -> np.ndarray:
+        config = self.tokenizer.config
+        tile = tuple(max(2, pixels // stride) for pixels, stride in zip(TILE, config.strides, strict=True))
+        overlap = tuple(max(1, cells // 4) for cells in tile)
+        values = _embed(self.tokenizer, tokens)
+        return tiled_decode(
+            config,
+            lambda piece: _decode_values(self.tokenizer, piece),
+            values,
+            tile=tile,  # type: ignore[arg-type]
+            overlap=overlap,  # type: ignore[arg-type]
+        )
+
+
+def window_starts(total: int, length: int) -> list[int]:
+    """First latent frame of each window: steps of half a window, the last one flush with the end."""
+    step = max(1, length - length // 2)
+    return [*range(0, max(0, total - length), step), max(0, total - length)]
+
+
+def _keys(seed: int, indices: Int32[np.ndarray, " b"], window: int) -> Array:
+    one = lambda index: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), window)  # noqa: E731
+    return jax.vmap(one)(indices)
+
+
+@jax.jit
+def _decode_whole(tokenizer: Tokenizer, latent: Latent) -> Array:
+    return tokenizer.decode(latent)
+
+
+@jax.jit
+def _decode_values(tokenizer: Tokenizer, values: Array) -> Array:
+    return tokenizer.decode_values(values)
+
+
+@jax.jit
+def _embed(tokenizer: Tokenizer, tokens: Array) -> Array:
+    return tokenizer.embed(tokens)
+
+
+def _digest(params: PyTree) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,397 @@
+"""Text to video as a trainable system: absorbing diffusion over the tokens of a frozen tokenizer.  MotionAura 3.2, 3.3."""
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from motionaura_jax.data import scene_set
+from motionaura_jax.data.frames import to_uint8
+from motionaura_jax.data.manifest import read_manifest
+from motionaura_jax.data.scene_text import caption as scene_caption
+from motionaura_jax.diffusion import samplers, schedules
+from motionaura_jax.diffusion.absorbing import Absorbing
+from motionaura_jax.diffusion.guidance import Guidance, guided
+from motionaura_jax.diffusion.likelihood import nelbo
+from motionaura_jax.diffusion.times import stratified
+from motionaura_jax.errors import UserError
+from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
+from motionaura_jax.models.denoisers.fold import fold
+from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
+from motionaura_jax.models.encoders.config import TextEncoderConfig
+from motionaura_jax.models.encoders.text import TextEncoder
+from motionaura_jax.models.encoders.text_tokenizer import PAD, TextTokenizer, build_vocabulary
+from motionaura_jax.recipe import DataConfig, Recipe
+from motionaura_jax.systems.base import Batch, Evaluation
+from motionaura_jax.types import Cond, Latent, PyTree
+from motionaura_jax.weights.tokenizer import open_tokenizer
+
+logger = logging.getLogger(__name__)
+
+SCENES = "scenes"
+_SCENE_CAPTIONS = 512  # captions from which rendered scenes take their words; every attribute is among them
+_TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text encoder and its words.
+
+    Attributes:
+      vocabulary: words by falling frequency; empty means that it is counted from the captions of `data.manifest` at the
+        first start.  The saved config holds the result, so that inference needs nothing else.
+      max_words: words that are counted at most; rarer ones become <unk>.
+      max_missing: share of clips without a caption above which training stops; below it they train the null text.
+    """
+
+    encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    vocabulary: tuple[str, ...] = ()
+    max_words: int = 8192
+    max_missing: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The process (see `diffusion.absorbing.Absorbing`) and `text_dropout`, the share of samples without text."""
+
+    schedule: str = "cosine"
+    objective: Literal["ce_masked", "elbo"] = "ce_masked"
+    min_masked: int = 1
+    label_smoothing: float = 0.0
+    corrupt_visible: float = 0.0
+    text_dropout: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How videos are drawn, during training and by default in `motionaura sample`.
+
+    Attributes:
+      sampler: "ancestral", or the fixed-count sampler revealing by "confidence", in "halton" or in "random" order.
+      guidance_scale: 1 + w as in diffusers; 1 is no guidance.  w rises linearly along the steps.
+      prompts: texts sampled at every evaluation; empty means the captions of the first held-out clips.
+      schedule, temperature, choice_temperature, top_k, top_p, remask: see `diffusion.samplers.Confidence`.
+      levels: rising shares of masking at which the held-out bound is reported.
+    """
+
+    sampler: Literal["confidence", "halton", "random", "ancestral"] = "confidence"
+    num_inference_steps: int = 32
+    guidance_scale: float = 4.0
+    schedule: str = "cosine"
+    temperature: float = 1.0
+    choice_temperature: float = 4.5
+    top_k: int | None = None
+    top_p: float | None = None
+    remask: int = 0
+    prompts: tuple[str, ...] = ()
+    levels: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={self.num_inference_steps}: at least 1 step is needed")
+        if self.guidance_scale < 1:
+            raise ValueError(f"guidance_scale={self.guidance_scale:g}: at least 1, which is no guidance")
+        if self.temperature < 0 or self.choice_temperature < 0:
+            raise ValueError("temperature and choice_temperature must not be negative")
+        if self.levels < 1:
+            raise ValueError("levels must be at least 1")
+        schedules.schedule(self.schedule)
+        make_sampler(self, 1)
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance, or None where the conditional half alone is computed."""
+        if self.guidance_scale == 1:
+            return None
+        return Guidance(scale=self.guidance_scale - 1, schedule=schedules.schedule(self.schedule))
+
+
+def make_sampler(config: SampleConfig, vocab_size: int) -> samplers.Sampler:
+    """Builds the sampler that the settings name."""
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "schedule": schedules.schedule(config.schedule),
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+    }
+    if config.sampler == "ancestral":
+        return samplers.Ancestral(**common)
+    return samplers.Confidence(
+        reveal=config.sampler, remask=config.remask, choice_temperature=config.choice_temperature, **common
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToVideoRecipe(Recipe):
+    """A text-to-video training run.
+
+    Attributes:
+      tokenizer: workdir or step folder of the trained tokenizer.
+      latent_space: hash of that tokenizer; the system fills it in, and from then on refuses another one.
+      model: the denoiser; the tokenizer decides its `vocab_size`.
+    """
+
+    tokenizer: str
+    latent_space: str = ""
+    model: SpectralTransformerConfig = field(default_factory=lambda: preset("tiny"))
+    text: TextConfig = field(default_factory=TextConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tokenizer:
+            raise UserError("config.tokenizer: name the workdir of a trained tokenizer")
+        if not (0 <= self.diffusion.text_dropout < 1 and 0 <= self.text.max_missing <= 1):
+            raise UserError("config.diffusion.text_dropout and config.text.max_missing: shares between 0 and 1")
+        make_process(self)
+
+
+def make_process(recipe: TextToVideoRecipe) -> Absorbing:
+    """Builds the diffusion process of a recipe."""
+    settings = dataclasses.asdict(recipe.diffusion)
+    settings.pop("text_dropout")
+    settings["schedule"] = schedules.schedule(recipe.diffusion.schedule)
+    return Absorbing(vocab_size=recipe.model.vocab_size, **settings)
+
+
+def captions(data: DataConfig, max_missing: float) -> list[str]:
+    """Returns the captions of the clips that a recipe trains on.
+
+    Raises:
+      UserError: more than the share `max_missing` of the clips has none.
+    """
+    if data.manifest == SCENES:
+        options, count = scene_set.PRESETS[data.scene_style], max(data.scenes, _SCENE_CAPTIONS)
+        return [scene_caption(scene_set.make_scene(i, split="train", options=options)) for i in range(count)]
+    records = read_manifest(data.manifest)
+    missing = [record.id for record in records if not record.caption]
+    if missing:
+        line = f"{data.manifest}: {len(missing)} of {len(records)} clips have no caption, e.g. {missing[0]}"
+        if len(missing) > max_missing * len(records):
+            raise UserError(f"{line}; add NAME.txt beside them, or raise config.text.max_missing ({max_missing:g})")
+        logger.warning("%s; they train the null text", line)
+    return [record.caption for record in records if record.caption]
+
+
+def resolve(recipe: TextToVideoRecipe) -> tuple[TextToVideoRecipe, Any]:
+    """Fills in what comes from outside: the vocabulary, the latent space and the number of codes.
+
+    Returns:
+      The recipe to save, and the tokenizer if it had to be opened.  A saved recipe comes back as it is.
+
+    Raises:
+      UserError: no such tokenizer, or captions that cannot serve.
+    """
+    opened = None
+    if not recipe.text.vocabulary:
+        texts = captions(recipe.data, recipe.text.max_missing)
+        vocabulary = build_vocabulary(texts, recipe.text.max_words)
+        if not vocabulary:
+            raise UserError(f"{recipe.data.manifest}: no caption has a word; add captions")
+        cut = sum(bool(TextTokenizer(vocabulary, recipe.model.text_len).encode(text).cut) for text in texts)
+        if cut:
+            logger.warning(
+                "%d of %d captions are longer than model.text_len=%d", cut, len(texts), recipe.model.text_len
+            )
+        recipe = dataclasses.replace(recipe, text=dataclasses.replace(recipe.text, vocabulary=vocabulary))
+    if not recipe.latent_space:
+        opened = open_tokenizer(recipe.tokenizer)
+        model = dataclasses.replace(recipe.model, vocab_size=opened.config.vocab_size)
+        recipe = dataclasses.replace(recipe, model=model, latent_space=opened.latent_space)
+    return recipe, opened
+
+
+class TextToVideoSystem:
+    """Pure functions around one recipe; see `systems.base.System`.
+
+    `params` holds `text` (the encoder) and `denoiser`; `frozen` holds the `tokenizer`.
+    """
+
+    Recipe = TextToVideoRecipe
+
+    def __init__(self, recipe: TextToVideoRecipe):
+        self.recipe, self._opened = resolve(recipe)
+        model, text = self.recipe.model, self.recipe.text
+        self.words = TextTokenizer(text.vocabulary, model.text_len)
+        self.process = make_process(self.recipe)
+        self._encoder = TextEncoder(text.encoder, self.words.size, model.text_dim, model.dtype)
+        self._nelbo = jax.jit(self._held_out_bound)
+        self._preview = jax.jit(self._sample_and_decode, static_argnames="size")
+
+    def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Shapes of the first bucket's batch."""
+        bucket = self.recipe.data.all_buckets()[0]
+        size = bucket.batch_size
+        video = (size, bucket.num_frames, bucket.height, bucket.width, 3)
+        return {
+            "video": jax.ShapeDtypeStruct(video, jnp.float32),
+            "fps": jax.ShapeDtypeStruct((size,), jnp.float32),
+            "text": jax.ShapeDtypeStruct((size, self.words.length), jnp.int32),
+            "sample": jax.ShapeDtypeStruct((size,), jnp.int32),
+        }
+
+    def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
+        """Video in [-1, 1], frame rates, word ids of the captions (`text`) and rows in the step."""
+        text = self.words.batch(batch["caption"])
+        return {"video": batch["video"], "fps": batch["fps"], "text": text, "sample": batch["sample"]}
+
+    def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        """Fresh weights; `extra` is empty."""
+        text_key, denoiser_key = jax.random.split(key)
+        ids = jnp.zeros((1, self.words.length), jnp.int32)
+        params = {"text": self._encoder.init(text_key, ids)["params"]}
+        cond = self._condition(params, ids, jnp.ones(1))
+        network = SpectralTransformer(self.recipe.model)
+        tokens = jnp.zeros((1, 2, 2, 2), jnp.int32)
+        return {**params, "denoiser": network.init(denoiser_key, tokens, jnp.ones(1), cond)["params"]}, {}
+
+    def frozen(self) -> PyTree:
+        """The tokenizer.  Raises UserError where its latent space is not the one that the recipe was made with."""
+        return {"tokenizer": self._opened or open_tokenizer(self.recipe.tokenizer, self.recipe.latent_space)}
+
+    def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
+        """Nothing to prepare."""
+        return params, extra
+
+    def loss(
+        self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
+        """Mean over clips of the objective of `diffusion`, in nats per token; times are stratified over the step."""
+        x0 = frozen["tokenizer"].encode(batch["video"]).tokens
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
+        corrupt_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        u = stratified(jax.random.fold_in(key, _TIMES), batch["sample"], self._global_batch(batch["video"].shape))
+        x_t, target = self.process.corrupt(x0, u, corrupt_keys)
+        dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.recipe.diffusion.text_dropout))(drop_keys)
+        cond = self._condition(params, jnp.where(dropped[:, None], PAD, batch["text"]), batch["fps"])
+        logits = self._denoise(params, x_t, self.process.level(u, math.prod(x0.shape[1:])), cond)
+        masked = jnp.mean(x_t == self.process.mask_id)
+        return self.process.loss(logits, target, x_t, u).mean(), ({}, {"masked": masked, "dropped": dropped.mean()})
+
+    def advance(
+        self, params: PyTree, extra: PyTree, stats: PyTree, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[PyTree, PyTree, Mapping[str, Array]]:
+        """Nothing moves but the parameters."""
+        return params, extra, {}
+
+    def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
+        """Bound of the negative log likelihood on held-out clips (nats per token), overall and by masking level.
+
+        `nelbo_25` is the cross entropy with up to 25 % of the tokens masked, and so on; `nelbo_shuffled` is the bound
+        with the captions of other clips, which is higher as soon as the model reads them.  The videos show a real clip
+        beside one sampled from its caption, or samples of `sample.prompts`.
+        """
+        batches = list(batches)
+        rows = [self._nelbo(params, frozen, dict(batch), index) for index, batch in enumerate(batches)]
+        true, shuffled = (np.concatenate(part, axis=1) for part in zip(*jax.device_get(rows), strict=True))
+        by_level = true.mean(axis=1)
+        metrics = {"nelbo": float(true.mean()), "nelbo_shuffled": float(shuffled.mean())}
+        metrics |= {
+            f"nelbo_{round(100 * (index + 1) / len(by_level))}": float(value) for index, value in enumerate(by_level)
+        }
+        videos = self._pictures(params, frozen, batches[0])
+        return Evaluation(metrics=metrics, videos=videos, fps=self.recipe.data.fps)
+
+    def folded(self, params: PyTree) -> PyTree:
+        """The parameters that `sample_tokens` takes: transforms along the embedding are merged into the kernels."""
+        return {**params, "denoiser": fold(params["denoiser"], self.recipe.model)}
+
+    def sample_tokens(
+        self,
+        params: PyTree,
+        text: Int[Array, "b l"],
+        negative: Int[Array, "b l"],
+        fps: Float[Array, " b"],
+        keys: Key[Array, " b"],
+        x_init: Int[Array, "b t h w"],
+        sampler: samplers.Sampler,
+        guidance: Guidance | None,
+        *,
+        steps: int,
+    ) -> samplers.Samples:
+        """Draws the tokens that are MASK in `x_init`; jit it with `steps` static, then prompts do not recompile.
+
+        Args:
+          params: from `folded`.
+          text, negative: word ids of the prompt, and of what to guide away from; all padding is the null text.
+          keys: one per sample, on which alone the sample depends.
+        """
+        ids = text if guidance is None else jnp.concatenate([text, negative])
+        network = SpectralTransformer(self.recipe.model, folded=True)
+        weights = {"params": params["denoiser"]}
+        cond = self._condition(params, ids, jnp.resize(fps, (len(ids),)))
+        memory = network.apply(weights, cond, method="encode_text")
+
+        def model(x_t: Array, m: Array, rates: PyTree) -> Array:
+            return network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)  # type: ignore[return-value]
+
+        return samplers.sample(guided(model, fps, fps, guidance), sampler, keys, x_init, steps=steps)
+
+    def _global_batch(self, shape: Sequence[int]) -> int:
+        """Clips in a whole step of this shape, of which the batch at hand may be a part."""
+        sizes = (
+            b.batch_size for b in self.recipe.data.all_buckets() if (b.num_frames, b.height, b.width) == shape[1:4]
+        )
+        return max(sizes, default=shape[0])
+
+    def _condition(self, params: PyTree, ids: Array, fps: Array) -> Cond:
+        features = self._encoder.apply({"params": params["text"]}, ids)
+        return Cond(tokens=features, token_mask=ids != PAD, scalars={"fps": fps})  # type: ignore[arg-type]
+
+    def _denoise(self, params: PyTree, x_t: Array, m: Array, cond: Cond) -> Any:
+        return SpectralTransformer(self.recipe.model).apply({"params": params["denoiser"]}, x_t, m, cond)
+
+    def _held_out_bound(self, params: PyTree, frozen: PyTree, batch: Batch, index: Array) -> tuple[Array, Array]:
+        """Levels by clips, with the right captions and with those of the next clip."""
+        x0 = frozen["tokenizer"].encode(batch["video"]).tokens
+        key = jax.random.fold_in(jax.random.key(self.recipe.seed), index)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
+
+        def bound(text: Array) -> Array:
+            cond = self._condition(params, text, batch["fps"])
+            denoise = lambda x, m: self._denoise(params, x, m, cond)  # noqa: E731
+            return nelbo(self.process, denoise, x0, keys, levels=self.recipe.sample.levels)
+
+        return bound(batch["text"]), bound(jnp.roll(batch["text"], 1, axis=0))
+
+    def _pictures(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, np.ndarray]:
+        prompts, count = self.recipe.sample.prompts, min(self.recipe.evaluate.pictures, len(batch["sample"]))
+        text = self.words.batch(prompts) if prompts else np.asarray(batch["text"])[:count]
+        if not len(text):
+            return {}
+        size = tuple(batch["video"].shape[1:4])
+        fps = np.resize(np.asarray(batch["fps"]), len(text))
+        drawn = to_uint8(np.asarray(self._preview(params, frozen, text, fps, size=size)))
+        if not prompts:
+            drawn = np.concatenate([to_uint8(np.asarray(batch["video"][:count])), drawn], axis=3)
+        names = (re.sub(r"\W+", "_", self.words.decode(row))[:80] for row in text)
+        return {f"{index}_{name}": video for index, (name, video) in enumerate(zip(names, drawn, strict=True))}
+
+    def _sample_and_decode(
+        self, params: PyTree, frozen: PyTree, text: Array, fps: Array, *, size: tuple[int, int, int]
+    ) -> Array:
+        """Videos of `size` for the same keys at every evaluation."""
+        config, tokenizer, count = self.recipe.sample, frozen["tokenizer"], len(text)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.recipe.seed), jnp.arange(count))
+        samples = self.sample_tokens(
+            self.folded(params),
+            text,
+            jnp.full_like(text, PAD),
+            fps,
+            keys,
+            self.process.prior((count, *tokenizer.config.latent_shape(*size))),
+            make_sampler(config, self.process.vocab_size),
+            config.guidance,
+            steps=config.num_inference_steps,
+        )
+        return tokenizer.decode(Latent(tokens=samples.tokens, size=size, latent_space=tokenizer.latent_space))

@@ -1,0 +1,1 @@
+"""Trained weights that one part hands to another."""

@@ -1,0 +1,240 @@
+"""Text to video as a system: the loss by hand, sample keys, resolved recipes, refusals, overfitting one clip."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motionaura_jax import config
+from motionaura_jax.data.media import write_video
+from motionaura_jax.diffusion.times import stratified
+from motionaura_jax.errors import UserError
+from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
+from motionaura_jax.models.encoders.text import TextEncoder
+from motionaura_jax.systems.text_to_video import TextToVideoRecipe, TextToVideoSystem
+from motionaura_jax.training import optimizer, state, step
+from motionaura_jax.types import Cond
+from tests.systems import tiny
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny.save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def make(tokenizer, **sections):
+    return TextToVideoSystem(config.build(TextToVideoRecipe, tiny.text_to_video(tokenizer, **sections)))
+
+
+def batch(system, size=4, shape=(4, 16, 16), seed=0):
+    rng = np.random.default_rng(seed)
+    return system.to_arrays(
+        {
+            "video": rng.uniform(-1, 1, (size, *shape, 3)).astype(np.float32),
+            "fps": np.linspace(6, 12, size).astype(np.float32),
+            "sample": np.arange(size, dtype=np.int32),
+            "caption": (tiny.CAPTIONS * 2)[:size],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def system(tokenizer):
+    return make(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def weights(system):
+    """Weights away from the start, where gates are zero and text does not matter."""
+    params, _ = jax.jit(system.init)(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    noise = np.random.default_rng(0)
+    moved = [leaf + 0.3 * noise.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(tree, moved)
+
+
+@pytest.fixture(scope="module")
+def frozen(system):
+    return system.frozen()
+
+
+@pytest.mark.parametrize("objective", ["ce_masked", "elbo"])
+def test_the_loss_is_the_masked_cross_entropy_by_numpy(tokenizer, weights, frozen, objective):
+    system = make(tokenizer, diffusion={"text_dropout": 0.0, "objective": objective, "schedule": "linear"})
+    data, key = batch(system), jax.random.key(3)
+    total, (_, metrics) = jax.jit(system.loss)(weights, {}, frozen, data, key, jnp.int32(0))
+
+    x0 = np.asarray(jax.jit(lambda t, v: t.encode(v).tokens)(frozen["tokenizer"], data["video"]))
+    u = stratified(jax.random.fold_in(key, 2**32 - 2), data["sample"], 4)
+    keys = jnp.stack([jax.random.split(jax.random.fold_in(key, i))[0] for i in range(4)])
+    x_t, _ = system.process.corrupt(x0, u, keys)
+    encoder = TextEncoder(system.recipe.text.encoder, system.words.size, 8)
+    features = jax.jit(encoder.apply)({"params": weights["text"]}, data["text"])
+    cond = Cond(tokens=features, token_mask=data["text"] != 0, scalars={"fps": data["fps"]})
+    m = np.maximum(u, 1 / 32) if objective == "ce_masked" else u
+    logits = jax.jit(SpectralTransformer(system.recipe.model).apply)({"params": weights["denoiser"]}, x_t, m, cond)
+    logits = np.asarray(logits, np.float64)
+    entropy = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, x0[..., None], -1)[..., 0]
+    masked = np.asarray(x_t) == 16
+    sums = (entropy * masked).sum((1, 2, 3))
+    expected = sums / masked.sum((1, 2, 3)) if objective == "ce_masked" else sums / np.asarray(u) / 32
+    np.testing.assert_allclose(total, expected.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["masked"], masked.mean(), rtol=1e-6)
+
+
+def test_a_sample_does_not_see_the_rest_of_the_batch(system, weights, frozen):
+    loss, data, key = jax.jit(system.loss), batch(system), jax.random.key(1)
+    whole = loss(weights, {}, frozen, data, key, jnp.int32(0))[0]
+    parts = [{name: value[i : i + 1] for name, value in data.items()} for i in (2, 0, 3, 1)]
+    np.testing.assert_allclose(
+        whole, np.mean([loss(weights, {}, frozen, part, key, jnp.int32(0))[0] for part in parts]), rtol=1e-5
+    )
+
+
+def test_the_step_of_the_engine_takes_microbatches(tokenizer, frozen):
+    system = make(tokenizer, train={"accumulation": 2})
+    optimize = optimizer.build(system.recipe.optimizer, 100)
+    start = jax.eval_shape(lambda: state.create(system, optimize, 0))
+    after, metrics = jax.eval_shape(step.make_train_step(system, optimize), start, frozen, batch(system))
+    assert jax.tree.structure(after) == jax.tree.structure(start) and {"loss", "masked", "dropped"} <= metrics.keys()
+
+
+def test_dropped_text_is_the_null_text(tokenizer, weights, frozen):
+    system = make(tokenizer, diffusion={"text_dropout": 0.999})
+    data = batch(system)
+    loss = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
+    (dropped, (_, metrics)), gradient = loss(weights, {}, frozen, data, jax.random.key(0), jnp.int32(0))
+    empty = {**data, "text": np.zeros_like(data["text"])}
+    assert metrics["dropped"] == 1.0
+    assert dropped == loss(weights, {}, frozen, empty, jax.random.key(0), jnp.int32(0))[0][0]
+    assert all(np.abs(leaf).max() == 0 for leaf in jax.tree.leaves(gradient["text"]))
+    assert np.abs(gradient["denoiser"]["text"]["null"]).max() > 0
+
+
+def test_text_and_frame_rate_matter(tokenizer, weights, frozen):
+    system = make(tokenizer, diffusion={"text_dropout": 0.0})
+    data, loss = batch(system), jax.jit(system.loss)
+    value = lambda data: float(loss(weights, {}, frozen, data, jax.random.key(0), jnp.int32(0))[0])  # noqa: E731
+    assert value(data) != value({**data, "text": np.roll(data["text"], 1, 0)})
+    assert value(data) != value({**data, "fps": data["fps"] * 2})
+
+
+def test_buckets_of_several_shapes_train_one_network(tokenizer, weights, frozen):
+    buckets = [
+        {"num_frames": 4, "height": 16, "width": 16, "batch_size": 4},
+        {"num_frames": 6, "height": 8, "width": 16, "batch_size": 2},
+    ]
+    system = make(tokenizer, data={"buckets": buckets})
+    loss, data = jax.jit(system.loss), batch(system, 2, (6, 8, 16))
+    parts = [{name: value[i : i + 1] for name, value in data.items()} for i in (0, 1)]
+    whole, *halves = (loss(weights, {}, frozen, part, jax.random.key(0), 0)[0] for part in (data, *parts))
+    np.testing.assert_allclose(whole, np.mean(halves), rtol=1e-4)
+
+
+def test_evaluation_reports_levels_and_shows_real_beside_drawn(system, weights, frozen):
+    evaluation = system.evaluate(weights, {}, frozen, [batch(system), batch(system, seed=1)])
+    levels = [evaluation.metrics[f"nelbo_{level}"] for level in (25, 50, 75, 100)]
+    np.testing.assert_allclose(evaluation.metrics["nelbo"], np.mean(levels), rtol=1e-5)
+    assert evaluation.metrics["nelbo_shuffled"] != evaluation.metrics["nelbo"]
+    assert [video.shape for video in evaluation.videos.values()] == [(4, 16, 32, 3)] * 4
+    assert next(iter(evaluation.videos)) == "0_a_red_circle_moves_up"
+
+
+def test_fixed_prompts_replace_the_captions(tokenizer, weights, frozen):
+    system = make(tokenizer, sample={"prompts": ["a red star"], "sampler": "ancestral", "guidance_scale": 1.0})
+    videos = system.evaluate(weights, {}, frozen, [batch(system)]).videos
+    assert {name: video.shape for name, video in videos.items()} == {"0_a_red_star": (4, 16, 16, 3)}
+
+
+def test_the_saved_recipe_needs_no_captions_and_no_tokenizer(tokenizer, system):
+    recipe = system.recipe
+    assert recipe.model.vocab_size == 16 and len(recipe.latent_space) == 16
+    saved = config.build(TextToVideoRecipe, config.to_dict(dataclasses.replace(recipe, tokenizer="moved/away")))
+    again = TextToVideoSystem(saved)
+    assert again.recipe == saved and jax.tree.leaves(jax.eval_shape(again.init, jax.random.key(0)))
+    with pytest.raises(UserError, match="moved/away: no such checkpoint"):
+        again.frozen()
+
+
+def test_the_vocabulary_comes_from_the_captions_of_the_manifest(tokenizer, tmp_path):
+    for number, caption in enumerate(["a red fox", "A blue fox", ""]):
+        write_video(tmp_path / f"{number}.gif", np.zeros((2, 8, 8, 3), np.uint8), 8.0)
+        (tmp_path / f"{number}.txt").write_text(caption)
+    text = {"vocabulary": [], "max_missing": 0.5}
+    system = make(tokenizer, data={"manifest": str(tmp_path)}, text=text)
+    assert system.recipe.text.vocabulary == ("a", "fox", "blue", "red")
+    with pytest.raises(UserError, match=r"1 of 3 clips have no caption, e\.g\. 2\.gif; .*max_missing \(0\.2\)"):
+        make(tokenizer, data={"manifest": str(tmp_path)}, text={**text, "max_missing": 0.2})
+
+
+def test_rendered_scenes_bring_their_words(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING, "motionaura_jax"):
+        system = make(tokenizer, data={"scene_style": "easy", "scenes": 2}, text={"vocabulary": []})
+    assert {"circle", "purple", "rotates", "background"} <= set(system.recipe.text.vocabulary)
+    assert "captions are longer than model.text_len=12" in caplog.text
+
+
+def test_another_tokenizer_is_refused(tokenizer, system, tmp_path):
+    other = tiny.save_tokenizer(tmp_path, codebook_size=8)
+    recipe = dataclasses.replace(system.recipe, tokenizer=str(other))
+    with pytest.raises(UserError, match=f"the latent space .{{16}}, but {recipe.latent_space} is needed"):
+        TextToVideoSystem(recipe).frozen()
+    continuous = tiny.save_tokenizer(tmp_path / "continuous", quantizer="none")
+    with pytest.raises(UserError, match="has no codebook"):
+        make(continuous)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer": ""}, "config.tokenizer: name the workdir"),
+        ({"sample": {"num_inference_steps": -1}}, "num_inference_steps=-1: at least 1"),
+        ({"sample": {"guidance_scale": 0.5}}, "guidance_scale=0.5: at least 1"),
+        ({"sample": {"sampler": "greedy"}}, "sampler=greedy: one of confidence, halton, random, ancestral"),
+        ({"sample": {"schedule": "cosin"}}, "no such schedule; did you mean 'cosine'"),
+        ({"sample": {"sampler": "halton", "remask": 2}}, "remask=2"),
+        ({"sample": {"temperature": -1.0}}, "must not be negative"),
+        ({"sample": {"levels": 0}}, "levels must be at least 1"),
+        ({"diffusion": {"schedule": "liner"}}, "no such schedule; did you mean 'linear'"),
+        ({"diffusion": {"text_dropout": 1.0}}, "shares between 0 and 1"),
+        ({"diffusion": {"objective": "elbo", "corrupt_visible": 0.1}}, "'elbo' is a bound only with"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(tokenizer, change, message):
+    with pytest.raises(UserError) as error:
+        config.build(TextToVideoRecipe, {**tiny.text_to_video(tokenizer), **change})
+    assert message in str(error.value)
+
+
+def test_the_stages_of_the_paper_share_one_decay():
+    for name, last in (("paper_16", 120_000), ("paper_32", 240_000), ("paper_48", 390_000), ("paper_64", 580_000)):
+        values = config.read(f"configs/text_to_video.py:tiny,{name}", ["--config.tokenizer=runs/tokenizer"])
+        recipe = config.build(TextToVideoRecipe, values)
+        rate = optimizer.schedule(recipe.optimizer, recipe.train.steps)
+        assert recipe.train.steps == last
+        for step_ in (0, last // 2, last):
+            np.testing.assert_allclose(rate(step_), 1e-5 * (1 - step_ / 580_000), rtol=1e-5, atol=1e-12)
+
+
+def test_overfits_one_clip(tokenizer, frozen):
+    system = make(
+        tokenizer,
+        model={"width": 32, "blocks": 2, "spectral": "none"},
+        optimizer={"learning_rate": 5e-3, "decay": "constant", "weight_decay": 0.0, "warmup_steps": 5},
+        train={"ema_decay": 0.0},
+    )
+    one = batch(system, 1)
+    data = {name: np.repeat(value, 4, axis=0) for name, value in one.items()} | {"sample": np.arange(4, dtype=np.int32)}
+    optimize = optimizer.build(system.recipe.optimizer, 100)
+    current, train_step = state.create(system, optimize, 0), step.make_train_step(system, optimize)
+    for _ in range(100):
+        current, _ = train_step(current, frozen, data)
+    tokens = jax.jit(lambda t, v: t.encode(v).tokens)(frozen["tokenizer"], one["video"])
+    counts = np.bincount(np.asarray(tokens).ravel())
+    share = counts[counts > 0] / counts.sum()
+    unigram = -(share * np.log(share)).sum()
+    assert unigram > 1.0
+    assert system.evaluate(current.params, {}, frozen, [data]).metrics["nelbo"] < 0.5 * unigram

@@ -1,0 +1,60 @@
+"""The smallest tokenizer and text-to-video model, untrained, as checkpoints on disk."""
+
+from pathlib import Path
+
+import jax
+
+from motionaura_jax import config
+from motionaura_jax.recipe import CheckpointConfig
+from motionaura_jax.systems import base
+from motionaura_jax.training import checkpoint, optimizer, state
+
+SIZE = {"num_frames": 4, "height": 16, "width": 16, "batch_size": 4}
+TOKENIZER = {
+    "channels": [8, 8],
+    "enc_mb": [0, 0],
+    "enc_inc": [0, 0],
+    "dec_mb": [0, 0],
+    "dec_inc": [0, 0],
+    "t_stride": 2,
+    "z_channels": 8,
+    "latent_dim": 4,
+    "codebook_size": 16,
+    "norm": "frame_gn",
+}
+DENOISER = {"vocab_size": 7, "width": 16, "heads": 2, "blocks": 1, "text_dim": 8, "text_len": 12}
+CAPTIONS = ["a red circle moves up", "a blue square stays still", "a green star, growing", "two red circles"]
+
+
+def save_untrained(folder: Path, **values):
+    """Writes step 0 of a run to `folder` and returns the system."""
+    system_class = base.system_class(values["system"])
+    system = system_class(config.build(system_class.Recipe, values))
+    store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
+    optimize = optimizer.build(system.recipe.optimizer, 1)
+    store.save(jax.jit(lambda: state.create(system, optimize, 0))())
+    store.close()
+    return system
+
+
+def save_tokenizer(folder: Path, **model) -> Path:
+    """Writes an untrained tokenizer; `model` replaces settings."""
+    save_untrained(folder, system="mbq_vae", model={**TOKENIZER, **model})
+    return folder
+
+
+def text_to_video(tokenizer: Path, **sections):
+    """Values of a recipe whose words are those of CAPTIONS."""
+    words = sorted({word for text in CAPTIONS for word in text.replace(",", " ,").split()})
+    values = {
+        "system": "text_to_video",
+        "tokenizer": str(tokenizer),
+        "data": SIZE,
+        "model": DENOISER,
+        "text": {"vocabulary": words, "encoder": {"layers": 1, "heads": 2, "buckets": 8, "max_distance": 16}},
+        "sample": {"num_inference_steps": 4},
+        "train": {"steps": 100},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return values

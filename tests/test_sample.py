@@ -1,0 +1,183 @@
+"""`motionaura sample`: files, sidecars, resuming, refusals; and the whole way from scenes to a sampled video."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from motionaura_jax import sample
+from motionaura_jax.data import scene_set
+from motionaura_jax.data.video import probe, read_video
+from motionaura_jax.training.writers import read_metrics
+from tests.systems import tiny
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    tokenizer = tiny.save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    folder = tmp_path_factory.mktemp("model")
+    tiny.save_untrained(folder, **tiny.text_to_video(tokenizer))
+    return folder
+
+
+def run(checkpoint, *flags):
+    return sample.main([f"--checkpoint={checkpoint}", "--num_inference_steps=3", "--batch_size=2", *flags])
+
+
+def test_the_command_writes_video_sidecar_and_sheet(checkpoint, tmp_path, capsys):
+    output = tmp_path / "new" / "out.mp4"
+    flags = ["--prompt=a red circle", "--negative_prompt=blue", "--fps=6", "--num_frames=6", "--height=12", "--seed=5"]
+    flags += ["--sampler=halton", "--temperature=0.9", "--choice_temperature=2", "--top_k=8", "--top_p=0.9"]
+    assert run(checkpoint, f"--output={output}", *flags, "--guidance_scale=2.5", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    info = probe(output)
+    assert (info.frames, info.height, info.width, info.fps) == (6, 12, 16, 6.0)
+    record = json.loads(output.with_suffix(".json").read_text())
+    expected = {"prompt": "a red circle", "negative_prompt": "blue", "seed": 5, "num_inference_steps": 3, "fps": 6.0}
+    expected |= {"guidance_scale": 2.5, "sampler": "halton", "top_k": 8, "top_p": 0.9, "temperature": 0.9, "height": 12}
+    assert {key: record[key] for key in expected} == expected
+    assert len(record["checkpoint_hash"]) == len(record["latent_space"]) == 16 and record["versions"]["jax"]
+    assert result["outputs"] == [str(output)] and result["drawn"] == 1
+    assert (output.parent / "out_sheet.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("name", "written"), [("o.gif", "o.gif"), ("o.npz", "o.npz"), ("o.png", "o_0003.png")])
+def test_the_suffix_chooses_the_format(checkpoint, tmp_path, name, written):
+    assert run(checkpoint, "--prompt=a red circle", f"--output={tmp_path / name}") == 0
+    assert (tmp_path / written).stat().st_size > 0
+
+
+def test_several_videos_of_a_prompt_differ_and_the_first_stays(checkpoint, tmp_path):
+    flags = ["--prompt=a green star", "--num_videos_per_prompt=3"]
+    assert run(checkpoint, *flags, f"--output={tmp_path / 'many.npz'}") == 0
+    assert run(checkpoint, "--prompt=a green star", f"--output={tmp_path / 'one.npz'}") == 0
+    many = [np.load(tmp_path / f"many_0{number}.npz")["video"] for number in range(3)]
+    np.testing.assert_array_equal(many[0], np.load(tmp_path / "one.npz")["video"])
+    assert (many[0] != many[1]).any()
+
+
+def test_a_prompts_file_resumes_and_leaves_out_broken_lines(checkpoint, tmp_path, capsys, caplog):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a red circle"}\nbroken\n{"prompt": "a blue square"}\n')
+    flags = [f"--prompts_file={prompts}", f"--output={tmp_path / 'o.npz'}", "--json"]
+    assert run(checkpoint, *flags) == 0
+    assert json.loads(capsys.readouterr().out)["drawn"] == 2 and "line 2 is left out" in caplog.text
+    first = np.load(tmp_path / "o_0001.npz")["video"]
+    (tmp_path / "o_0001.npz").unlink()
+    assert run(checkpoint, *flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["drawn"], result["kept"]) == (1, 1)
+    np.testing.assert_array_equal(np.load(tmp_path / "o_0001.npz")["video"], first)
+    assert run(checkpoint, *flags, "--seed=1") == 2
+    assert "was drawn with other settings" in capsys.readouterr().err
+    assert run(checkpoint, *flags, "--seed=1", "--overwrite") == 0
+
+
+def test_longer_videos_and_revised_tokens(checkpoint, tmp_path):
+    flags = [
+        "--prompt=a red circle",
+        "--num_frames=8",
+        "--window_frames=4",
+        "--remask=1",
+        f"--output={tmp_path / 'o.npz'}",
+    ]
+    assert run(checkpoint, *flags) == 0
+    assert np.load(tmp_path / "o.npz")["video"].shape == (8, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt=a", "--output=o.avi"], "cannot write suffix"),
+        (["--prompt=a", "--output=o.mp4", "--num_frames=7"], "the nearest is 6 or 8"),
+        (["--prompt=a", "--output=o.mp4", "--checkpoint=nowhere"], "nowhere: no such checkpoint"),
+        (["--prompts_file=absent.txt", "--output=o.mp4"], "absent.txt: cannot be read"),
+        (["--prompt=a", "--output=o.mp4", "--sampler=halton", "--remask=2"], "remask=2"),
+        (["--prompt=a", "--output=o.mp4", "--tokenizer=gone"], "name its folder with --tokenizer"),
+    ],
+)
+def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(checkpoint, *flags) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and message in errors[0] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--sampler=greedy", "invalid choice: 'greedy'"),
+        ("--num_inference_steps=-3", "-3 is too small; at least 1"),
+        ("--guidance_scale=0.5", "0.5 is too small; at least 1"),
+        ("--temperature=hot", "'hot' is no number"),
+        ("--guidance=3", "did you mean '--guidance_scale'"),
+        ("--prompts_file=also.txt", "not allowed with argument --prompt"),
+    ],
+)
+def test_a_bad_flag_ends_at_once(capsys, flag, message):
+    with pytest.raises(SystemExit) as error:
+        sample.main(["--checkpoint=x", "--prompt=a", "--output=o.mp4", flag])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_existing_output_is_kept_unless_told_otherwise(checkpoint, tmp_path, capsys):
+    output = tmp_path / "o.npz"
+    output.write_bytes(b"mine")
+    flags = ["--prompt=a red circle", f"--output={output}"]
+    assert run(checkpoint, *flags) == 2 and output.read_bytes() == b"mine"
+    assert "exists already; choose another name or add --overwrite" in capsys.readouterr().err
+    assert run(checkpoint, *flags, "--overwrite") == 0 and output.read_bytes() != b"mine"
+
+
+SIZE = {"num_frames": 4, "height": 32, "width": 32}
+SMALL = [*(f"--config.data.{name}={value}" for name, value in SIZE.items()), "--config.data.held_out=0.2"]
+SMALL += ["--config.data.batch_size=4", "--config.evaluate.clips=4"]
+TOKENIZER = [f"--config.model.{name}={value}" for name, value in tiny.TOKENIZER.items() if not isinstance(value, list)]
+TOKENIZER += [f"--config.model.{n}={','.join(map(str, v))}" for n, v in tiny.TOKENIZER.items() if isinstance(v, list)]
+MODEL = ["--config.model.width=16", "--config.model.heads=2", "--config.model.blocks=1", "--config.model.text_dim=8"]
+MODEL += ["--config.train.steps=60", "--config.train.log_every=1", "--config.checkpoint.every=5"]
+MODEL += ["--config.evaluate.every=1000", "--config.sample.num_inference_steps=4"]
+
+
+def start(name, *flags, root):
+    command = [sys.executable, "-m", f"motionaura_jax.{name}", *flags, "--json"]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out)
+
+
+@pytest.mark.slow
+def test_tokenizer_text_to_video_kill_resume_sample(root, tmp_path):
+    videos, tokenizer, workdir = (tmp_path / name for name in ("videos", "tokenizer", "t2v"))
+    scene_set.write_scenes(videos, count=24, split="train", options=scene_set.PRESETS["easy"], fps=8.0, **SIZE)
+    data = [*SMALL, f"--config.data.manifest={videos}"]
+    config = ["--config=configs/tokenizer.py:tiny", "--config.train.steps=10", *data, *TOKENIZER]
+    finish(start("train", *config, f"--workdir={tokenizer}", root=root))
+    config = ["--config=configs/text_to_video.py:tiny", f"--config.tokenizer={tokenizer}", *data, *MODEL]
+    process = start("train", *config, f"--workdir={workdir}", root=root)
+    deadline = time.monotonic() + 400
+    while not list((workdir / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    resumed = finish(start("train", *config, f"--workdir={workdir}", root=root))
+    whole = finish(start("train", *config, f"--workdir={tmp_path / 'whole'}", root=root))
+    assert resumed["step"] == 60 and resumed["loss"] == whole["loss"] and resumed["eval_nelbo"] == whole["eval_nelbo"]
+    steps = [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
+    assert steps == list(range(1, 61))
+
+    output = tmp_path / "out.mp4"
+    flags = [f"--checkpoint={workdir}", "--prompt=a large red circle moves up", f"--output={output}"]
+    finish(start("sample", *flags, root=root))
+    frames, fps = read_video(output)
+    assert frames.shape == (4, 32, 32, 3) and fps == 8.0
