@@ -18,7 +18,7 @@ _STYLE = """
   :root { --ink: #e7e5e4; --soft: #a8a29e; --line: #44403c; --ground: #1c1917; --card: #292524; }
 }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--ground);
-       max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+       max-width: 64rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.4rem; }
 p { max-width: 44rem; } .soft, figcaption, svg text { color: var(--soft); fill: var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -54,7 +54,7 @@ class Page:
     def videos(self, items: Sequence[tuple[str, str]]) -> None:
         """Adds `(caption, relative path)` videos that play in a loop."""
         figures = [
-            f'<figure><video src="{html.escape(path, quote=True)}" autoplay loop muted playsinline controls></video>'
+            f'<figure><video src="{html.escape(path, quote=True)}" autoplay loop muted playsinline></video>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             for caption, path in items
         ]
@@ -94,15 +94,16 @@ def curve(title: str, lines: Mapping[str, Points]) -> str:
         y = y_scale(value)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for index, (label, points) in enumerate(finite.items()):
+    for index, points in enumerate(finite.values()):
         color = _COLORS[index % len(_COLORS)]
         path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
-        if len(finite) > 1:
-            x = _WIDTH - _RIGHT
-            parts.append(
-                f'<text x="{x}" y="{_TOP + 12 + 15 * index}" text-anchor="end" style="fill:{color}">{html.escape(label)}</text>'
-            )
+    if len(finite) > 1:
+        names = (
+            f'<tspan dx="10" style="fill:{_COLORS[i % len(_COLORS)]}">{html.escape(n)}</tspan>'
+            for i, n in enumerate(finite)
+        )
+        parts.append(f'<text x="{_WIDTH - _RIGHT}" y="16" text-anchor="end">{"".join(names)}</text>')
     return _svg(parts)
 
 
