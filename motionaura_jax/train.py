@@ -118,7 +118,8 @@ def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
             if number == first + 1:
                 jax.block_until_ready(metrics)
                 bar.pause(number)
-            final = number == last or stop.requested
+            stopping = stop.requested  # read once: a signal may come at any line
+            final = number == last or stopping
 
             # ------------------------------------------------------------ Log
             if number % recipe.train.log_every == 0 or final:
@@ -131,10 +132,10 @@ def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
                 bar.pause(number)
 
             # ------------------------------------------------------------ Evaluate
-            if (number % recipe.evaluate.every == 0 or number == last) and not stop.requested:
+            if (number % recipe.evaluate.every == 0 or number == last) and not stopping:
                 result |= _evaluate(run, number, bar)
                 bar.pause(number)
-            if stop.requested:
+            if stopping:
                 bar.note(f"stopped by a signal after step {number}; run the same command again to resume")
                 return {**result, "stopped": True}
     return result

@@ -102,6 +102,20 @@ def test_a_signal_saves_and_ends_the_run(scenes, tmp_path):
     assert final_state(tmp_path, system)[0] == result["step"]
 
 
+def test_a_signal_in_the_middle_of_a_step_is_not_lost(scenes, tmp_path, monkeypatch):
+    system = make(scenes, checkpoint__every=100)
+    evaluate = system.evaluate
+
+    def evaluate_and_be_stopped(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(system, "evaluate", evaluate_and_be_stopped)
+    result = train.fit(system, tmp_path)
+    assert result["stopped"] and result["step"] == 4  # evaluated after step 3, saved after the next
+    assert final_state(tmp_path, system)[0] == 4
+
+
 def test_a_workdir_holds_what_people_look_for(scenes, tmp_path):
     result = train.fit(make(scenes), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["data"]["batch_size"] == 2
