@@ -6,41 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax import config, reconstruct
+from motionaura_jax import reconstruct
 from motionaura_jax.data.media import write_video
 from motionaura_jax.data.video import probe, read_video
 from motionaura_jax.errors import UserError
 from motionaura_jax.pipelines.reconstruct import reconstruct as reconstruct_frames
-from motionaura_jax.recipe import CheckpointConfig
-from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
-from motionaura_jax.training import checkpoint, optimizer, state
 from motionaura_jax.weights.load import load, load_tokenizer
-
-MODEL = {
-    "channels": [8, 8],
-    "enc_mb": [0, 0],
-    "enc_inc": [0, 0],
-    "dec_mb": [0, 0],
-    "dec_inc": [0, 0],
-    "t_stride": 2,
-    "z_channels": 8,
-    "latent_dim": 4,
-    "codebook_size": 8,
-    "norm": "frame_gn",
-}
+from tests.systems.tiny import save_tokenizer
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A checkpoint of an untrained tokenizer."""
-    folder = tmp_path_factory.mktemp("run")
-    values = {"system": "mbq_vae", "model": MODEL}
-    system = MBQVAESystem(config.build(MBQVAERecipe, values))
-    store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
-    optimize = optimizer.build(system.recipe.optimizer, 1)
-    store.save(jax.jit(lambda: state.create(system, optimize, 0))())
-    store.close()
-    return folder
+    return save_tokenizer(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
