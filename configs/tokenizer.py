@@ -12,6 +12,14 @@ def _model(name: str) -> dict:
     return {f"model.{key}": value for key, value in MODELS[name].items()}
 
 
+# A short run has no time to learn to fill in much; the paper's share of masking is preset `paper`.
+_TINY = {
+    **_model("tiny"),
+    "masking.frame_probability": 0.1,
+    "masking.patch_probability": 0.1,
+    "optimizer.learning_rate": 2e-3,
+}
+
 # Recipe D.1; warm-up, weight decay, clipping and the average are ours, the paper is silent.
 _RECIPE = {
     "optimizer.learning_rate": 1e-4,
@@ -38,16 +46,7 @@ _PAPER_DATA = {
 
 PRESETS = {
     # Sizes.
-    "tiny": {
-        **_model("tiny"),
-        # A short run has no time to learn to fill in much; the paper's share is preset `paper`.
-        "masking.frame_probability": 0.1,
-        "masking.patch_probability": 0.1,
-        "optimizer.learning_rate": 2e-3,
-        "optimizer.warmup_steps": 50,
-        "train.steps": 2000,
-        "train.ema_decay": 0.99,
-    },
+    "tiny": {**_TINY, "optimizer.warmup_steps": 50, "train.steps": 2000, "train.ema_decay": 0.99},
     "small": {**_model("small"), **_RECIPE, "data.num_frames": 16, "data.height": 128, "data.width": 128},
     "base": {**_model("base"), **_RECIPE, "data.num_frames": 16, "data.height": 256, "data.width": 256},
     "paper": {
@@ -62,13 +61,10 @@ PRESETS = {
     },
     # What `motionaura demo` trains: a few minutes on two processor cores.
     "demo": {
-        **_model("tiny"),
-        "masking.frame_probability": 0.1,
-        "masking.patch_probability": 0.1,
+        **_TINY,
         "data.scenes": 384,
         "data.scene_style": "easy",
         "data.batch_size": 8,
-        "optimizer.learning_rate": 2e-3,
         "optimizer.warmup_steps": 30,
         "train.steps": 500,
         "train.ema_decay": 0.98,
