@@ -13,8 +13,17 @@ def _model(name: str) -> dict:
 
 
 # A short run has no time to learn to fill in much; the paper's share of masking is preset `paper`.
+# A short run has no time for a codebook to catch up either: codes start from latents that already mean something, follow
+# them by averages, and the commitment, a sum over channels, may not outweigh an error averaged over pixels.
 _TINY = {
     **_model("tiny"),
+    "model.quantizer": "vq_ema",
+    "model.l2": False,
+    "model.beta": 0.003,
+    "model.ema_decay": 0.9,
+    "model.continuous_until": 0.05,
+    "model.restart_patience": 10,
+    "model.restart_pool": 256,
     "masking.frame_probability": 0.1,
     "masking.patch_probability": 0.1,
     "optimizer.learning_rate": 2e-3,
@@ -76,6 +85,7 @@ PRESETS = {
     "causal": {"model.causal": True},
     "fsq": {"model.quantizer": "fsq", "model.latent_dim": 4, "model.fsq_levels": (8, 5, 5, 5)},
     "lfq": {"model.quantizer": "lfq", "model.latent_dim": 14},
+    "vq": {"model.quantizer": "vq"},
     "vq_ema": {"model.quantizer": "vq_ema"},
     "euclidean": {"model.l2": False, "model.latent_dim": 256},
     "continuous": {"model.quantizer": "none"},

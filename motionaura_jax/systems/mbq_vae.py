@@ -113,9 +113,9 @@ class MBQVAESystem:
         return {"perceptual": squeezenet.load(loss.perceptual_weights)} if loss.perceptual else {}
 
     def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
-        """Starts the codebook from k-means over encoder outputs; nothing to do without a codebook."""
+        """Starts the codebook from k-means over encoder outputs, where there is one and it is needed at once."""
         model = self.recipe.model
-        if model.quantizer not in ("vq", "vq_ema"):
+        if model.quantizer not in ("vq", "vq_ema") or model.first_quantized_step(self.recipe.train.steps):
             return params, extra
         encode = jax.jit(self._encode)
         vectors: list[Array] = []
@@ -132,15 +132,17 @@ class MBQVAESystem:
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
         """L = |V - V'|^2 + l1 |V - V'| + L_codebook + beta L_commit + mfi L_MFI + optional terms; target is unmasked V."""
-        weights, tokenizer, video = self.recipe.loss, params["tokenizer"], batch["video"]
+        weights, model, tokenizer, video = self.recipe.loss, self.recipe.model, params["tokenizer"], batch["video"]
         progress = step / self.recipe.train.steps
         masked, index = self._mask(tokenizer, batch, key, progress)
         z = self._encode(tokenizer, masked)
-        code = quantizers.quantize(self.recipe.model, tokenizer["quantizer"], extra, z)
-        output = self._decode(tokenizer, code.values, video.shape)
+        code = quantizers.quantize(model, tokenizer["quantizer"], extra, z)
+        quantized = step >= model.first_quantized_step(self.recipe.train.steps)
+        values = jnp.where(quantized, code.values, quantizers.continuous_values(model, z))
+        output = self._decode(tokenizer, values, video.shape)
         terms = {"mse": jnp.square(video - output).mean(), "l1": jnp.abs(video - output).mean(), **code.losses}
         total = terms["mse"] + weights.l1 * terms["l1"]
-        total += quantizers.auxiliary_loss(self.recipe.model, code.losses, progress)
+        total += quantized * quantizers.auxiliary_loss(model, code.losses, progress)
         if weights.mfi:
             logits = self._apply(tokenizer, "mfi_logits", z, video.shape[1])
             terms["mfi"] = masked_frame_index_loss(logits, index).mean()

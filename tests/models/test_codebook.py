@@ -17,7 +17,7 @@ from motionaura_jax.models.autoencoders.quantizers import code_vectors, quantize
 
 fit = jax.jit(kmeans, static_argnums=0, static_argnames="iterations")
 assign = jax.jit(quantize, static_argnums=0)
-move = jax.jit(advance, static_argnums=0)
+move = jax.jit(advance, static_argnums=(0, 6))
 
 
 def _config(**overrides: Any) -> MBQVAEConfig:
@@ -117,6 +117,21 @@ def test_used_codes_stay() -> None:
 def test_restarts_stop_late_in_training() -> None:
     config = _config(l2=False)
     assert sum(_unused_code_run(config, range(80, 84), 100)[2]) == 0.0
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "vq_ema"])
+def test_the_codebook_starts_when_the_continuous_phase_ends(quantizer: str) -> None:
+    config = _config(quantizer=quantizer, l2=False, continuous_until=0.03, restart_patience=10**6, restart_pool=64)
+    params, extra = init_quantizer(config, jax.random.key(0))
+    z = 7.0 + jax.random.normal(jax.random.key(1), (1, 4, 4, 4, 3))
+    distances = []
+    for step in range(3):
+        stats = _stack(assign(config, params, extra, z).stats)
+        params, extra, _ = move(config, params, extra, stats, jax.random.key(step), step, 100)
+        distances.append(_distortion(z.reshape(-1, 3), code_vectors(config, params, extra)))
+    assert min(distances[:2]) > 20.0
+    assert distances[2] < 2.0
+    assert float(extra["usage"].sum()) == 0.0
 
 
 def test_ema_codebook_moves_to_the_mean_of_its_vectors() -> None:

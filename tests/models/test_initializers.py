@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax.models.layers.initializers import fan_in_normal, from_one_draw
+from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
 
 
 def _init(key: jax.Array) -> dict[str, jax.Array]:
@@ -45,3 +45,13 @@ def test_sources_do_not_leak() -> None:
     from_one_draw(_init, jax.random.key(0))
     plain = fan_in_normal(jax.random.key(3), (4, 4))
     np.testing.assert_allclose(plain, jax.random.normal(jax.random.key(3), (4, 4)) / 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows,columns", [(16, 16), (96, 16), (16, 96)])
+def test_centered_orthogonal_keeps_lengths_and_places(rows: int, columns: int) -> None:
+    kernel = np.asarray(
+        from_one_draw(lambda key: centered_orthogonal(key, (3, 3, 3, rows, columns)), jax.random.key(0))
+    )
+    singular = np.linalg.svd(kernel[1, 1, 1].astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(singular, max(1.0, columns / rows) ** 0.5, rtol=1e-5)
+    assert np.abs(kernel).sum() == pytest.approx(np.abs(kernel[1, 1, 1]).sum())

@@ -105,6 +105,17 @@ def test_prepare_puts_codes_where_the_encoder_outputs_are(system, weights):
     assert after < 0.7 * before
 
 
+def test_the_continuous_phase_ignores_the_codebook(weights):
+    system, (params, extra) = make(model={"continuous_until": 0.5, "l2": False}), weights
+    moved = jax.tree.map(lambda codes: codes + 3.0, params["tokenizer"]["quantizer"])
+    other = {**params, "tokenizer": {**params["tokenizer"], "quantizer": moved}}
+    loss = jax.jit(lambda params, step: system.loss(params, extra, {}, batch(), jax.random.key(0), step)[0])
+    assert loss(params, jnp.int32(49)) == loss(other, jnp.int32(49))
+    assert loss(params, jnp.int32(50)) != loss(other, jnp.int32(50))
+    same, _ = system.prepare(params, extra, iter([]))
+    assert same is params
+
+
 @pytest.mark.parametrize(("quantizer", "more"), [("fsq", {"fsq_levels": [4, 4, 3, 3]}), ("lfq", {}), ("none", {})])
 def test_every_quantizer_trains_and_evaluates(quantizer, more):
     system = make(model={"quantizer": quantizer, **more}, evaluate={"pictures": 1})

@@ -72,6 +72,8 @@ def advance(
 ) -> tuple[Tree, Tree, Tree]:
     """One update per optimizer step, after the gradient: averages, usage counters, restarts.
 
+    The last step of a continuous phase starts the codebook anew, by k-means over the candidates.
+
     Args:
       stats: `Quantized.stats` of all microbatches on a new leading axis; their number does not change the result.
       key: decides which candidates replace dead codes.
@@ -94,7 +96,16 @@ def advance(
     dead = dead & (rank < pool.shape[0])
     fresh = pool[jnp.clip(rank, 0, pool.shape[0] - 1)]
     params, extra = _replace(config, params, extra, dead, fresh, counts.mean())
+    start = config.first_quantized_step(total_steps)
+    if start:
+        fit = lambda: _fit(config, key, params, extra, pool)  # noqa: E731
+        params, extra = jax.lax.cond(step + 1 == start, fit, lambda: (params, extra))
     return params, extra, {**metrics, "restarts": dead.sum().astype(jnp.float32)}
+
+
+def _fit(config: MBQVAEConfig, key: Key[Array, ""], params: Tree, extra: Tree, pool: Array) -> tuple[Tree, Tree]:
+    unused = {name: jnp.zeros_like(extra[name]) for name in ("usage", "idle")}
+    return set_codebook(config, params, {**extra, **unused}, kmeans(config, key, pool))
 
 
 def _average(config: MBQVAEConfig, extra: Tree, counts: Float[Array, " k"], sums: Float[Array, "k d"]) -> Tree:

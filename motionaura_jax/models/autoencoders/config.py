@@ -35,6 +35,7 @@ class MBQVAEConfig:
     """Everything that fixes the network and its quantizer; the defaults are the `paper` preset.
 
     Level i works on `channels[i]` at 1 / 2 ** (i + 1) of the input height and width (the stem has the first factor 2).
+    For the fraction `continuous_until` of training the decoder reads unquantized latents, and the codebook starts after it.
     Raises UserError for values that contradict each other.
     """
 
@@ -65,6 +66,7 @@ class MBQVAEConfig:
     codebook_size: int = 16384
     l2: bool = True
     beta: float = 0.25
+    continuous_until: float = 0.0
     ema_decay: float = 0.99
     ema_epsilon: float = 1e-5
     usage_decay: float = 0.95
@@ -89,6 +91,8 @@ class MBQVAEConfig:
                 f"MBQVAEConfig.t_stride={self.t_stride} needs {int(math.log2(self.t_stride))} stages between levels, "
                 f"but {levels} channel levels have {levels - 1}; add a level or lower t_stride"
             )
+        if not 0 <= self.continuous_until < 1:
+            raise UserError(f"MBQVAEConfig.continuous_until={self.continuous_until} is a fraction of training below 1")
         if self.quantizer == "fsq" and len(self.fsq_levels) != self.latent_dim:
             raise UserError(
                 f"MBQVAEConfig.fsq_levels={self.fsq_levels} needs latent_dim={len(self.fsq_levels)}, "
@@ -123,6 +127,10 @@ class MBQVAEConfig:
         """Number of codes; 0 for the continuous bottleneck."""
         sizes = {"fsq": math.prod(self.fsq_levels), "lfq": 2**self.latent_dim, "none": 0}
         return sizes.get(self.quantizer, self.codebook_size)
+
+    def first_quantized_step(self, total_steps: int) -> int:
+        """Training steps before this one decode unquantized latents; 0 where there is no such phase."""
+        return round(self.continuous_until * total_steps)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a video of this size, after `padding.pad_to_multiple`."""

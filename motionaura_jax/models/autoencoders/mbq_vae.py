@@ -1,5 +1,8 @@
 """The 3D-MBQ-VAE network: encoder, decoder and masked-frame-index head.  MotionAura section 3.1 and appendix B."""
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,12 @@ from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.padding import check_size, padded_size
 from motionaura_jax.models.layers.conv import TransposedConv1x4x4
-from motionaura_jax.models.layers.initializers import fan_in_normal, from_one_draw
+from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
 from motionaura_jax.models.layers.norms import GroupNorm
+
+
+def _centered(config: MBQVAEConfig) -> Any:
+    return functools.partial(centered_orthogonal, causal=config.causal)
 
 
 class Encoder(nn.Module):
@@ -29,8 +36,9 @@ class Encoder(nn.Module):
                 x = conv(config, features, (3, 3, 3), strides=strides, name=f"down_{index - 1}")(x)
             x = Level(config, config.enc_mb[index], config.enc_inc[index], name=f"level_{index}")(x)
         x = nn.silu(GroupNorm(config.per_frame, name="norm")(x))
-        x = conv(config, config.z_channels, (3, 3, 3), name="tail")(x)
-        return conv(config, config.latent_dim, (1, 1, 1), name="project")(x).astype(jnp.float32)
+        x = conv(config, config.z_channels, (3, 3, 3), kernel_init=_centered(config), name="tail")(x)
+        z = conv(config, config.latent_dim, (1, 1, 1), kernel_init=_centered(config), name="project")(x)
+        return z.astype(jnp.float32)
 
 
 class Decoder(nn.Module):
@@ -41,8 +49,9 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Float[Array, "b t h w d"]) -> Float[Array, "b T H W 3"]:
         config = self.config
-        x = conv(config, config.z_channels, (1, 1, 1), name="project")(z.astype(config.dtype))
-        x = conv(config, config.channels[-1], (3, 3, 3), name="head")(x)
+        z = z.astype(config.dtype)
+        x = conv(config, config.z_channels, (1, 1, 1), kernel_init=_centered(config), name="project")(z)
+        x = conv(config, config.channels[-1], (3, 3, 3), kernel_init=_centered(config), name="head")(x)
         for index in reversed(range(len(config.channels))):
             x = Level(config, config.dec_mb[index], config.dec_inc[index], name=f"level_{index}")(x)
             if index:

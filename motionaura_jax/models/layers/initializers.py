@@ -29,6 +29,25 @@ def fan_in_normal(key: Key[Array, ""], shape: Shape, dtype: DTypeLike = "float32
     return (noise * math.prod(shape[:-1]) ** -0.5).astype(dtype)
 
 
+def centered_orthogonal(
+    key: Key[Array, ""], shape: Shape, dtype: DTypeLike = "float32", *, causal: bool = False
+) -> Array:
+    """Orthogonal between channels at the tap of the present (causal: the last one in time), zero elsewhere.
+
+    Keeps the variance (Xiao et al. 2018).
+
+    For linear layers next to the latent: a random spatial kernel there is a blur that nothing afterwards renormalizes, and
+    that the decoder first has to learn to undo.
+    """
+    rows, columns = shape[-2:]
+    noise = fan_in_normal(key, (max(rows, columns), min(rows, columns)))
+    basis = jnp.linalg.qr(noise)[0]
+    matrix = basis if rows >= columns else basis.T * (columns / rows) ** 0.5
+    time, *space = shape[:-2]
+    tap = (time - 1 if causal else time // 2, *(size // 2 for size in space))
+    return jnp.zeros(shape, dtype).at[tap].set(matrix.astype(dtype))
+
+
 def from_one_draw(init: Callable[[Key[Array, ""]], Result], key: Key[Array, ""]) -> Result:
     """Returns `init(key)` where every `fan_in_normal` inside takes its part of one draw instead of its own.
 
