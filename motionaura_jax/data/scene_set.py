@@ -70,7 +70,8 @@ class SceneOptions:
 
 
 PRESETS = {
-    "easy": SceneOptions(backgrounds=("plain",)),
+    # Objects large against the token grid over few backgrounds: what a small network learns in minutes.
+    "easy": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "navy")),
     "full": SceneOptions(two_objects=0.25),
 }
 
