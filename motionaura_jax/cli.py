@@ -34,7 +34,8 @@ COMMANDS = {
     "train": "train one system from a config file; the same command resumes",
     "sample": "draw videos from text with a trained model",
     "reconstruct": "encode and decode a video with a trained tokenizer",
-    "demo": "train a tiny tokenizer on rendered scenes and write a page that shows what it does",
+    "export": "write a trained model as one folder that every command takes for a checkpoint",
+    "demo": "train text to video on rendered scenes, measure how well it obeys its prompts, write a page that shows it",
     "doctor": "what is installed, which devices, what would not work and why",
 }
 
@@ -81,9 +82,9 @@ class Parser(argparse.ArgumentParser):
         return self.parse_with_overrides(argv, prefix=None)[0]
 
     def parse_with_overrides(
-        self, argv: Sequence[str] | None = None, *, prefix: str | None = "--config."
+        self, argv: Sequence[str] | None = None, *, prefix: str | tuple[str, ...] | None = "--config."
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parses `argv` and returns the flags that start with `prefix`, as they stand, for the config to read."""
+        """Parses `argv` and returns the flags that start with `prefix` (or one of several), as they stand, for the config."""
         words = list(sys.argv[1:] if argv is None else argv)
         overrides = [word for word in words if prefix and word.startswith(prefix)]
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -184,6 +185,17 @@ def _show(result: Result) -> None:
     for key, value in result.items():
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
         console().print(f"{key:{width}}  {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Shows rows of text under a header on stderr."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*header, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table, markup=False, highlight=False)
 
 
 @functools.cache

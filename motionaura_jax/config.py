@@ -4,6 +4,7 @@ A config file defines `get_config(variant) -> ml_collections.ConfigDict` holding
 dataclass defaults; `build` converts it strictly, so a mistyped key fails with the nearest valid name.
 """
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -48,13 +49,22 @@ def read(location: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
       UserError: a file that is missing or is no config, an unknown preset, an override without a value.
     """
-    values = _read_file(location)
-    for override in overrides:
-        key, separator, value = override.removeprefix(PREFIX).partition("=")
+    return override(_read_file(location), overrides)
+
+
+def override(values: Mapping[str, Any], flags: Sequence[str], prefix: str = PREFIX) -> dict[str, Any]:
+    """Returns `values` with strings such as `--config.a.b=value` applied.
+
+    Raises:
+      UserError: a flag without a value, or one that reaches into a plain value.
+    """
+    changed = copy.deepcopy(dict(values))
+    for flag in flags:
+        key, separator, value = flag.removeprefix(prefix).partition("=")
         if not separator or not key:
-            raise UserError(f"{override}: write it as {PREFIX}KEY=VALUE")
-        _assign(values, key, value)
-    return values
+            raise UserError(f"{flag}: write it as {prefix}KEY=VALUE")
+        _assign(changed, key, value)
+    return changed
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:

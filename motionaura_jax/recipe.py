@@ -20,7 +20,7 @@ class DataConfig:
       buckets: several clip shapes with weights (recipe D.1); replaces the single shape above.
       threads: reading threads.
       scenes: number of training scenes rendered when `manifest` is "scenes".
-      scene_style: "easy" (one object on a plain background) or "full".
+      scene_style: "easy" (one large object on a plain background) or "full".
     """
 
     manifest: str = "scenes"
@@ -114,10 +114,16 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run.  Systems add their own sections (`model`, `loss`, ...) in a subclass."""
+    """One training run.  Systems add their own sections (`model`, `loss`, ...) in a subclass.
+
+    Attributes:
+      init_from: workdir, step folder or release folder whose weights a fresh run starts from; a run that resumes ignores
+        it.  Empty means random weights.
+    """
 
     system: str
     seed: int = 0
+    init_from: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -135,3 +141,12 @@ class Recipe:
                     f"config.data.batch_size={bucket.batch_size} does not divide by "
                     f"config.train.accumulation={self.train.accumulation}"
                 )
+
+    def check_start(self, origin: "Recipe") -> None:
+        """Refuses to start from the weights of the run `origin` where they would mean something else in this one.
+
+        Names, shapes and dtypes are compared anyway; systems add what those do not show.
+
+        Raises:
+          UserError: such a difference.
+        """

@@ -19,7 +19,7 @@ from motionaura_jax.errors import UserError
 if TYPE_CHECKING:
     from motionaura_jax.pipelines.prompts import Prompt
     from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
-    from motionaura_jax.systems.text_to_video import SampleConfig
+    from motionaura_jax.systems.text_to_video.recipe import SampleConfig
 
 logger = logging.getLogger(__name__)
 Number = TypeVar("Number", int, float)
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> cli.Parser:
     parser = cli.Parser("sample", "Draw videos from text.  What is not given is as in the training of the checkpoint.")
     path, whole, real = pathlib.Path, _at_least(int, 1), _at_least(float, 0.0)
-    parser.add_argument("--checkpoint", required=True, type=path, help="workdir or step folder of a text_to_video run")
-    parser.add_argument("--tokenizer", default="", help="workdir of its tokenizer, where that has moved")
+    parser.add_argument("--checkpoint", required=True, type=path, help="workdir, step folder or release")
+    parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="what to show")
     source.add_argument(

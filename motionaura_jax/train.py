@@ -66,15 +66,21 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
 
     from motionaura_jax.training import checkpoint, data, optimizer, state, step, writers
     from motionaura_jax.training import workdir as workdirs
+    from motionaura_jax.weights import steps
+    from motionaura_jax.weights.load import load_start
+
+    # ---------------------------------------------------------------- Weights of other runs
+    # Before the workdir takes its config: a wrong path can then be mended without another workdir.
+    recipe, fresh = system.recipe, steps.newest(workdir) is None
+    frozen = system.frozen()
+    start = load_start(system) if recipe.init_from and fresh else None
 
     # ---------------------------------------------------------------- Config and data
-    recipe = system.recipe
     saved = workdirs.open_workdir(workdir, recipe, override=override)
     clips = data.TrainingData(recipe, workdir)
     logger.info("%s", clips.describe())
 
     # ---------------------------------------------------------------- State
-    frozen = system.frozen()
     optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
     create = lambda: state.create(system, optimize, recipe.seed)  # noqa: E731
     abstract = jax.eval_shape(create)
@@ -83,10 +89,11 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
         "%s: %.2f M parameters on %d x %s", recipe.system, count, jax.device_count(), jax.devices()[0].device_kind
     )
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved)
-    if checkpoints.latest() is None:
+    if fresh:
         current = jax.jit(create)()
         batches = (system.to_arrays(batch) for batch in clips.preparation())
-        current = state.restart(current, *system.prepare(current.params, current.extra, batches))
+        start = start or system.prepare(current.params, current.extra, batches)
+        current = state.restart(current, *start)
     else:
         current = checkpoints.restore(abstract)
     return Run(

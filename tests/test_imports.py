@@ -20,7 +20,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 CODE = [*FILES, *CONFIGS, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 
 # Modules without weight of their own that every part may import.
-LEAVES = {"", "errors", "types"}
+LEAVES = {"", "errors", "trees", "types"}
 
 # Part -> parts of the package it may import.  Commands, configs, pipelines and the rest of the house may import any.
 ALLOWED = {
@@ -31,7 +31,8 @@ ALLOWED = {
     "data": {"data", "ops"},
     "models": {"models", "ops", "parallel"},
     "systems": {"config", "data", "diffusion", "metrics", "models", "ops", "parallel", "recipe", "systems", "weights"},
-    "training": {"config", "data", "metrics", "parallel", "recipe", "systems.base", "training"},
+    "training": {"config", "data", "metrics", "parallel", "recipe", "systems.base", "training", "weights.steps"},
+    "weights": {"config", "data", "models", "recipe", "systems.base", "weights"},
 }
 
 # Third-party library -> the only parts that may import it.

@@ -13,8 +13,8 @@ import pytest
 from motionaura_jax import config, train
 from motionaura_jax.data import scene_set
 from motionaura_jax.errors import UserError
-from motionaura_jax.training import checkpoint
 from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.weights import steps
 from tests.training.toy import ToyRecipe, ToySystem
 
 
@@ -50,9 +50,9 @@ def make(manifest, **values):
 
 
 def final_state(workdir, system):
-    folder, meta = checkpoint.read_meta(workdir)
+    folder, meta = steps.read_meta(workdir)
     params, extra = jax.eval_shape(system.init, jax.random.key(0))
-    return meta["step"], checkpoint.read_weights(folder, params, extra)
+    return meta["step"], steps.read_weights(folder, params, extra)
 
 
 def assert_same(a, b):

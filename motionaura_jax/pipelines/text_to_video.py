@@ -19,7 +19,8 @@ from motionaura_jax.models.autoencoders.tiling import tiled_decode
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.reconstruct import TILE, WHOLE_PIXELS
-from motionaura_jax.systems.text_to_video import SampleConfig, TextToVideoSystem, make_sampler
+from motionaura_jax.systems.text_to_video.recipe import SampleConfig, make_sampler
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.types import Latent, PyTree
 from motionaura_jax.weights.load import load
 from motionaura_jax.weights.tokenizer import open_tokenizer
@@ -71,7 +72,7 @@ class TextToVideo:
         """Opens a checkpoint.
 
         Args:
-          checkpoint: workdir or step folder.
+          checkpoint: workdir, step folder or release folder.
           tokenizer: where the tokenizer is now, if not where it was during training.
 
         Raises:

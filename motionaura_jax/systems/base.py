@@ -22,7 +22,7 @@ Batch = Mapping[str, Any]
 
 SYSTEMS = {
     "mbq_vae": "motionaura_jax.systems.mbq_vae:MBQVAESystem",
-    "text_to_video": "motionaura_jax.systems.text_to_video:TextToVideoSystem",
+    "text_to_video": "motionaura_jax.systems.text_to_video.system:TextToVideoSystem",
 }
 
 
@@ -58,7 +58,7 @@ class System(Protocol):
         """Loads the pretrained parts; an empty dict where there are none."""
 
     def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
-        """Data-dependent start (k-means of a codebook), called once before step 0."""
+        """Data-dependent start (k-means of a codebook), called once before step 0 of a run without `init_from`."""
 
     def loss(
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]

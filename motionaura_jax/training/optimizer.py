@@ -7,6 +7,7 @@ import optax
 
 from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import OptimizerConfig, ParamGroup
+from motionaura_jax.trees import path_name
 from motionaura_jax.types import PyTree
 
 # Layers stacked by a scan carry a leading axis, so that dimensions alone do not tell a gain from a matrix.
@@ -27,12 +28,6 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         return decay
     warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps)
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
-
-
-def path_name(path: tuple) -> str:
-    """Writes the path of a leaf as "encoder/stem/kernel"."""
-    parts = (next(getattr(entry, a) for a in ("key", "name", "idx") if hasattr(entry, a)) for entry in path)
-    return "/".join(map(str, parts))
 
 
 def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

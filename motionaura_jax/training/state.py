@@ -45,7 +45,7 @@ def create(system: System, optimizer: optax.GradientTransformation, seed: int) -
 
 
 def restart(state: TrainState, params: PyTree, extra: PyTree) -> TrainState:
-    """The same state with parameters that `System.prepare` changed before step 0."""
+    """The same state with other parameters, from `System.prepare` or `init_from`, before step 0."""
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, extra=extra, ema=ema)
 

@@ -35,7 +35,7 @@ def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = Fals
     changed = [line for line in config.differences(saved, wanted) if not _free(line)]
     if changed and not override:
         raise UserError(
-            f"{workdir}: was made with another config ({'; '.join(changed)}); choose another --workdir, or go on with --override"
+            f"{workdir}: was made with another config ({'; '.join(changed)}); choose another folder, or use train --override"
         )
     write_json(path, wanted)
     return wanted

@@ -1,55 +1,139 @@
-"""Opens checkpoints for inference."""
+"""Opens trained weights: a workdir, one of its step folders, or a release folder."""
 
 import dataclasses
+import functools
 import pathlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from motionaura_jax import config
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems import base
-from motionaura_jax.training import checkpoint
 from motionaura_jax.types import PyTree
+from motionaura_jax.weights import release, steps
+
+R = TypeVar("R", bound=Recipe)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The weights of one checkpoint and what they were trained with."""
+    """The weights of one model and where they come from.
+
+    Attributes:
+      step: training step.
+      path: step folder or release folder.
+      weights: "averaged" over training steps, or "raw".
+      provenance: what a release says about its origin.
+    """
 
     recipe: Recipe
     params: PyTree
     extra: PyTree
     step: int
     path: pathlib.Path
+    weights: str
+    provenance: Mapping[str, Any]
 
 
-def load(path: str | pathlib.Path, system: str) -> Loaded:
-    """Reads the newest step of a workdir, or one step folder, and checks that it holds a `system`.
+def load(path: str | pathlib.Path, system: str | None = None) -> Loaded:
+    """Reads the newest step of a workdir, one step folder or a release folder.
+
+    Args:
+      system: the one that is needed; None takes any.
 
     Raises:
-      UserError: no checkpoint, one of another system, or one that does not fit its own config.
+      UserError: no weights there, damaged ones, those of another system, or some that do not fit their own config.
     """
-    folder, meta = checkpoint.read_meta(pathlib.Path(path))
-    values: dict[str, Any] = meta["recipe"]
-    if values["system"] != system:
-        raise UserError(f"{path}: holds a {values['system']}; a {system} is needed here")
-    system_class = base.system_class(system)
-    recipe = config.build(system_class.Recipe, values)
-    params, extra = jax.eval_shape(system_class(recipe).init, jax.random.key(0))
-    params, extra = checkpoint.read_weights(folder, params, extra)
-    return Loaded(recipe=recipe, params=params, extra=extra, step=int(meta["step"]), path=folder)
+    source = _open(path)
+    system_class = base.system_class(system or source.meta["recipe"]["system"])
+    recipe = source.recipe(system_class.Recipe, system)
+    params, extra = source.read(*jax.eval_shape(system_class(recipe).init, jax.random.key(0)))
+    return Loaded(
+        recipe=recipe,
+        params=params,
+        extra=extra,
+        step=source.meta["step"],
+        path=source.folder,
+        weights=source.meta["weights"],
+        provenance=source.meta.get("provenance", {}),
+    )
 
 
-def load_tokenizer(path: str | pathlib.Path) -> tuple[Tokenizer, Loaded]:
-    """Opens a trained tokenizer together with the run that it comes from.
+def load_recipe(path: str | pathlib.Path, recipe_class: type[R], system: str) -> R:
+    """Reads what a model was trained with, without its weights.
 
     Raises:
       UserError: see `load`.
     """
+    return _open(path).recipe(recipe_class, system)
+
+
+def load_start(system: base.System) -> tuple[PyTree, PyTree]:
+    """Reads `params` and `extra` of `recipe.init_from`, from which a fresh run of `system` starts.
+
+    Raises:
+      UserError: see `load`; or weights of another architecture, or that the recipe of `system` refuses.
+    """
+    recipe = system.recipe
+    source = _open(recipe.init_from)
+    recipe.check_start(source.recipe(type(recipe), recipe.system))
+    return source.read(*jax.eval_shape(system.init, jax.random.key(0)))
+
+
+def load_tokenizer(path: str | pathlib.Path, latent_space: str = "") -> tuple[Tokenizer, Loaded]:
+    """Opens a trained tokenizer together with the run that it comes from.
+
+    Args:
+      latent_space: the one that is expected; empty takes any.
+
+    Raises:
+      UserError: see `load`; or a tokenizer of another latent space.
+    """
     loaded = load(path, "mbq_vae")
     model, params = loaded.recipe.model, loaded.params["tokenizer"]  # type: ignore[attr-defined]
     space = fingerprint(model, params, loaded.extra)
+    if latent_space and space != latent_space:
+        raise UserError(
+            f"{path}: the tokenizer of step {loaded.step} has the latent space {space}, but {latent_space} is needed; "
+            f"name the tokenizer that this model was trained with"
+        )
     return Tokenizer(config=model, params=params, extra=loaded.extra, latent_space=space), loaded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Weights on disk, not yet read; one face for step folders and release folders."""
+
+    path: str
+    folder: pathlib.Path
+    meta: Mapping[str, Any]
+    reader: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+
+    def recipe(self, recipe_class: type[R], system: str | None) -> R:
+        values = self.meta["recipe"]
+        if system and values["system"] != system:
+            raise UserError(f"{self.path}: holds a {values['system']}; a {system} is needed here")
+        try:
+            return config.build(recipe_class, values)
+        except UserError as error:
+            raise UserError(f"{self.path}: its saved {error}") from None
+
+    def read(self, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
+        # Restored arrays are committed to a device.  Beside fresh ones, that makes the second training step compile again.
+        return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), self.reader(params, extra))
+
+
+def _open(path: str | pathlib.Path) -> _Source:
+    folder = pathlib.Path(path)
+    if release.is_release(folder):
+        meta, reader = release.read_meta(folder), functools.partial(release.read_weights, folder)
+    else:
+        folder, meta = steps.read_meta(folder)
+        reader = functools.partial(steps.read_weights, folder)
+    return _Source(path=str(path), folder=folder, meta=meta, reader=reader)

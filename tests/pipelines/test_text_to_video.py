@@ -11,7 +11,7 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.pipelines import text_to_video
 from motionaura_jax.pipelines.prompts import Prompt, read_prompts
 from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo, window_starts
-from motionaura_jax.systems.text_to_video import TextToVideoSystem
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.systems import tiny
 
 

@@ -14,7 +14,8 @@ from motionaura_jax.diffusion.times import stratified
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.systems.text_to_video import TextToVideoRecipe, TextToVideoSystem
+from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import optimizer, state, step
 from motionaura_jax.types import Cond
 from tests.systems import tiny
@@ -238,3 +239,14 @@ def test_overfits_one_clip(tokenizer, frozen):
     unigram = -(share * np.log(share)).sum()
     assert unigram > 1.0
     assert system.evaluate(current.params, {}, frozen, [data]).metrics["nelbo"] < 0.5 * unigram
+
+
+def test_cached_tokens_train_the_same(tokenizer, system, weights, frozen):
+    cached = TextToVideoSystem(config.build(TextToVideoRecipe, {**tiny.text_to_video(tokenizer), "token_cache": 8}))
+    data = batch(cached)
+    assert {name: spec.shape for name, spec in cached.batch_spec().items()}["tokens"] == data["tokens"].shape
+    losses = [
+        jax.jit(one.loss)(weights, {}, frozen, batch(one), jax.random.key(3), jnp.int32(0))[0]
+        for one in (system, cached)
+    ]
+    assert losses[0] == losses[1]

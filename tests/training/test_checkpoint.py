@@ -12,6 +12,7 @@ from motionaura_jax import config
 from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training import checkpoint, optimizer, state
+from motionaura_jax.weights import steps
 from tests.training.toy import ToyRecipe, ToySystem
 
 RECIPE = {"system": "toy", "data": {"batch_size": 2}}
@@ -64,9 +65,9 @@ def test_inference_reads_the_average_of_the_newest_step_or_of_a_given_one(system
     workdir, _ = saved
     params, extra = jax.eval_shape(system.init, jax.random.key(0))
     for path, step in ((workdir, 3), (workdir / "checkpoints" / "2", 2)):
-        folder, meta = checkpoint.read_meta(path)
+        folder, meta = steps.read_meta(path)
         assert meta["step"] == step and meta["recipe"] == RECIPE
-        weights, read_extra = checkpoint.read_weights(folder, params, extra)
+        weights, read_extra = steps.read_weights(folder, params, extra)
         np.testing.assert_array_equal(weights["color"], float(step))
         assert int(read_extra["seen"]) == 0
 
@@ -88,14 +89,14 @@ def test_another_architecture_is_refused_by_name(system, saved):
 @pytest.mark.parametrize("make", [lambda p: p / "absent", lambda p: p])
 def test_no_checkpoint_is_one_line(tmp_path, make):
     with pytest.raises(UserError, match=r"no such checkpoint|holds no finished checkpoint"):
-        checkpoint.read_meta(make(tmp_path))
+        steps.read_meta(make(tmp_path))
 
 
 def test_an_unfinished_save_is_not_seen(saved):
     workdir, _ = saved
     unfinished = workdir / "checkpoints" / "4.orbax-checkpoint-tmp"
     unfinished.mkdir()
-    assert checkpoint.read_meta(workdir)[1]["step"] == 3
+    assert steps.read_meta(workdir)[1]["step"] == 3
 
 
 def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypatch):

@@ -1,214 +1,34 @@
 """Text to video as a trainable system: absorbing diffusion over the tokens of a frozen tokenizer.  MotionAura 3.2, 3.3."""
 
-import dataclasses
-import logging
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from motionaura_jax.data import scene_set
 from motionaura_jax.data.frames import to_uint8
-from motionaura_jax.data.manifest import read_manifest
-from motionaura_jax.data.scene_text import caption as scene_caption
-from motionaura_jax.diffusion import samplers, schedules
-from motionaura_jax.diffusion.absorbing import Absorbing
+from motionaura_jax.data.token_cache import TokenCache
+from motionaura_jax.diffusion import samplers
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.diffusion.times import stratified
-from motionaura_jax.errors import UserError
-from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
-from motionaura_jax.models.encoders.config import TextEncoderConfig
 from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.models.encoders.text_tokenizer import PAD, TextTokenizer, build_vocabulary
-from motionaura_jax.recipe import DataConfig, Recipe
+from motionaura_jax.models.encoders.text_tokenizer import PAD, TextTokenizer
 from motionaura_jax.systems.base import Batch, Evaluation
+from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
+from motionaura_jax.systems.text_to_video.resolve import resolve
 from motionaura_jax.types import Cond, Latent, PyTree
 from motionaura_jax.weights.tokenizer import open_tokenizer
 
-logger = logging.getLogger(__name__)
-
-SCENES = "scenes"
-_SCENE_CAPTIONS = 512  # captions from which rendered scenes take their words; every attribute is among them
 _TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The text encoder and its words.
-
-    Attributes:
-      vocabulary: words by falling frequency; empty means that it is counted from the captions of `data.manifest` at the
-        first start.  The saved config holds the result, so that inference needs nothing else.
-      max_words: words that are counted at most; rarer ones become <unk>.
-      max_missing: share of clips without a caption above which training stops; below it they train the null text.
-    """
-
-    encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    vocabulary: tuple[str, ...] = ()
-    max_words: int = 8192
-    max_missing: float = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
-    """The process (see `diffusion.absorbing.Absorbing`) and `text_dropout`, the share of samples without text."""
-
-    schedule: str = "cosine"
-    objective: Literal["ce_masked", "elbo"] = "ce_masked"
-    min_masked: int = 1
-    label_smoothing: float = 0.0
-    corrupt_visible: float = 0.0
-    text_dropout: float = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """How videos are drawn, during training and by default in `motionaura sample`.
-
-    Attributes:
-      sampler: "ancestral", or the fixed-count sampler revealing by "confidence", in "halton" or in "random" order.
-      guidance_scale: 1 + w as in diffusers; 1 is no guidance.  w rises linearly along the steps.
-      prompts: texts sampled at every evaluation; empty means the captions of the first held-out clips.
-      schedule, temperature, choice_temperature, top_k, top_p, remask: see `diffusion.samplers.Confidence`.
-      levels: rising shares of masking at which the held-out bound is reported.
-    """
-
-    sampler: Literal["confidence", "halton", "random", "ancestral"] = "confidence"
-    num_inference_steps: int = 32
-    guidance_scale: float = 4.0
-    schedule: str = "cosine"
-    temperature: float = 1.0
-    choice_temperature: float = 4.5
-    top_k: int | None = None
-    top_p: float | None = None
-    remask: int = 0
-    prompts: tuple[str, ...] = ()
-    levels: int = 4
-
-    def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={self.num_inference_steps}: at least 1 step is needed")
-        if self.guidance_scale < 1:
-            raise ValueError(f"guidance_scale={self.guidance_scale:g}: at least 1, which is no guidance")
-        if self.temperature < 0 or self.choice_temperature < 0:
-            raise ValueError("temperature and choice_temperature must not be negative")
-        if self.levels < 1:
-            raise ValueError("levels must be at least 1")
-        schedules.schedule(self.schedule)
-        make_sampler(self, 1)
-
-    @property
-    def guidance(self) -> Guidance | None:
-        """The guidance, or None where the conditional half alone is computed."""
-        if self.guidance_scale == 1:
-            return None
-        return Guidance(scale=self.guidance_scale - 1, schedule=schedules.schedule(self.schedule))
-
-
-def make_sampler(config: SampleConfig, vocab_size: int) -> samplers.Sampler:
-    """Builds the sampler that the settings name."""
-    common: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "schedule": schedules.schedule(config.schedule),
-        "temperature": config.temperature,
-        "top_k": config.top_k,
-        "top_p": config.top_p,
-    }
-    if config.sampler == "ancestral":
-        return samplers.Ancestral(**common)
-    return samplers.Confidence(
-        reveal=config.sampler, remask=config.remask, choice_temperature=config.choice_temperature, **common
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextToVideoRecipe(Recipe):
-    """A text-to-video training run.
-
-    Attributes:
-      tokenizer: workdir or step folder of the trained tokenizer.
-      latent_space: hash of that tokenizer; the system fills it in, and from then on refuses another one.
-      model: the denoiser; the tokenizer decides its `vocab_size`.
-    """
-
-    tokenizer: str
-    latent_space: str = ""
-    model: SpectralTransformerConfig = field(default_factory=lambda: preset("tiny"))
-    text: TextConfig = field(default_factory=TextConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.tokenizer:
-            raise UserError("config.tokenizer: name the workdir of a trained tokenizer")
-        if not (0 <= self.diffusion.text_dropout < 1 and 0 <= self.text.max_missing <= 1):
-            raise UserError("config.diffusion.text_dropout and config.text.max_missing: shares between 0 and 1")
-        make_process(self)
-
-
-def make_process(recipe: TextToVideoRecipe) -> Absorbing:
-    """Builds the diffusion process of a recipe."""
-    settings = dataclasses.asdict(recipe.diffusion)
-    settings.pop("text_dropout")
-    settings["schedule"] = schedules.schedule(recipe.diffusion.schedule)
-    return Absorbing(vocab_size=recipe.model.vocab_size, **settings)
-
-
-def captions(data: DataConfig, max_missing: float) -> list[str]:
-    """Returns the captions of the clips that a recipe trains on.
-
-    Raises:
-      UserError: more than the share `max_missing` of the clips has none.
-    """
-    if data.manifest == SCENES:
-        options, count = scene_set.PRESETS[data.scene_style], max(data.scenes, _SCENE_CAPTIONS)
-        return [scene_caption(scene_set.make_scene(i, split="train", options=options)) for i in range(count)]
-    records = read_manifest(data.manifest)
-    missing = [record.id for record in records if not record.caption]
-    if missing:
-        line = f"{data.manifest}: {len(missing)} of {len(records)} clips have no caption, e.g. {missing[0]}"
-        if len(missing) > max_missing * len(records):
-            raise UserError(f"{line}; add NAME.txt beside them, or raise config.text.max_missing ({max_missing:g})")
-        logger.warning("%s; they train the null text", line)
-    return [record.caption for record in records if record.caption]
-
-
-def resolve(recipe: TextToVideoRecipe) -> tuple[TextToVideoRecipe, Any]:
-    """Fills in what comes from outside: the vocabulary, the latent space and the number of codes.
-
-    Returns:
-      The recipe to save, and the tokenizer if it had to be opened.  A saved recipe comes back as it is.
-
-    Raises:
-      UserError: no such tokenizer, or captions that cannot serve.
-    """
-    opened = None
-    if not recipe.text.vocabulary:
-        texts = captions(recipe.data, recipe.text.max_missing)
-        vocabulary = build_vocabulary(texts, recipe.text.max_words)
-        if not vocabulary:
-            raise UserError(f"{recipe.data.manifest}: no caption has a word; add captions")
-        cut = sum(bool(TextTokenizer(vocabulary, recipe.model.text_len).encode(text).cut) for text in texts)
-        if cut:
-            logger.warning(
-                "%d of %d captions are longer than model.text_len=%d", cut, len(texts), recipe.model.text_len
-            )
-        recipe = dataclasses.replace(recipe, text=dataclasses.replace(recipe.text, vocabulary=vocabulary))
-    if not recipe.latent_space:
-        opened = open_tokenizer(recipe.tokenizer)
-        model = dataclasses.replace(recipe.model, vocab_size=opened.config.vocab_size)
-        recipe = dataclasses.replace(recipe, model=model, latent_space=opened.latent_space)
-    return recipe, opened
 
 
 class TextToVideoSystem:
@@ -226,6 +46,7 @@ class TextToVideoSystem:
         self.process = make_process(self.recipe)
         self._encoder = TextEncoder(text.encoder, self.words.size, model.text_dim, model.dtype)
         self._nelbo = jax.jit(self._held_out_bound)
+        self._known = TokenCache(lambda video: self._encode(video), self.recipe.token_cache)
         self._preview = jax.jit(self._sample_and_decode, static_argnames="size")
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -233,17 +54,22 @@ class TextToVideoSystem:
         bucket = self.recipe.data.all_buckets()[0]
         size = bucket.batch_size
         video = (size, bucket.num_frames, bucket.height, bucket.width, 3)
-        return {
+        spec = {
             "video": jax.ShapeDtypeStruct(video, jnp.float32),
             "fps": jax.ShapeDtypeStruct((size,), jnp.float32),
             "text": jax.ShapeDtypeStruct((size, self.words.length), jnp.int32),
             "sample": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
+        if self.recipe.token_cache:
+            grid = self._tokenizer.config.latent_shape(*video[1:4])
+            spec["tokens"] = jax.ShapeDtypeStruct((size, *grid), jnp.int32)
+        return spec
 
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
-        """Video in [-1, 1], frame rates, word ids of the captions (`text`) and rows in the step."""
+        """Video in [-1, 1], frame rates, word ids of the captions (`text`), rows in the step; with a cache, `tokens`."""
         text = self.words.batch(batch["caption"])
-        return {"video": batch["video"], "fps": batch["fps"], "text": text, "sample": batch["sample"]}
+        arrays = {"video": batch["video"], "fps": batch["fps"], "text": text, "sample": batch["sample"]}
+        return {**arrays, "tokens": self._known(batch["video"])} if self.recipe.token_cache else arrays
 
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Fresh weights; `extra` is empty."""
@@ -257,7 +83,7 @@ class TextToVideoSystem:
 
     def frozen(self) -> PyTree:
         """The tokenizer.  Raises UserError where its latent space is not the one that the recipe was made with."""
-        return {"tokenizer": self._opened or open_tokenizer(self.recipe.tokenizer, self.recipe.latent_space)}
+        return {"tokenizer": self._tokenizer}
 
     def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
         """Nothing to prepare."""
@@ -267,7 +93,7 @@ class TextToVideoSystem:
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
         """Mean over clips of the objective of `diffusion`, in nats per token; times are stratified over the step."""
-        x0 = frozen["tokenizer"].encode(batch["video"]).tokens
+        x0 = _tokens(frozen, batch)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
         corrupt_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         u = stratified(jax.random.fold_in(key, _TIMES), batch["sample"], self._global_batch(batch["video"].shape))
@@ -337,6 +163,15 @@ class TextToVideoSystem:
 
         return samplers.sample(guided(model, fps, fps, guidance), sampler, keys, x_init, steps=steps)
 
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self._opened or open_tokenizer(self.recipe.tokenizer, self.recipe.latent_space)
+
+    @functools.cached_property
+    def _encode(self) -> Any:
+        tokenizer = self._tokenizer
+        return jax.jit(lambda video: tokenizer.encode(video).tokens)
+
     def _global_batch(self, shape: Sequence[int]) -> int:
         """Clips in a whole step of this shape, of which the batch at hand may be a part."""
         sizes = (
@@ -353,7 +188,7 @@ class TextToVideoSystem:
 
     def _held_out_bound(self, params: PyTree, frozen: PyTree, batch: Batch, index: Array) -> tuple[Array, Array]:
         """Levels by clips, with the right captions and with those of the next clip."""
-        x0 = frozen["tokenizer"].encode(batch["video"]).tokens
+        x0 = _tokens(frozen, batch)
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), index)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
 
@@ -395,3 +230,8 @@ class TextToVideoSystem:
             steps=config.num_inference_steps,
         )
         return tokenizer.decode(Latent(tokens=samples.tokens, size=size, latent_space=tokenizer.latent_space))
+
+
+def _tokens(frozen: PyTree, batch: Batch) -> Int[Array, "b t h w"]:
+    """The tokens of a batch, where they do not come with it from the tokenizer."""
+    return batch["tokens"] if "tokens" in batch else frozen["tokenizer"].encode(batch["video"]).tokens

@@ -1,0 +1,159 @@
+"""Release folders: a trained model as two plain files, `config.json` and `model.safetensors`, to keep and to pass on.
+
+Where a recipe names another run, e.g. the tokenizer of a text-to-video model, that run lies inside as a folder of the same
+form, so that a release needs nothing else.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from motionaura_jax.data.media import write_json
+from motionaura_jax.errors import UserError
+from motionaura_jax.trees import leaf_types, path_name
+from motionaura_jax.types import PyTree
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PARTS = ("tokenizer",)  # recipe keys that name another run
+
+_KEYS: dict[str, type] = {"system": str, "recipe": dict, "step": int, "weights": str, "versions": dict}
+_SHOWN = 3  # names in an error line
+
+
+def is_release(path: pathlib.Path) -> bool:
+    """Whether `path` is a release folder, be it a damaged one."""
+    return (path / WEIGHTS).is_file()
+
+
+def read_meta(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads `config.json`: `system`, `recipe`, `step`, `weights` ("averaged" or "raw"), `versions`, maybe `provenance`.
+
+    Parts of the recipe come back as paths that start with `folder`.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; copy the whole release folder")
+    try:
+        meta = json.loads(path.read_text("utf-8"))
+        fault = _fault(meta)
+    except ValueError as error:
+        fault = f"no JSON: {error}"
+    if fault:
+        raise UserError(f"{path}: is damaged ({fault}); copy or export the release folder again")
+    inside = {key: str(folder / meta["recipe"][key]) for key in PARTS if key in meta["recipe"]}
+    return {**meta, "recipe": {**meta["recipe"], **inside}}
+
+
+def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
+    """Reads `model.safetensors` into the structure of the abstract trees, each tensor into exactly one leaf.
+
+    Raises:
+      UserError: the file is damaged, or its tensors are not exactly the leaves in name, shape and dtype.
+    """
+    path = folder / WEIGHTS
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy or export the release folder again") from None
+    tree = {"params": params, "extra": extra}
+    found, wanted = {name: leaf_types(array)[""] for name, array in stored.items()}, leaf_types(tree)
+    if found != wanted:
+        raise UserError(
+            f"{path}: another architecture: the file holds {_shorten(found, wanted)}; "
+            f"the config needs {_shorten(wanted, found)}; use the config that the weights were trained with"
+        )
+    filled = jax.tree_util.tree_map_with_path(lambda leaf, _: stored[path_name(leaf)], tree)
+    return filled["params"], filled["extra"]
+
+
+def write_folder(folder: pathlib.Path, meta: Mapping[str, Any], params: PyTree, extra: PyTree) -> None:
+    """Writes the two files of one model.
+
+    Args:
+      meta: what `read_meta` gives back; parts of the recipe relative to `folder`.
+
+    Raises:
+      UserError: the disk is full or not writable.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path({"params": params, "extra": extra})
+    tensors = {path_name(path): np.asarray(jax.device_get(leaf), order="C") for path, leaf in leaves}
+    write_json(folder / CONFIG, meta)
+    try:
+        save_file(tensors, folder / WEIGHTS)
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be written ({error}); free disk space") from error
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes files that only their owner can read
+
+
+@contextlib.contextmanager
+def draft(folder: pathlib.Path, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+    """Yields an empty folder beside `folder` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises:
+      UserError: `folder` exists and is no release folder, or is one and `overwrite` is off.
+    """
+    check_output(folder, overwrite=overwrite)
+    folder = folder.absolute()
+    new, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.{end}") for end in ("tmp", "old"))
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_output(folder: pathlib.Path, *, overwrite: bool) -> None:
+    """Refuses to write where something else is.
+
+    Raises:
+      UserError: see `draft`.
+    """
+    if folder.exists() and not is_release(folder):
+        raise UserError(f"{folder}: exists and is no release folder; choose another name")
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder}: exists already; choose another name or add --overwrite")
+
+
+def _fault(meta: Any) -> str:
+    """What is wrong with the content of `config.json`; empty where nothing is."""
+    if not isinstance(meta, dict):
+        return "an object was expected"
+    for key, kind in _KEYS.items():
+        if not isinstance(meta.get(key), kind):
+            return f"{key!r} is missing or of the wrong type"
+    if not all(isinstance(meta["recipe"].get(key, ""), str) for key in PARTS):
+        return f"recipe: {' and '.join(PARTS)} must be paths"
+    if meta["recipe"].get("system") != meta["system"]:
+        return "'system' and the recipe differ"
+    if meta["weights"] not in ("averaged", "raw"):
+        return f"'weights' is {meta['weights']!r}"
+    return ""
+
+
+def _shorten(types: Mapping[str, str], others: Mapping[str, str]) -> str:
+    """The first few entries that the other side lacks or has differently."""
+    lines = [f"{name} {kind}" for name, kind in sorted(types.items()) if others.get(name) != kind]
+    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return (", ".join(lines[:_SHOWN]) or "nothing else") + more

@@ -1,0 +1,112 @@
+"""`motionaura export`: a self-contained folder that commands take, refusals, what stays when something fails."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from motionaura_jax import export, reconstruct, sample
+from motionaura_jax.data.media import write_video
+from motionaura_jax.weights import release
+from motionaura_jax.weights.load import load
+from tests.systems import tiny
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    tokenizer = tiny.save_tokenizer(folder / "tokenizer")
+    tiny.save_untrained(folder / "model", **tiny.text_to_video(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("releases") / "model"
+    assert export.main([f"--checkpoint={runs / 'model'}", f"--output={folder}"]) == 0
+    return folder
+
+
+def error_of(flags, capsys):
+    capsys.readouterr()
+    assert export.main(flags) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    return line
+
+
+def test_a_release_holds_all_that_sampling_needs(runs, released, tmp_path):
+    assert sorted(path.name for path in released.iterdir()) == ["config.json", "model.safetensors", "tokenizer"]
+    config = json.loads((released / "config.json").read_text())
+    assert config["recipe"]["tokenizer"] == "tokenizer" and config["recipe"]["text"]["vocabulary"]
+    assert (config["system"], config["step"], config["weights"]) == ("text_to_video", 0, "averaged")
+    assert config["versions"].keys() == {"motionaura_jax", "jax"} and "provenance" not in config
+    moved = shutil.copytree(released, tmp_path / "moved")
+    videos = []
+    for number, checkpoint in enumerate([runs / "model", moved]):
+        output = tmp_path / f"{number}.npz"
+        assert sample.main([f"--checkpoint={checkpoint}", "--prompt=a red circle", f"--output={output}"]) == 0
+        videos.append(np.load(output)["video"])
+    np.testing.assert_array_equal(*videos)
+
+
+def test_the_tokenizer_inside_reconstructs(released, tmp_path):
+    write_video(tmp_path / "in.gif", np.zeros((4, 16, 16, 3), np.uint8), 8.0)
+    flags = [f"--input={tmp_path / 'in.gif'}", f"--output={tmp_path / 'out.gif'}"]
+    assert reconstruct.main([f"--checkpoint={released / 'tokenizer'}", *flags]) == 0
+
+
+def test_a_release_is_exported_again_with_its_provenance(released, tmp_path, capsys):
+    first, second = shutil.copytree(released, tmp_path / "first"), tmp_path / "second"
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps({**config, "provenance": {"data": "scenes"}}))
+    capsys.readouterr()
+    assert export.main([f"--checkpoint={first}", f"--output={second}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["parts"] == ["tokenizer"] and result["output"] == str(second)
+    assert result["bytes"] == sum(path.stat().st_size for path in second.rglob("*") if path.is_file())
+    assert load(second).provenance == {"data": "scenes"}
+    for name in ("model.safetensors", "tokenizer/model.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_a_tokenizer_alone_without_an_average(runs, tmp_path):
+    tiny.save_untrained(tmp_path / "raw", system="mbq_vae", model=tiny.TOKENIZER, train={"ema_decay": 0.0})
+    assert export.main([f"--checkpoint={tmp_path / 'raw'}", f"--output={tmp_path / 'release'}"]) == 0
+    assert load(tmp_path / "release", "mbq_vae").weights == "raw"
+    assert not (tmp_path / "release" / "tokenizer").exists()
+
+
+def test_a_tokenizer_that_moved_is_named(runs, tmp_path, capsys):
+    model = tmp_path / "model"
+    values = tiny.text_to_video(shutil.copytree(runs / "tokenizer", tmp_path / "before"))
+    tiny.save_untrained(model, **values)
+    (tmp_path / "before").rename(tmp_path / "after")
+    flags = [f"--checkpoint={model}", f"--output={tmp_path / 'release'}"]
+    assert "before: no such checkpoint" in error_of(flags, capsys)
+    other = tiny.save_tokenizer(tmp_path / "other", codebook_size=8)
+    assert "latent space" in error_of([*flags, f"--tokenizer={other}"], capsys)
+    assert export.main([*flags, f"--tokenizer={tmp_path / 'after'}"]) == 0
+    assert "needs no tokenizer" in error_of(
+        [f"--checkpoint={other}", f"--output={tmp_path / 'r'}", "--tokenizer=x"], capsys
+    )
+
+
+def test_existing_outputs_and_missing_inputs_are_one_line(runs, released, tmp_path, capsys):
+    model = f"--checkpoint={runs / 'model'}"
+    assert "add --overwrite" in error_of([model, f"--output={released}"], capsys)
+    assert "is no release folder" in error_of([model, f"--output={runs / 'model'}", "--overwrite"], capsys)
+    assert "no such checkpoint" in error_of(["--checkpoint=absent", f"--output={tmp_path / 'r'}"], capsys)
+    assert export.main([model, f"--output={shutil.copytree(released, tmp_path / 'old')}", "--overwrite"]) == 0
+
+
+def test_what_reads_back_differently_is_not_kept(runs, tmp_path, capsys, monkeypatch):
+    save = release.save_file
+
+    def flip(tensors, path):
+        save({name: array + 1 if array.dtype == np.float32 else array for name, array in tensors.items()}, path)
+
+    monkeypatch.setattr(release, "save_file", flip)
+    flags = [f"--checkpoint={runs / 'tokenizer'}", f"--output={tmp_path / 'r'}"]
+    assert "reads back differently" in error_of(flags, capsys)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,115 @@
+"""One door for workdirs, step folders and releases; what a text-to-video run takes from the model it starts from."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from motionaura_jax import config, export
+from motionaura_jax.errors import UserError
+from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
+from motionaura_jax.weights.load import load, load_start, load_tokenizer
+from motionaura_jax.weights.tokenizer import open_tokenizer
+from tests.systems import tiny
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Workdirs of a tokenizer and of a text-to-video model on it, and a release of the latter far from them."""
+    folder = tmp_path_factory.mktemp("runs")
+    tokenizer = tiny.save_tokenizer(folder / "tokenizer")
+    tiny.save_untrained(folder / "model", **tiny.text_to_video(tokenizer))
+    release = tmp_path_factory.mktemp("releases") / "model"
+    assert export.main([f"--checkpoint={folder / 'model'}", f"--output={release}"]) == 0
+    return {"tokenizer": tokenizer, "model": folder / "model", "release": release}
+
+
+def assert_same(a, b):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_workdir_step_folder_and_release_are_one_thing(places):
+    step = places["model"] / "checkpoints" / "0"
+    models = [load(places[name], "text_to_video") for name in ("model", "release")] + [load(step)]
+    for model in models[1:]:
+        assert_same((models[0].params, models[0].extra), (model.params, model.extra))
+        assert (model.step, model.weights) == (0, "averaged")
+        assert not any(leaf.committed for leaf in jax.tree.leaves(model.params))
+        assert dataclasses.replace(model.recipe, tokenizer="x") == dataclasses.replace(models[0].recipe, tokenizer="x")
+
+
+def test_the_tokenizer_of_a_release_is_found_from_anywhere(places, tmp_path, monkeypatch):
+    expected = load_tokenizer(places["tokenizer"])[0].latent_space
+    shutil.copytree(places["release"], tmp_path / "deep" / "moved")
+    for folder, name in ((tmp_path, "deep/moved"), (tmp_path / "deep", "moved"), (tmp_path / "deep" / "moved", ".")):
+        monkeypatch.chdir(folder)
+        assert open_tokenizer(load(name, "text_to_video").recipe.tokenizer).latent_space == expected
+
+
+def test_a_release_of_another_system_or_of_other_settings_is_one_line(places, tmp_path):
+    with pytest.raises(UserError, match=r"release.*model: holds a text_to_video; a mbq_vae is needed here"):
+        load(places["release"], "mbq_vae")
+    folder = shutil.copytree(places["release"], tmp_path / "changed")
+    meta = json.loads((folder / "config.json").read_text())
+    meta["recipe"]["model"]["wide"] = 3
+    (folder / "config.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"changed: its saved config.model.wide: no such key"):
+        load(folder, "text_to_video")
+
+
+def start(places, origin="release", **values):
+    """A recipe that leaves open what it takes from the model that it starts from."""
+    given = {**tiny.text_to_video("", text={"vocabulary": []}), "init_from": str(places[origin]), **values}
+    return TextToVideoSystem(config.build(TextToVideoRecipe, given))
+
+
+@pytest.mark.parametrize("origin", ["release", "model"])
+def test_words_codes_and_tokenizer_come_with_the_weights(places, origin):
+    system, trained = start(places, origin), load(places[origin], "text_to_video")
+    assert system.recipe.text.vocabulary == trained.recipe.text.vocabulary
+    assert system.recipe.latent_space == trained.recipe.latent_space != ""
+    assert system.recipe.model.vocab_size == 16
+    assert system.recipe.tokenizer == trained.recipe.tokenizer
+    assert system.frozen()["tokenizer"].latent_space == trained.recipe.latent_space
+    assert_same(load_start(system), (trained.params, trained.extra))
+
+
+def test_the_saved_recipe_does_without_what_it_started_from(places):
+    recipe = dataclasses.replace(start(places).recipe, init_from="gone")
+    assert TextToVideoSystem(recipe).recipe == recipe
+    with pytest.raises(UserError, match="gone: no such checkpoint"):
+        load_start(TextToVideoSystem(recipe))
+
+
+def test_the_tokenizer_may_have_moved_but_not_changed(places, tmp_path):
+    moved = shutil.copytree(places["tokenizer"], tmp_path / "moved")
+    system = start(places, tokenizer=str(moved))
+    assert system.recipe.tokenizer == str(moved) and system.frozen()
+    other = tiny.save_tokenizer(tmp_path / "other", codebook_size=8)
+    with pytest.raises(UserError, match=r"other: the tokenizer of step 0 has the latent space \w{16}, but \w{16}"):
+        start(places, tokenizer=str(other)).frozen()
+
+
+def test_other_words_or_codes_are_refused(places):
+    text = tiny.text_to_video("")["text"]
+    with pytest.raises(UserError, match=r"config.text.vocabulary: differs from the words of .*release"):
+        load_start(start(places, text={**text, "vocabulary": text["vocabulary"][::-1]}))
+    with pytest.raises(UserError, match=r"config.latent_space=0123: .* was trained on \w{16}; leave it empty"):
+        load_start(start(places, latent_space="0123", model={**tiny.DENOISER, "vocab_size": 16}))
+
+
+def test_another_architecture_is_refused(places):
+    with pytest.raises(UserError, match=r"another architecture: the file holds .*; the config needs "):
+        load_start(start(places, model={**tiny.DENOISER, "width": 8}))
+    with pytest.raises(UserError, match="holds a mbq_vae; a text_to_video is needed here"):
+        start(places, "tokenizer")
+
+
+def test_a_recipe_needs_a_tokenizer_or_a_start():
+    with pytest.raises(UserError, match=r"config.tokenizer: name the workdir of a trained tokenizer"):
+        config.build(TextToVideoRecipe, tiny.text_to_video(""))
