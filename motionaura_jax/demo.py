@@ -1,74 +1,156 @@
-"""The main job on a bare machine: renders scenes, trains a tokenizer on them and shows held-out reconstructions.
+"""The main job on a bare machine: trains tokenizer and text to video on rendered scenes, then measures the obedience.
 
-python -m motionaura_jax.demo [--output=runs/demo] [--config.train.steps=1000 ...]
+    python -m motionaura_jax.demo [--output=runs/demo] [--tokenizer.train.steps=1000 ...] [--denoiser.train.steps=900 ...]
+
+`--tokenizer.KEY` and `--denoiser.KEY` set keys of the preset `demo` of `configs/tokenizer.py` and
+`configs/text_to_video.py`.  `--continue` starts from the committed checkpoint instead of from nothing.
+The same command again resumes the training.
 """
 
+import argparse
+import contextlib
+import json
+import logging
 import pathlib
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from motionaura_jax import cli
+from motionaura_jax import cli, demo_page
+from motionaura_jax.errors import UserError
 
-SHOWN_METRICS = {
-    "eval_psnr": "PSNR, held-out clips (dB)",
-    "eval_psnr_continuous": "the same without quantization (dB)",
-    "eval_ssim": "SSIM",
-    "eval_codes_used": "share of codes used",
-}
+if TYPE_CHECKING:
+    from motionaura_jax.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+COMMITTED = pathlib.Path(__file__).parent / "assets" / "scenes"
+CONFIGS = {"tokenizer": "configs/tokenizer.py:demo", "denoiser": "configs/text_to_video.py:demo"}
+TRAINED_ON = ("scene_style", "num_frames", "height", "width", "fps")
+CONTINUED = {"optimizer.learning_rate": "2e-4", "train.steps": "300"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = cli.Parser("demo", "Train a tiny tokenizer on rendered scenes and write a page that shows what it does.")
+    parser = cli.Parser("demo", "Train text to video on rendered scenes and measure how well it obeys its prompts.")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="folder of the demo")
-    args, overrides = parser.parse_with_overrides(argv)
-    return cli.run(lambda: _demo(args.output, overrides), as_json=args.json)
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="start from the committed checkpoint")
+    parser.add_argument("--prompts", type=int, default=32, help="held-out prompts, of combinations never trained")
+    parser.add_argument("--seeds", type=int, default=1, help="videos of each prompt")
+    parser.epilog = "Every key of both trainings can be set: --tokenizer.KEY=VALUE, --denoiser.KEY=VALUE"
+    args, flags = parser.parse_with_overrides(argv, prefix=tuple(f"--{stage}." for stage in CONFIGS))
+    return cli.run(lambda: _demo(args, flags), as_json=args.json, show=demo_page.show)
 
 
-def _demo(output: pathlib.Path, overrides: Sequence[str]) -> dict[str, Any]:
-    from motionaura_jax import config, train
+def _demo(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
+    if args.prompts < 2 or args.seeds < 1:
+        raise UserError("--prompts must be at least 2, for a control with shuffled prompts, and --seeds at least 1")
+    tokenizer = args.output / "tokenizer"
+    recipes = _continue(flags) if args.go_on else _from_scratch(flags, tokenizer)
+    result: dict[str, Any] = {"output": args.output}
+    watch = Stopwatch(args.output / "seconds.json")
+    for stage, recipe in recipes.items():
+        folder = tokenizer if stage == "tokenizer" else args.output / "text_to_video"
+        logger.info("training the %s", stage)
+        with watch.stage(f"train {stage}"):
+            result[stage] = _train(recipe, folder)
+        if result[stage].get("stopped"):
+            return result
+    return {**result, **_measure(args, watch)}
+
+
+def _from_scratch(flags: Sequence[str], tokenizer: pathlib.Path) -> dict[str, "Recipe"]:
+    from motionaura_jax import config
+
+    values = {stage: config.read(location) for stage, location in CONFIGS.items()}
+    values["denoiser"]["tokenizer"] = str(tokenizer)
+    return {stage: _recipe(stage, values[stage], flags) for stage in CONFIGS}
+
+
+def _continue(flags: Sequence[str]) -> dict[str, "Recipe"]:
+    """The recipe of the committed checkpoint for what concerns the model, of the preset for what concerns the run."""
+    for flag in flags:
+        if flag.startswith("--tokenizer."):
+            raise UserError(f"{flag}: --continue takes the tokenizer as it is; leave this flag out")
+
+    from motionaura_jax import config
+    from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
+    from motionaura_jax.weights import load, release
+
+    if not release.is_release(COMMITTED):
+        raise UserError(f"{COMMITTED}: the committed checkpoint is not there; run the demo without --continue")
+    start = config.to_dict(load.load_recipe(COMMITTED, TextToVideoRecipe, "text_to_video"))
+    preset = config.read(CONFIGS["denoiser"])
+    run = {name: preset.get(name, {}) for name in ("data", "optimizer", "train", "checkpoint", "evaluate")}
+    run["data"] |= {name: start["data"][name] for name in TRAINED_ON}
+    values = {**start, **run, "init_from": str(COMMITTED)}
+    shorter = [f"--denoiser.{key}={value}" for key, value in CONTINUED.items()]
+    return {"denoiser": _recipe("denoiser", values, [*shorter, *flags])}
+
+
+def _recipe(stage: str, values: Mapping[str, Any], flags: Sequence[str]) -> "Recipe":
+    """Applies the flags of one stage to `values`."""
+    from motionaura_jax import config
     from motionaura_jax.systems import base
 
-    started = time.perf_counter()
-    values = config.read("configs/tokenizer.py:demo", overrides)
-    system = base.system_class(values["system"])
-    workdir = output / "tokenizer"
-    result = train.fit(system(config.build(system.Recipe, values)), workdir)
-    seconds = time.perf_counter() - started
-    page = output / "index.html"
-    _write_page(page, workdir, seconds)
-    return {**result, "seconds": seconds, "page": page}
+    prefix = f"--{stage}."
+    changed = config.override(values, [flag for flag in flags if flag.startswith(prefix)], prefix)
+    recipe = config.build(base.system_class(changed["system"]).Recipe, changed, where=stage)
+    if recipe.data.manifest != "scenes":
+        raise UserError(f"{prefix}data.manifest: the demo measures rendered scenes; for other clips there is train")
+    return recipe
 
 
-def _write_page(page: pathlib.Path, workdir: pathlib.Path, seconds: float) -> None:
-    from motionaura_jax.report import Page
-    from motionaura_jax.training.writers import read_metrics
+def _train(recipe: "Recipe", workdir: pathlib.Path) -> dict[str, Any]:
+    from motionaura_jax import train
+    from motionaura_jax.systems import base
 
-    shown = Page(
-        "MotionAura tokenizer", f"A 3D-MBQ-VAE trained from scratch on rendered scenes in {seconds / 60:.1f} minutes."
-    )
-    rows = read_metrics(workdir / "metrics.jsonl")
+    return train.fit(base.system_class(recipe.system)(recipe), workdir)
 
-    def line(key: str) -> list[tuple[float, float]]:
-        return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
-    last = {label: line(key)[-1][1] for key, label in SHOWN_METRICS.items() if line(key)}
-    shown.table(("measure", "value"), [(label, f"{value:.4g}") for label, value in last.items()])
-    shown.heading("Held-out scenes: input left, reconstruction right")
-    newest = max((folder for folder in (workdir / "samples").glob("*") if folder.is_dir()), default=None)
-    clips = sorted(newest.glob("*.mp4")) if newest else []
-    shown.videos([(clip.stem.replace("_", " "), clip.relative_to(page.parent).as_posix()) for clip in clips])
-    shown.heading("Training")
-    shown.curves(
-        {
-            "squared error (training)": {"mse": line("mse")},
-            "held-out PSNR (dB)": {"quantized": line("eval_psnr"), "continuous": line("eval_psnr_continuous")},
-            "codebook perplexity": {"perplexity": line("perplexity")},
-            "masked frame index loss (nats)": {"mfi": line("mfi")},
-        }
-    )
-    shown.write(page)
+def _measure(args: argparse.Namespace, watch: "Stopwatch") -> dict[str, Any]:
+    """Draws and judges held-out prompts, and writes the page."""
+    from motionaura_jax.pipelines import adherence
+    from motionaura_jax.pipelines.text_to_video import TextToVideo
+
+    logger.info("drawing %d x %d videos of held-out prompts", args.prompts, args.seeds)
+    with watch.stage("measuring"):
+        pipeline = TextToVideo(args.output / "text_to_video")
+        prompts = adherence.prompts_for(pipeline, args.prompts)
+        drawn = adherence.measure(pipeline, prompts, seeds=args.seeds)
+        kept = adherence.measure_tokenizer(pipeline, prompts)
+    limits = {row.attribute: row.share for row in kept.rows}
+    result = {
+        "adherence": [{**row.to_dict(), "tokenizer_share": limits[row.attribute]} for row in drawn.rows],
+        "tokenizer_psnr": kept.psnr,
+        "seconds": watch.seconds,
+        "page": args.output / "index.html",
+    }
+    demo_page.write(result, drawn.shown, kept.shown, pipeline.recipe.data.fps)
+    return result
+
+
+class Stopwatch:
+    """Wall seconds of named stages, summed over all starts of the same demo in the file `path`."""
+
+    def __init__(self, path: pathlib.Path):
+        try:
+            self.seconds: dict[str, float] = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            self.seconds = {}
+        self._path = path
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time that the block takes, also where it fails."""
+        from motionaura_jax.data.media import write_json
+
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            write_json(self._path, self.seconds)
 
 
 if __name__ == "__main__":
