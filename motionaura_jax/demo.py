@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from motionaura_jax import cli, demo_page
+from motionaura_jax import assets, cli, demo_page
 from motionaura_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COMMITTED = pathlib.Path(__file__).parent / "assets" / "scenes"
 CONFIGS = {"tokenizer": "configs/tokenizer.py:demo", "denoiser": "configs/text_to_video.py:demo"}
 TRAINED_ON = ("scene_style", "num_frames", "height", "width", "fps")
 CONTINUED = {"optimizer.learning_rate": "2e-4", "train.steps": "300"}
@@ -77,13 +76,13 @@ def _continue(flags: Sequence[str]) -> dict[str, "Recipe"]:
     from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
     from motionaura_jax.weights import load, release
 
-    if not release.is_release(COMMITTED):
-        raise UserError(f"{COMMITTED}: the committed checkpoint is not there; run the demo without --continue")
-    start = config.to_dict(load.load_recipe(COMMITTED, TextToVideoRecipe, "text_to_video"))
+    if not release.is_release(assets.SCENES):
+        raise UserError(f"{assets.SCENES}: the committed checkpoint is not there; run the demo without --continue")
+    start = config.to_dict(load.load_recipe(assets.SCENES, TextToVideoRecipe, "text_to_video"))
     preset = config.read(CONFIGS["denoiser"])
     run = {name: preset.get(name, {}) for name in ("data", "optimizer", "train", "checkpoint", "evaluate")}
     run["data"] |= {name: start["data"][name] for name in TRAINED_ON}
-    values = {**start, **run, "init_from": str(COMMITTED)}
+    values = {**start, **run, "init_from": str(assets.SCENES)}
     shorter = [f"--denoiser.{key}={value}" for key, value in CONTINUED.items()]
     return {"denoiser": _recipe("denoiser", values, [*shorter, *flags])}
 

@@ -4,6 +4,8 @@ python -m motionaura_jax.export --checkpoint=runs/t2v --output=releases/t2v
 """
 
 import argparse
+import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="workdir, step folder or release")
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the file")
+    parser.add_argument(
+        "--provenance", type=pathlib.Path, help="JSON object to keep in config.json: command, data, hours"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a release folder that exists")
     args = parser.parse_args(argv)
     return cli.run(lambda: _export(args), as_json=args.json)
@@ -32,13 +38,15 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.weights.load import load
 
     release.check_output(args.output, overwrite=args.overwrite)
-    model = load(args.checkpoint)
-    parts = _parts(model, args.tokenizer)
+    model = _rounded(load(args.checkpoint), args.dtype)
+    if args.provenance:
+        model = dataclasses.replace(model, provenance=_read_object(args.provenance))
+    parts = _parts(model, args.tokenizer, args.dtype)
     with release.draft(args.output, overwrite=args.overwrite) as folder:
         for name, part in {"": model, **parts}.items():
             (folder / name).mkdir(exist_ok=True)
             inside = {key: key for key in parts} if part is model else {}
-            release.write_folder(folder / name, _meta(part, inside), part.params, part.extra)
+            release.write_folder(folder / name, _meta(part, inside), part.params, part.extra, args.dtype)
             _check(part, folder / name)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
@@ -51,16 +59,44 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _parts(model: "Loaded", tokenizer: str) -> dict[str, "Loaded"]:
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON object was expected")
+    return value
+
+
+def _rounded(model: "Loaded", dtype: str) -> "Loaded":
+    """The model as it will be after a round trip through `dtype`."""
+    import jax
+    import jax.numpy as jnp
+
+    def through(leaf: Any) -> Any:
+        return leaf.astype(jnp.dtype(dtype)).astype(leaf.dtype) if leaf.dtype == jnp.float32 else leaf
+
+    params, extra = jax.tree.map(through, (model.params, model.extra))
+    return dataclasses.replace(model, params=params, extra=extra)
+
+
+def _parts(model: "Loaded", tokenizer: str, dtype: str) -> dict[str, "Loaded"]:
     """The other runs that the model needs, by the recipe key that names them."""
+    from motionaura_jax.models.autoencoders.tokenizer import fingerprint
     from motionaura_jax.weights.load import load_tokenizer
 
     if not hasattr(model.recipe, "tokenizer"):
         if tokenizer:
             raise UserError(f"--tokenizer={tokenizer}: a {model.recipe.system} needs no tokenizer; leave it out")
         return {}
-    _, loaded = load_tokenizer(tokenizer or model.recipe.tokenizer, model.recipe.latent_space)  # type: ignore[attr-defined]
-    return {"tokenizer": loaded}
+    opened, loaded = load_tokenizer(tokenizer or model.recipe.tokenizer, model.recipe.latent_space)  # type: ignore[attr-defined]
+    rounded = _rounded(loaded, dtype)
+    if fingerprint(opened.config, rounded.params["tokenizer"], rounded.extra) != opened.latent_space:
+        raise UserError(
+            f"--dtype={dtype}: the tokenizer would become another one; export it alone with this --dtype before training on it"
+        )
+    return {"tokenizer": rounded}
 
 
 def _meta(model: "Loaded", inside: Mapping[str, str]) -> dict[str, Any]:

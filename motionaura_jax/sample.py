@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import motionaura_jax
-from motionaura_jax import cli
+from motionaura_jax import assets, cli
 from motionaura_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,14 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> cli.Parser:
     parser = cli.Parser("sample", "Draw videos from text.  What is not given is as in the training of the checkpoint.")
     path, whole, real = pathlib.Path, _at_least(int, 1), _at_least(float, 0.0)
-    parser.add_argument("--checkpoint", required=True, type=path, help="workdir, step folder or release")
+    parser.add_argument(
+        "--checkpoint",
+        default=assets.SCENES,
+        type=path,
+        help="workdir, step folder or release; else our model of scenes",
+    )
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="what to show")
     source.add_argument(
         "--prompts_file", type=path, help=".txt with a prompt per line, or .jsonl; resumes when repeated"
     )
-    parser.add_argument("--output", required=True, type=path, help=".mp4, .gif, .npz or .png (numbered frames)")
+    parser.add_argument(
+        "--output", default=path("sample.mp4"), type=path, help=".mp4, .gif, .npz or .png (numbered frames)"
+    )
     parser.add_argument("--negative_prompt", default="", help="what to guide away from")
     parser.add_argument("--num_videos_per_prompt", type=whole, default=1, help="videos of each prompt")
     parser.add_argument("--num_frames", type=whole, help="length")

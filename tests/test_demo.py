@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from motionaura_jax import demo, demo_page, export, train
+from motionaura_jax import assets, demo, demo_page, export, train
 from motionaura_jax.data import scenes
 from motionaura_jax.pipelines import adherence
 from motionaura_jax.pipelines.text_to_video import TextToVideo
@@ -94,7 +94,7 @@ def test_bad_input_is_one_line_before_any_training(tmp_path, capsys, flags, mess
 def test_going_on_starts_from_the_committed_checkpoint(finished, tmp_path, capsys, monkeypatch):
     committed, output = tmp_path / "committed", tmp_path / "new"
     assert export.main([f"--checkpoint={finished / 'text_to_video'}", f"--output={committed}"]) == 0
-    monkeypatch.setattr(demo, "COMMITTED", committed)
+    monkeypatch.setattr(assets, "SCENES", committed)
     keys = ["data.scenes=8", "data.batch_size=4", "train.log_every=1", "evaluate.clips=2", "evaluate.pictures=1"]
     flags = [f"--denoiser.{key}" for key in [*keys, "train.steps=1", "optimizer.learning_rate=0", "train.ema_decay=0"]]
     assert demo.main(["--continue", f"--output={output}", "--prompts=3", *flags, "--json"]) == 0
@@ -108,7 +108,7 @@ def test_going_on_starts_from_the_committed_checkpoint(finished, tmp_path, capsy
 
 
 def test_going_on_needs_the_committed_checkpoint(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "COMMITTED", tmp_path / "absent")
+    monkeypatch.setattr(assets, "SCENES", tmp_path / "absent")
     assert demo.main(["--continue", f"--output={tmp_path / 'new'}"]) == 2
     assert "absent: the committed checkpoint is not there; run the demo without" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -90,6 +91,35 @@ def test_a_tokenizer_that_moved_is_named(runs, tmp_path, capsys):
     assert "needs no tokenizer" in error_of(
         [f"--checkpoint={other}", f"--output={tmp_path / 'r'}", "--tokenizer=x"], capsys
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_take_half_the_room_and_are_stable(runs, tmp_path, capsys, dtype):
+    half = tmp_path / "half"
+    flags = [f"--checkpoint={runs / 'tokenizer'}", f"--dtype={dtype}"]
+    assert export.main([*flags, f"--output={half}"]) == 0
+    assert export.main([f"--checkpoint={half}", f"--output={tmp_path / 'full'}"]) == 0
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")]
+    assert 0.4 < sizes[0] / sizes[1] < 0.75
+    exact, narrow, again = (load(folder) for folder in (runs / "tokenizer", half, tmp_path / "full"))
+    for a, b, c in zip(*(jax.tree.leaves((one.params, one.extra)) for one in (exact, narrow, again)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6)
+        np.testing.assert_array_equal(b, c)
+    # A model of the exact tokenizer cannot take the narrow one along, a model of the narrow one can.
+    model = [f"--checkpoint={runs / 'model'}", f"--output={tmp_path / 'model'}", f"--dtype={dtype}"]
+    assert "export it alone with this --dtype" in error_of(model, capsys)
+    tiny.save_untrained(tmp_path / "run", **tiny.text_to_video(half))
+    assert export.main([f"--checkpoint={tmp_path / 'run'}", *model[1:]]) == 0
+
+
+def test_provenance_is_kept_and_a_broken_one_refused(runs, tmp_path, capsys):
+    (tmp_path / "how.json").write_text('{"hours": 1}')
+    (tmp_path / "broken.json").write_text("[1]")
+    flags = [f"--checkpoint={runs / 'tokenizer'}", f"--output={tmp_path / 'r'}"]
+    assert "a JSON object was expected" in error_of([*flags, f"--provenance={tmp_path / 'broken.json'}"], capsys)
+    assert export.main([*flags, f"--provenance={tmp_path / 'how.json'}"]) == 0
+    assert load(tmp_path / "r").provenance == {"hours": 1}
 
 
 def test_existing_outputs_and_missing_inputs_are_one_line(runs, released, tmp_path, capsys):

@@ -30,7 +30,9 @@ EXTRAS = {
     ),
     "eval": Extra(distributions=("scikit-learn",), without="no embedding plots and neighbor searches of evaluations"),
     "demo": Extra(distributions=("gradio",), without="no browser application"),
-    "curate": Extra(distributions=("ray", "scenedetect"), without="no shot detection and no curation on several machines"),
+    "curate": Extra(
+        distributions=("ray", "scenedetect"), without="no shot detection and no curation on several machines"
+    ),
     "dev": Extra(
         distributions=("beartype", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"),
         without="no tests, no linters",

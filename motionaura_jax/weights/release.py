@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -23,6 +24,7 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.trees import leaf_types, path_name
 from motionaura_jax.types import PyTree
 
+DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PARTS = ("tokenizer",)  # recipe keys that name another run
 
@@ -61,7 +63,8 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
     """Reads `model.safetensors` into the structure of the abstract trees, each tensor into exactly one leaf.
 
     Raises:
-      UserError: the file is damaged, or its tensors are not exactly the leaves in name, shape and dtype.
+      UserError: the file is damaged, or its tensors are not exactly the leaves in name, shape and dtype; only halves are
+        widened to float32.
     """
     path = folder / WEIGHTS
     try:
@@ -69,7 +72,9 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy or export the release folder again") from None
     tree = {"params": params, "extra": extra}
-    found, wanted = {name: leaf_types(array)[""] for name, array in stored.items()}, leaf_types(tree)
+    wanted = leaf_types(tree)
+    stored = {name: _widen(array, wanted.get(name, "")) for name, array in stored.items()}
+    found = {name: leaf_types(array)[""] for name, array in stored.items()}
     if found != wanted:
         raise UserError(
             f"{path}: another architecture: the file holds {_shorten(found, wanted)}; "
@@ -79,17 +84,20 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
     return filled["params"], filled["extra"]
 
 
-def write_folder(folder: pathlib.Path, meta: Mapping[str, Any], params: PyTree, extra: PyTree) -> None:
+def write_folder(
+    folder: pathlib.Path, meta: Mapping[str, Any], params: PyTree, extra: PyTree, dtype: str = "float32"
+) -> None:
     """Writes the two files of one model.
 
     Args:
       meta: what `read_meta` gives back; parts of the recipe relative to `folder`.
+      dtype: of float32 leaves in the file, one of `DTYPES`.
 
     Raises:
       UserError: the disk is full or not writable.
     """
     leaves = jax.tree_util.tree_leaves_with_path({"params": params, "extra": extra})
-    tensors = {path_name(path): np.asarray(jax.device_get(leaf), order="C") for path, leaf in leaves}
+    tensors = {path_name(path): _narrow(np.asarray(jax.device_get(leaf), order="C"), dtype) for path, leaf in leaves}
     write_json(folder / CONFIG, meta)
     try:
         save_file(tensors, folder / WEIGHTS)
@@ -134,6 +142,15 @@ def check_output(folder: pathlib.Path, *, overwrite: bool) -> None:
         raise UserError(f"{folder}: exists and is no release folder; choose another name")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder}: exists already; choose another name or add --overwrite")
+
+
+def _narrow(array: np.ndarray, dtype: str) -> np.ndarray:
+    return array.astype(jnp.dtype(dtype)) if array.dtype == np.float32 else array
+
+
+def _widen(array: np.ndarray, wanted: str) -> np.ndarray:
+    halves = array.dtype.name in DTYPES and wanted.startswith("float32")
+    return array.astype(np.float32) if halves else array
 
 
 def _fault(meta: Any) -> str:

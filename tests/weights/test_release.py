@@ -50,7 +50,7 @@ def test_every_bit_comes_back_under_readable_names(folder):
     [
         ({"half": None}, "params/half bfloat16[4]", "nothing else"),
         ({"new": np.zeros(2, np.float32)}, "nothing else", "params/new float32[2]"),
-        ({"half": np.zeros(4, np.float32)}, "params/half bfloat16[4]", "params/half float32[4]"),
+        ({"half": np.zeros(4, np.float16)}, "params/half bfloat16[4]", "params/half float16[4]"),
         ({"half": np.zeros((2, 2), jnp.bfloat16)}, "params/half bfloat16[4]", "params/half bfloat16[2, 2]"),
         ({"encoder": {str(i): np.zeros(1, np.float32) for i in range(9)}}, "params/encoder/bias", "and 6 more"),
     ],
