@@ -10,6 +10,7 @@ left out where torch is missing.  All cases of a table are interleaved in this p
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,7 @@ from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import optimizer, state, step
 from motionaura_jax.types import Cond
 
-SIZE = {"vocab_size": 8192, "width": 512, "heads": 8, "blocks": 8}
+SIZE: dict[str, Any] = {"vocab_size": 8192, "width": 512, "heads": 8, "blocks": 8}
 TEXT = (180, 4096)
 FORWARD_GRID, SAMPLING_GRID, TRAINING_GRID = (4, 16, 16), (4, 8, 8), (8, 16, 16)
 STEPS, GUIDANCE_SCALE = 12, 5.0
@@ -59,7 +60,7 @@ def naive_transforms() -> Iterator[None]:
         yield
 
 
-def network(spectral: str, folded: bool) -> tuple[SpectralTransformer, Any]:
+def network(spectral: Any, folded: bool) -> tuple[SpectralTransformer, Any]:
     """Our denoiser and its random weights."""
     settings = SpectralTransformerConfig(spectral=spectral, text_len=TEXT[0], text_dim=TEXT[1], **SIZE)
     model = SpectralTransformer(settings)
@@ -120,7 +121,7 @@ def forward(rounds: int) -> None:
         import torch
 
         inputs = (torch.randint(0, SIZE["vocab_size"], (1, 1024)), torch.tensor([5]), torch.randn(1, *TEXT))
-        cases[name] = without_gradients(lambda model=model, inputs=inputs: model(*inputs))
+        cases[name] = without_gradients(functools.partial(model, *inputs))
     bars = {
         "without FFT": Bar(factor=1 / 1.03, note="folded at most 3 % slower"),
         "naive": Bar(factor=1.15),
@@ -152,7 +153,10 @@ def sampling_case() -> tuple[Callable[[int], object], Any]:
 def compilations(call: Callable[[], object]) -> int:
     """Returns how many programs `call` compiles."""
     events: list[str] = []
-    listener = lambda event, duration, **_: events.append(event)  # noqa: E731
+
+    def listener(event: str, duration: float, **_: Any) -> None:
+        events.append(event)
+
     jax.monitoring.register_event_duration_secs_listener(listener)
     call()
     jax.monitoring.unregister_event_duration_listener(listener)
@@ -162,16 +166,21 @@ def compilations(call: Callable[[], object]) -> int:
 def sampling(rounds: int) -> None:
     """W6: 256 tokens in 12 steps with guidance as a batch of two, text included."""
     draw, jitted = sampling_case()
-    first, second = (compilations(lambda seed=seed: draw(seed)) for seed in (1, 2))
-    cases: dict[str, Callable[[], object]] = {"folded": lambda: draw(1)}
+    first, second = (compilations(functools.partial(draw, seed)) for seed in (1, 2))
+    cases: dict[str, Callable[[], object]] = {"folded": functools.partial(draw, 1)}
     for name, model in twins().items():
         import torch
 
         from benchmarks.torch_twin import sample as torch_sample
 
-        settings = {"length": 256, "vocab_size": SIZE["vocab_size"], "steps": STEPS, "scale": GUIDANCE_SCALE}
+        settings: dict[str, Any] = {
+            "length": 256,
+            "vocab_size": SIZE["vocab_size"],
+            "steps": STEPS,
+            "scale": GUIDANCE_SCALE,
+        }
         text = torch.randn(1, *TEXT)
-        cases[name] = without_gradients(lambda model=model, text=text, kw=settings: torch_sample(model, text, **kw))
+        cases[name] = without_gradients(functools.partial(torch_sample, model, text, **settings))
     rows = table(interleave(cases, rounds=rounds), {"torch twin": Bar(factor=2.0)})
     print(f"\nW6, {STEPS} steps of 256 tokens with guidance\n{rows}")
     print(
@@ -207,7 +216,7 @@ def abstract_step(variant: str, dtype: str) -> tuple[Any, tuple[Any, ...]]:
     }
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     recipe = config.build(TextToVideoSystem.Recipe, config.read(f"configs/text_to_video.py:{variant}", flags))
-    system = TextToVideoSystem(recipe)
+    system: Any = TextToVideoSystem(recipe)
     optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
     fresh = jax.eval_shape(lambda: state.create(system, optimize, recipe.seed))
     params, extra = jax.eval_shape(lambda: init_tokenizer(tokenizer, jax.random.key(0)))

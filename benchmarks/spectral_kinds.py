@@ -14,6 +14,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,11 +62,12 @@ def tokens_only(system: TextToVideoSystem, clips: Clips) -> Batch:
 class Trainer:
     """One network in training, and the processor seconds of its steps."""
 
-    def __init__(self, system: TextToVideoSystem, example: Batch):
+    def __init__(self, system: Any, example: Batch):
         self.system = system
         optimize = optimizer.build(system.recipe.optimizer, system.recipe.train.steps)
         self.state = jax.jit(lambda: state.create(system, optimize, system.recipe.seed))()
-        self._step = step.make_train_step(system, optimize).lower(self.state, {}, example).compile()
+        make: Any = step.make_train_step(system, optimize)
+        self._step = make.lower(self.state, {}, example).compile()
         self.parameters = state.parameter_count(self.state.params)
         self.cpu_seconds, self.loss = 0.0, float("nan")
 

@@ -79,16 +79,17 @@ PRESETS = {
     # Rendered scenes on a few processor cores; goes with the tokenizer of `configs/tokenizer.py:demo`.
     "demo": {
         **_model("tiny", spectral="hartley"),
-        "data.scenes": 384,
+        "token_cache": 8192,
+        "data.scenes": 1024,
         "data.scene_style": "easy",
         "data.batch_size": 16,
         "optimizer.learning_rate": 2e-3,
         "optimizer.b2": 0.96,
         "optimizer.warmup_steps": 30,
-        "train.steps": 800,
+        "train.steps": 1000,
         "train.ema_decay": 0.98,
         "checkpoint.every": 100,
-        "evaluate.every": 200,
+        "evaluate.every": 500,
         "sample.num_inference_steps": 16,
     },
     # The same clips in three lengths, one network.

@@ -71,14 +71,14 @@ PRESETS = {
     # What `motionaura demo` trains: a few minutes on two processor cores.
     "demo": {
         **_TINY,
-        "data.scenes": 384,
+        "data.scenes": 1024,
         "data.scene_style": "easy",
-        "data.batch_size": 8,
+        "data.batch_size": 4,
         "optimizer.warmup_steps": 30,
-        "train.steps": 500,
+        "train.steps": 900,
         "train.ema_decay": 0.98,
-        "checkpoint.every": 100,
-        "evaluate.every": 100,
+        "checkpoint.every": 150,
+        "evaluate.every": 300,
         "evaluate.pictures": 6,
     },
     # Variations, to name after a size.

@@ -20,7 +20,7 @@ class DataConfig:
       buckets: several clip shapes with weights (recipe D.1); replaces the single shape above.
       threads: reading threads.
       scenes: number of training scenes rendered when `manifest` is "scenes".
-      scene_style: "easy" (one large object on a plain background) or "full".
+      scene_style: "easy" (one large object about the middle of a plain background) or "full".
     """
 
     manifest: str = "scenes"

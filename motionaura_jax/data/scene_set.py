@@ -41,7 +41,10 @@ _VOCABULARY: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """What a set of scenes draws from; `two_objects` is the fraction of scenes with a second object.
+    """What a set of scenes draws from.
+
+    `two_objects` is the fraction of scenes with a second object.  `spread` is the part of the room around the middle of
+    the frame in which a single object is placed: 1 is anywhere, 0 has every object pass the middle halfway.
 
     Raises:
       UserError: an unknown or missing value, or values too few for both splits.
@@ -54,6 +57,7 @@ class SceneOptions:
     backgrounds: tuple[str, ...] = _VOCABULARY["backgrounds"]
     background_colors: tuple[str, ...] = _VOCABULARY["background_colors"]
     two_objects: float = 0.0
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         for name, values in _VOCABULARY.items():
@@ -63,15 +67,16 @@ class SceneOptions:
             for value in chosen:
                 if value not in values:
                     raise UserError(f"scene option {name}: unknown value {value!r}{nearest(value, values)}")
-        if not 0 <= self.two_objects <= 1:
-            raise UserError(f"scene option two_objects is a fraction from 0 to 1, not {self.two_objects}")
+        for name in ("two_objects", "spread"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"scene option {name} is a fraction from 0 to 1, not {getattr(self, name)}")
         if self.two_objects and (len(self.colors) < 2 or "small" not in self.sizes):
             raise UserError("scenes with two objects need two colors and the size 'small'")
 
 
 PRESETS = {
-    # Objects large against the token grid over few backgrounds: what a small network learns in minutes.
-    "easy": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "navy")),
+    # Objects large against the token grid, about the middle, over few backgrounds: what a small network learns in minutes.
+    "easy": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "navy"), spread=0.0),
     "full": SceneOptions(two_objects=0.25),
 }
 
@@ -127,11 +132,13 @@ def _balanced_order(pool: tuple[Combination, ...], seed: int, epoch: int) -> tup
     return tuple(order)
 
 
-def _place(rng: np.random.Generator, combination: Combination, size: str, evenness: float = 1.0) -> SceneObject:
+def _place(
+    rng: np.random.Generator, combination: Combination, size: str, *, evenness: float = 1.0, spread: float = 1.0
+) -> SceneObject:
     """Draws the center from a beta distribution over where the object may be; under 1 prefers the outer places."""
     color, shape, motion = combination
     low, high = scenes.center_bounds(shape, size, motion)
-    x, y = low + (high - low) * rng.beta(evenness, evenness, 2)
+    x, y = low + (high - low) * (0.5 + spread * (rng.beta(evenness, evenness, 2) - 0.5))
     return SceneObject(color=color, shape=shape, size=size, motion=motion, center=(float(x), float(y)))
 
 
@@ -149,7 +156,7 @@ def _pair(rng: np.random.Generator, first: Combination, pool: Sequence[Combinati
     room = -np.inf
     for _ in range(_PLACEMENTS):
         second = others[rng.integers(len(others))]
-        pair = (_place(rng, first, "small", _OUTER), _place(rng, second, "small", _OUTER))
+        pair = (_place(rng, first, "small", evenness=_OUTER), _place(rng, second, "small", evenness=_OUTER))
         clearance = _clearance(*pair)
         if clearance > room:
             best, room = pair, clearance
@@ -176,7 +183,8 @@ def make_scene(index: int, *, split: str, options: SceneOptions, seed: int = 0) 
     if rng.random() < options.two_objects:
         items = _pair(rng, combination, pool)
     else:
-        items = (_place(rng, combination, options.sizes[(position + epoch) % len(options.sizes)]),)
+        size = options.sizes[(position + epoch) % len(options.sizes)]
+        items = (_place(rng, combination, size, spread=options.spread),)
     return Scene(objects=items, background=background, template=template)
 
 

@@ -233,3 +233,14 @@ def test_a_folder_with_anything_else_is_refused(tmp_path):
         write_scenes(tmp_path / "mine" / "notes.txt", **SMALL)
     with pytest.raises(UserError, match="positive"):
         write_scenes(tmp_path / "new", **SMALL | {"count": 0})
+
+
+def test_spread_draws_single_objects_to_the_middle():
+    def offsets(spread: float) -> np.ndarray:
+        options = SceneOptions(spread=spread)
+        centers = [make_scene(i, split="train", options=options).objects[0].center for i in range(40)]
+        return np.abs(np.array(centers) - 0.5).max(axis=1)
+
+    assert offsets(0.0).max() < 0.1 < offsets(1.0).max()
+    with pytest.raises(UserError, match="spread is a fraction"):
+        SceneOptions(spread=1.5)
