@@ -153,7 +153,7 @@ def test_two_objects_never_touch():
 
 
 def test_held_out_prompts_are_balanced_and_captioned():
-    prompts = held_out_prompts(44, 1, PRESETS["easy"])
+    prompts = held_out_prompts(44, 1, SceneOptions(backgrounds=("plain",)))
     assert all(text == caption(scene) for text, scene in prompts)
     items = [scene.objects[0] for _, scene in prompts]
     assert all(is_held_out(item.color, item.shape, item.motion) for item in items)
