@@ -1,6 +1,6 @@
 """The denoiser on a processor: forward pass (W3), sampling (W6), and how long `L` takes to compile.
 
-    PYTHONPATH=. OMP_WAIT_POLICY=PASSIVE python benchmarks/denoiser.py [--only=forward,sampling,compile] [--rounds=15]
+    PYTHONPATH=. python benchmarks/denoiser.py [--only=forward,sampling,compile] [--rounds=15]
 
 Width 512, 8 heads, 8 blocks, MLP x4, 8192 codes, 180 x 4096 text features, float32; random weights, as only the
 arithmetic counts.  Ours has the default settings; "naive" is the same network with whole complex FFTs.  The torch twin is
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -154,7 +155,7 @@ def compilations(call: Callable[[], object]) -> int:
     """Returns how many programs `call` compiles."""
     events: list[str] = []
 
-    def listener(event: str, duration: float, **_: Any) -> None:
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
         events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listener)
@@ -248,6 +249,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--presets", default="L", help="presets of configs/text_to_video.py (default: %(default)s)")
     options = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of torch that spin would count as work
     if importlib.util.find_spec("torch"):
         import torch
 
