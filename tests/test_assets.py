@@ -1,0 +1,27 @@
+"""The model that comes with the package: it opens, says how it was made, and draws what it is asked for."""
+
+import json
+
+import numpy as np
+
+from motionaura_jax import assets, sample
+from motionaura_jax.data.scene_reader import read_scene
+from motionaura_jax.data.scene_set import PRESETS, held_out_prompts
+
+
+def test_the_committed_model_draws_a_prompt_that_it_was_never_trained_on(tmp_path):
+    (prompt, scene), *_ = held_out_prompts(1, 0, PRESETS["easy"])
+    output = tmp_path / "drawn.npz"
+    assert sample.main([f"--prompt={prompt}", f"--output={output}", "--seed=3"]) == 0
+    video, wanted = np.load(output)["video"], scene.objects[0]
+    read = read_scene(video)
+    assert video.shape == (8, 64, 64, 3)
+    assert (read.color, read.shape, read.motion) == (wanted.color, wanted.shape, wanted.motion)
+
+
+def test_the_committed_model_says_how_it_was_made():
+    config = json.loads((assets.SCENES / "config.json").read_text())
+    assert {"seed", "tokenizer", "denoiser"} <= config["provenance"].keys()
+    for part in ("tokenizer", "denoiser"):
+        assert {"command", "scenes_hash", "steps", "hours"} <= config["provenance"][part].keys()
+    assert sum(path.stat().st_size for path in assets.SCENES.rglob("*") if path.is_file()) < 10_000_000
