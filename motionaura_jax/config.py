@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.errors import UserError, nearest, shown
 
 T = TypeVar("T")
 PREFIX = "--config."
@@ -101,7 +101,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lists "key: old -> new" for each dotted key in which two plain configs differ."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
+        f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 80  # characters of a value in a message
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -22,3 +24,9 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     if match:
         return f"; did you mean {match[0]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def shown(value: object) -> str:
+    """Returns `value` as it stands in a message, cut where it would fill the screen."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

@@ -1,10 +1,12 @@
 """What every recipe has: the sections of a config that do not depend on the system being trained."""
 
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from motionaura_jax.data.buckets import Bucket
-from motionaura_jax.errors import UserError
+from motionaura_jax.errors import UserError, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,10 @@ class Recipe:
     Attributes:
       init_from: workdir, step folder or release folder whose weights a fresh run starts from; a run that resumes ignores
         it.  Empty means random weights.
+      meaning: keys that say what the weights mean where names and shapes do not, each with the remedy for a difference.
     """
+
+    meaning: ClassVar[Mapping[str, str]] = {}
 
     system: str
     seed: int = 0
@@ -145,8 +150,13 @@ class Recipe:
     def check_start(self, origin: "Recipe") -> None:
         """Refuses to start from the weights of the run `origin` where they would mean something else in this one.
 
-        Names, shapes and dtypes are compared anyway; systems add what those do not show.
-
         Raises:
-          UserError: such a difference.
+          UserError: a key of `meaning` differs.
         """
+        for key, remedy in self.meaning.items():
+            ours, theirs = (operator.attrgetter(key)(recipe) for recipe in (self, origin))
+            if ours != theirs:
+                raise UserError(
+                    f"config.{key}={shown(ours)}: {self.init_from} was trained with {shown(theirs)}; "
+                    f"{remedy}"
+                )

@@ -136,6 +136,20 @@ def test_another_config_in_the_workdir_is_refused_with_the_keys(scenes, tmp_path
     assert train.fit(make(scenes, checkpoint__every=1, optimizer__learning_rate=0.5), tmp_path)["step"] == 6
 
 
+def test_a_workdir_made_before_a_key_existed_goes_on(scenes, tmp_path):
+    train.fit(make(scenes, train__steps=3), tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["init_from"]
+    path.write_text(json.dumps(saved))
+    assert train.fit(make(scenes, train__steps=3), tmp_path)["step"] == 3
+    assert json.loads(path.read_text())["init_from"] == ""
+    saved["init_from"] = "a/very" * 100
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"init_from: a/very[a/very]{74}\.\.\. -> \)"):
+        train.fit(make(scenes, train__steps=3), tmp_path)
+
+
 def test_a_loss_that_stays_infinite_stops_the_run_with_one_line(scenes, tmp_path):
     settings = {"train__steps": 50, "train__max_skipped": 3, "checkpoint__every": 1}
     system = make(scenes, **settings)

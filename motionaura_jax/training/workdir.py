@@ -32,13 +32,21 @@ def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = Fals
         raise UserError(f"{workdir}: cannot be used as a workdir ({error.strerror}); choose another folder") from error
     except ValueError:
         raise UserError(f"{path}: is damaged; delete it to save the config again") from None
-    changed = [line for line in config.differences(saved, wanted) if not _free(line)]
+    changed = [line for line in config.differences(_completed(saved, recipe), wanted) if not _free(line)]
     if changed and not override:
         raise UserError(
             f"{workdir}: was made with another config ({'; '.join(changed)}); choose another folder, or use train --override"
         )
     write_json(path, wanted)
     return wanted
+
+
+def _completed(saved: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Adds the defaults of keys that are younger than the workdir; a config that no longer fits stays as it is."""
+    try:
+        return config.to_dict(config.build(type(recipe), saved))
+    except UserError:
+        return saved
 
 
 def _free(line: str) -> bool:

@@ -1,8 +1,9 @@
 """The settings of a text-to-video run and what is built from them alone.  MotionAura 3.2, 3.3."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from motionaura_jax.diffusion import samplers, schedules
 from motionaura_jax.diffusion.absorbing import Absorbing
@@ -115,6 +116,11 @@ class TextToVideoRecipe(Recipe):
       model: the denoiser; the tokenizer decides its `vocab_size`.
     """
 
+    meaning: ClassVar[Mapping[str, str]] = {
+        "text.vocabulary": "leave it empty to take those words",
+        "latent_space": "leave it empty, and name the tokenizer that it was trained with",
+    }
+
     tokenizer: str = ""
     latent_space: str = ""
     token_cache: int = 0
@@ -130,19 +136,6 @@ class TextToVideoRecipe(Recipe):
         if not (0 <= self.diffusion.text_dropout < 1 and 0 <= self.text.max_missing <= 1):
             raise UserError("config.diffusion.text_dropout and config.text.max_missing: shares between 0 and 1")
         make_process(self)
-
-    def check_start(self, origin: Recipe) -> None:
-        """Refuses weights that know other words or other codes."""
-        assert isinstance(origin, TextToVideoRecipe)
-        if self.text.vocabulary != origin.text.vocabulary:
-            raise UserError(
-                f"config.text.vocabulary: differs from the words of {self.init_from}; leave it empty to take those"
-            )
-        if self.latent_space != origin.latent_space:
-            raise UserError(
-                f"config.latent_space={self.latent_space}: {self.init_from} was trained on {origin.latent_space}; "
-                f"leave it empty, and name the tokenizer that it was trained with"
-            )
 
 
 def make_process(recipe: TextToVideoRecipe) -> Absorbing:
