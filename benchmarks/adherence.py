@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from motionaura_jax import cli
-from motionaura_jax.errors import UserError
 
 PREFIX = "--sample."
 SHEET_ROWS = 16
@@ -24,17 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = "benchmarks.adherence"
     parser.add_argument("--checkpoint", required=True, help="workdir, step or release folder of a text_to_video model")
     parser.add_argument("--tokenizer", default="", help="folder of its tokenizer, where that has moved")
-    parser.add_argument("--prompts", type=int, default=64, help="number of held-out prompts")
-    parser.add_argument("--seeds", type=int, default=4, help="videos of each prompt")
+    parser.add_argument("--prompts", type=cli.at_least(int, 2), default=64, help="number of held-out prompts")
+    parser.add_argument("--seeds", type=cli.at_least(int, 1), default=4, help="videos of each prompt")
     parser.add_argument("--sheet", type=pathlib.Path, default=pathlib.Path("runs/adherence.png"), help="contact sheet")
     args, flags = parser.parse_with_overrides(argv, prefix=PREFIX)
 
-    def measure() -> dict[str, Any]:
-        if args.prompts < 2 or args.seeds < 1:
-            raise UserError("--prompts must be at least 2 and --seeds at least 1")
-        return _measure(args.checkpoint, args.tokenizer, args.prompts, args.seeds, args.sheet, flags)
-
-    return cli.run(measure, as_json=True)
+    return cli.run(
+        lambda: _measure(args.checkpoint, args.tokenizer, args.prompts, args.seeds, args.sheet, flags), as_json=True
+    )
 
 
 def _measure(

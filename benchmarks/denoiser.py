@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Timing, compile_case, interleave
-from motionaura_jax import config
+from motionaura_jax import config, process
 from motionaura_jax.diffusion.absorbing import Absorbing
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.samplers import Confidence, sample
@@ -243,6 +243,7 @@ def compile_presets(variants: tuple[str, ...]) -> None:
 
 def main() -> None:
     """Runs the command line."""
+    process.keep_freed_memory()  # as every command does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="forward,sampling,compile", help="comma-separated (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="timed calls per case (default: %(default)s)")

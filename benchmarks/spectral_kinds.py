@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from motionaura_jax import config
+from motionaura_jax import config, process
 from motionaura_jax.data.loader import Batch as Clips
 from motionaura_jax.data.media import write_json
 from motionaura_jax.systems.base import Batch
@@ -124,6 +124,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], folder: pathlib.Path
 
 def main() -> None:
     """Runs the command line."""
+    process.keep_freed_memory()  # as every command does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="workdir, step folder or release folder")
     parser.add_argument("--steps", type=int, default=600, help="steps of each network (default: %(default)s)")

@@ -21,7 +21,7 @@ import time
 import jax
 
 from benchmarks.plain_vqvae import PlainSystem
-from motionaura_jax import config
+from motionaura_jax import config, process
 from motionaura_jax.data.manifest import read_manifest
 from motionaura_jax.data.media import contact_sheet, write_json, write_text, write_video
 from motionaura_jax.data.video import probe, read_clip
@@ -128,6 +128,7 @@ def report(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Runs the command line."""
+    process.keep_freed_memory()  # as every command does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     shrinker = commands.add_parser("shrink", help="store small copies of the sample clips")

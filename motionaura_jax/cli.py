@@ -1,4 +1,4 @@
-"""What all commands share: the `motionaura` entry point, flags, one-line errors, results, the compilation cache.
+"""What all commands share: the `motionaura` entry point, flags, one-line errors, results.
 
 A command is a module with `main(argv) -> int`.  It parses with `Parser`, imports the heavy libraries only after
 that, so that `--help` stays fast, and hands its work to `run`:
@@ -18,13 +18,12 @@ import importlib
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import motionaura_jax
+from motionaura_jax import process
 from motionaura_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ COMMANDS = {
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 Result = Mapping[str, Any]
+Number = TypeVar("Number", int, float)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,6 +102,21 @@ class Parser(argparse.ArgumentParser):
         sys.exit(_fail(f"{self.prog}: {message}; see {self.prog} --help"))
 
 
+def at_least(kind: Callable[[str], Number], least: Number) -> Callable[[str], Number]:
+    """Returns an argparse type for numbers that are not below `least`: `type=at_least(int, 1)`."""
+
+    def parse(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of this kind") from None
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is too small; at least {least:g} is needed")
+        return value
+
+    return parse
+
+
 def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Result], None] | None = None) -> int:
     """Runs a command and returns its exit status.
 
@@ -116,7 +131,8 @@ def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Res
     """
     try:
         set_up_logging()
-        set_up_compilation_cache()
+        process.set_up_compilation_cache()
+        process.keep_freed_memory()
         with contextlib.redirect_stdout(sys.stderr):
             result = body()
         if result is not None:
@@ -213,33 +229,3 @@ def set_up_logging() -> None:
     handler = RichHandler(console=console(), show_path=False, log_time_format="%X")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("motionaura_jax").setLevel(logging.INFO)
-
-
-def compilation_cache() -> Path:
-    """Returns where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR, else the user's cache folder."""
-    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "motionaura_jax" / "jax"
-
-
-def set_up_compilation_cache() -> None:
-    """Makes JAX keep every compiled program in `compilation_cache`, so that a second start is quick.
-
-    Works through the environment: JAX must not be imported yet, and child processes share the cache.
-    """
-    folder = compilation_cache()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        logging.getLogger(__name__).warning("%s: no compilation cache (%s)", folder, error.strerror)
-        return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -34,16 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("demo", "Train text to video on rendered scenes and measure how well it obeys its prompts.")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="folder of the demo")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="start from the committed checkpoint")
-    parser.add_argument("--prompts", type=int, default=32, help="held-out prompts, of combinations never trained")
-    parser.add_argument("--seeds", type=int, default=1, help="videos of each prompt")
+    parser.add_argument("--prompts", type=cli.at_least(int, 2), default=32, help="held-out prompts, never trained")
+    parser.add_argument("--seeds", type=cli.at_least(int, 1), default=1, help="videos of each prompt")
     parser.epilog = "Every key of both trainings can be set: --tokenizer.KEY=VALUE, --denoiser.KEY=VALUE"
     args, flags = parser.parse_with_overrides(argv, prefix=tuple(f"--{stage}." for stage in CONFIGS))
     return cli.run(lambda: _demo(args, flags), as_json=args.json, show=demo_page.show)
 
 
 def _demo(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
-    if args.prompts < 2 or args.seeds < 1:
-        raise UserError("--prompts must be at least 2, for a control with shuffled prompts, and --seeds at least 1")
     tokenizer = args.output / "tokenizer"
     recipes = _continue(flags) if args.go_on else _from_scratch(flags, tokenizer)
     result: dict[str, Any] = {"output": args.output}

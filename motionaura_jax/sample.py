@@ -9,8 +9,8 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import motionaura_jax
 from motionaura_jax import assets, cli
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from motionaura_jax.systems.text_to_video.recipe import SampleConfig
 
 logger = logging.getLogger(__name__)
-Number = TypeVar("Number", int, float)
 
 SAMPLERS = ("confidence", "halton", "random", "ancestral")
 SHEET_ROWS = 16
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("sample", "Draw videos from text.  What is not given is as in the training of the checkpoint.")
-    path, whole, real = pathlib.Path, _at_least(int, 1), _at_least(float, 0.0)
+    path, whole, real = pathlib.Path, cli.at_least(int, 1), cli.at_least(float, 0.0)
     parser.add_argument(
         "--checkpoint",
         default=assets.SCENES,
@@ -67,33 +66,20 @@ def _parser() -> cli.Parser:
     parser.add_argument("--num_frames", type=whole, help="length")
     parser.add_argument("--height", type=whole, help="pixels")
     parser.add_argument("--width", type=whole, help="pixels")
-    parser.add_argument("--fps", type=_at_least(float, 1e-3), help="frames a second")
+    parser.add_argument("--fps", type=cli.at_least(float, 1e-3), help="frames a second")
     parser.add_argument("--window_frames", type=whole, help="frames drawn at once; longer videos are continued")
     parser.add_argument("--num_inference_steps", type=whole, help="steps of the sampler")
-    parser.add_argument("--guidance_scale", type=_at_least(float, 1.0), help="1 is no guidance")
+    parser.add_argument("--guidance_scale", type=cli.at_least(float, 1.0), help="1 is no guidance")
     parser.add_argument("--sampler", choices=SAMPLERS, help="order in which tokens are revealed")
     parser.add_argument("--temperature", type=real, help="of the drawn tokens; 0 takes the most likely one")
     parser.add_argument("--choice_temperature", type=real, help="of the choice of positions")
     parser.add_argument("--top_k", type=whole, help="draw among this many most likely tokens")
-    parser.add_argument("--top_p", type=_at_least(float, 1e-6), help="draw among tokens of this total probability")
-    parser.add_argument("--remask", type=_at_least(int, 0), help="late steps that may revise revealed tokens")
-    parser.add_argument("--seed", type=_at_least(int, 0), default=0, help="the same seed gives the same videos")
+    parser.add_argument("--top_p", type=cli.at_least(float, 1e-6), help="draw among tokens of this total probability")
+    parser.add_argument("--remask", type=cli.at_least(int, 0), help="late steps that may revise revealed tokens")
+    parser.add_argument("--seed", type=cli.at_least(int, 0), default=0, help="the same seed gives the same videos")
     parser.add_argument("--batch_size", type=whole, help="videos drawn together; changes no video")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     return parser
-
-
-def _at_least(kind: Callable[[str], Number], least: Number) -> Callable[[str], Number]:
-    def parse(text: str) -> Number:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of this kind") from None
-        if not value >= least:
-            raise argparse.ArgumentTypeError(f"{text} is too small; at least {least:g} is needed")
-        return value
-
-    return parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -195,16 +195,6 @@ def test_exit_status(result: cli.Result | None, status: int) -> None:
     assert cli.run(lambda: result, as_json=True) == status
 
 
-def test_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cli.compilation_cache() == tmp_path / "cache"
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert cli.compilation_cache() == tmp_path / "xdg" / "motionaura_jax" / "jax"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert cli.compilation_cache() == Path.home() / "Library" / "Caches" / "motionaura_jax" / "jax"
-
-
 def test_cache_that_cannot_be_made_is_only_a_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

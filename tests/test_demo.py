@@ -78,7 +78,6 @@ def test_a_stopped_training_ends_the_demo_until_it_is_run_again(tmp_path, capsys
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompts=1"], "--prompts must be at least 2"),
         (["--denoiser.train.stepz=3"], "denoiser.train.stepz: no such key; did you mean 'steps'"),
         (["--tokenizer.train"], "write it as --tokenizer.KEY=VALUE"),
         (["--denoiser.data.manifest=videos"], "the demo measures rendered scenes"),
@@ -89,6 +88,12 @@ def test_bad_input_is_one_line_before_any_training(tmp_path, capsys, flags, mess
     assert run(tmp_path / "new", *flags) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0] and not list(tmp_path.iterdir())
+
+
+def test_too_few_prompts_for_a_control_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        demo.main([f"--output={tmp_path / 'new'}", "--prompts=1"])
+    assert "argument --prompts: 1 is too small; at least 2 is needed" in capsys.readouterr().err
 
 
 def test_going_on_starts_from_the_committed_checkpoint(finished, tmp_path, capsys, monkeypatch):

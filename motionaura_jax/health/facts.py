@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from motionaura_jax import cli
+from motionaura_jax import process
 from motionaura_jax.health import installation, machine
 
 
@@ -53,6 +53,6 @@ def gather() -> Facts:
         **machine.probe(),
         accelerators=machine.accelerators(),
         host=machine.host(),
-        cache=machine.cache(cli.compilation_cache()),
+        cache=machine.cache(process.compilation_cache()),
         environment=machine.environment(),
     )
