@@ -157,6 +157,5 @@ class Recipe:
             ours, theirs = (operator.attrgetter(key)(recipe) for recipe in (self, origin))
             if ours != theirs:
                 raise UserError(
-                    f"config.{key}={shown(ours)}: {self.init_from} was trained with {shown(theirs)}; "
-                    f"{remedy}"
+                    f"config.{key}={shown(ours)}: {self.init_from} was trained with {shown(theirs)}; {remedy}"
                 )

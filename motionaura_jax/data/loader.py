@@ -71,6 +71,7 @@ class _Rejections:
         return len(self._files)
 
     def add(self, error: VideoError) -> None:
+        """Counts a file once, and writes its fault and remedy unless an earlier run has."""
         file = str(error.path)
         with self._lock:
             self._files.add(file)

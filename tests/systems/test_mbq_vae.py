@@ -10,24 +10,21 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import optimizer, state, step
+from tests.systems import tiny
 
-SIZE = {"num_frames": 4, "height": 16, "width": 16, "batch_size": 4}
 MODEL = {
+    **tiny.TOKENIZER,
     "channels": [8, 16],
     "enc_mb": [0, 1],
-    "enc_inc": [0, 0],
     "dec_mb": [0, 1],
-    "dec_inc": [0, 0],
-    "t_stride": 2,
     "z_channels": 16,
-    "latent_dim": 4,
-    "codebook_size": 16,
+    "norm": "group",
     "mfi_hidden": 8,
 }
 
 
 def make(**sections):
-    values = {"system": "mbq_vae", "data": SIZE, "model": MODEL, "train": {"steps": 100}}
+    values = {"system": "mbq_vae", "data": tiny.SIZE, "model": MODEL, "train": {"steps": 100}}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
     return MBQVAESystem(config.build(MBQVAERecipe, values))
