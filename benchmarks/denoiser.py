@@ -1,6 +1,6 @@
 """The denoiser on a processor: forward pass (W3), sampling (W6), and how long `L` takes to compile.
 
-    PYTHONPATH=. python benchmarks/denoiser.py [--only=forward,sampling,compile] [--rounds=15]
+    python -m benchmarks.denoiser [--only=forward,sampling,compile] [--rounds=15]
 
 Width 512, 8 heads, 8 blocks, MLP x4, 8192 codes, 180 x 4096 text features, float32; random weights, as only the
 arithmetic counts.  Ours has the default settings; "naive" is the same network with whole complex FFTs.  The torch twin is

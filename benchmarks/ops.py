@@ -1,9 +1,10 @@
 """Numeric kernels against the library calls they replace, as a markdown table.
 
-    python benchmarks/ops.py [--only depthwise,conv3d,transpose,nearest] [--rounds 7]
+    python -m benchmarks.ops [--only depthwise,conv3d,transpose,nearest] [--rounds 7]
 
 Convolutions are timed forward and backward (video and kernel gradients), the nearest-code search forward.  The bar is
-for the cpu ratio; compile seconds are ours; temporary memory is ours / library.
+for the cpu ratio; "difference" is the largest between ours and the library's, over the largest value (of codes: the share
+that differs); compile seconds are ours; temporary memory is ours / library.
 """
 
 import argparse
@@ -13,14 +14,24 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-from timing import Compiled, compile_case, interleave, ratio
 
+from benchmarks.timing import Compiled, compile_case, interleave, ratio
 from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.depthwise import depthwise_conv3d
 from motionaura_jax.ops.nearest import nearest_code
 from motionaura_jax.ops.transpose import conv_transpose_1x4x4
 
-COLUMNS = ("case", "ours, wall ms", "library, wall ms", "wall ratio", "cpu ratio", "bar", "compile, cpu s", "temp MiB")
+COLUMNS = (
+    "case",
+    "ours, wall ms",
+    "library, wall ms",
+    "wall ratio",
+    "cpu ratio",
+    "bar",
+    "difference",
+    "compile, cpu s",
+    "temp MiB",
+)
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
@@ -110,6 +121,18 @@ CASES = {
 }
 
 
+def largest_difference(ours: object, library: object) -> float:
+    """Of all arrays of two results: relative to the largest value, or the share of integers that differ."""
+
+    def one(a: jax.Array, b: jax.Array) -> float:
+        if jnp.issubdtype(a.dtype, jnp.integer):
+            return float((a != b).mean())
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+
+    return max(one(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(library), strict=True))
+
+
 def row(case: Case, rounds: int) -> str:
     """Times one case and returns its line of the table."""
     compiled: dict[str, Compiled] = {
@@ -119,9 +142,10 @@ def row(case: Case, rounds: int) -> str:
     timings = interleave({name: each.call for name, each in compiled.items()}, rounds=rounds)
     faster = ratio(timings["library"], timings["ours"])
     temp = " / ".join(f"{each.temp_bytes / 2**20:.0f}" for each in compiled.values())
+    difference = largest_difference(compiled["ours"].call(), compiled["library"].call())
     return (
         f"| {case.name} | {1e3 * timings['ours'].wall:.1f} | {1e3 * timings['library'].wall:.1f} | {faster.wall:.1f} "
-        f"| {faster.cpu:.1f} | {case.bar:g} | {compiled['ours'].compile_cpu:.2f} | {temp} |"
+        f"| {faster.cpu:.1f} | {case.bar:g} | {difference:.1e} | {compiled['ours'].compile_cpu:.2f} | {temp} |"
     )
 
 

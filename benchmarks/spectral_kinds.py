@@ -1,6 +1,6 @@
 """Trains the denoiser with each transform on rendered scenes and compares what they learn for the same steps.
 
-    PYTHONPATH=. python benchmarks/spectral_kinds.py --tokenizer=WORKDIR [--steps=600] [--every=100] [--cpu_seconds=3000] \
+    python -m benchmarks.spectral_kinds --tokenizer=WORKDIR [--steps=600] [--every=100] [--cpu_seconds=3000] \
         [--output=runs/bench/kinds.json] [--config.KEY=VALUE ...]
 
 All networks see the same clips in the same order, tokenized beforehand, with a constant learning rate after the warm-up, and

@@ -1,6 +1,6 @@
 """Start-up: what `import motionaura_jax` adds to `import jax`, and `--help` of every command; medians of fresh processes.
 
-PYTHONPATH=. python benchmarks/startup.py [--rounds=7]
+python -m benchmarks.startup [--rounds=7]
 """
 
 import argparse

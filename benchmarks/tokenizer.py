@@ -1,9 +1,9 @@
 """Ours against a plain 3-D VQ-VAE on real clips: equal parameters, tokens, codebook and processor seconds.
 
-    python benchmarks/tokenizer.py shrink --output=runs/bench/clips
-    python benchmarks/tokenizer.py run --network=ours --cpu_seconds=900 --output=runs/bench/ours.json
-    python benchmarks/tokenizer.py run --network=plain --cpu_seconds=900 --output=runs/bench/plain.json
-    python benchmarks/tokenizer.py report runs/bench/*.json --figure=docs/figures/tokenizer.svg
+    python -m benchmarks.tokenizer shrink --output=runs/bench/clips
+    python -m benchmarks.tokenizer run --network=ours --cpu_seconds=900 --output=runs/bench/ours.json
+    python -m benchmarks.tokenizer run --network=plain --cpu_seconds=900 --output=runs/bench/plain.json
+    python -m benchmarks.tokenizer report runs/bench/*.json --figure=docs/figures/tokenizer.svg
 
 `shrink` stores the clips at 72 pixels, without loss and at their own rate, so that neither network waits for large frames.
 Run both networks at the same time, each on a processor of its own (`taskset -c 0 ...`).  Processor seconds count training

@@ -1,6 +1,6 @@
 """W1/W2: encode and decode a 16x128x128 clip, ours beside the tokenizers that users would pick, interleaved in one run.
 
-    PYTHONPATH=. OMP_WAIT_POLICY=PASSIVE python benchmarks/tokenizer_speed.py [--rounds=5] [--preset=base]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.tokenizer_speed [--rounds=5] [--preset=base]
 
 Peers that are not installed are left out (`pip install torch==2.13.0 diffusers magvit2-pytorch`).  Weights are random: only
 the arithmetic counts.  Peers that are slow or work on single frames get a part of the clip; rates are per pixel.
