@@ -90,8 +90,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make = lambda steps: Trainer(NETWORKS[args.network](recipe(steps, args.clips, overrides)), pathlib.Path(folder))  # noqa: E731
         pilot = make(1000)
+        pilot.train(CALIBRATION)  # while the loader reads ahead, which costs more than steps
+        started = pilot.cpu_seconds
         pilot.train(CALIBRATION)
-        per_step = pilot.cpu_seconds / CALIBRATION
+        per_step = (pilot.cpu_seconds - started) / CALIBRATION
         steps = int(args.cpu_seconds / per_step) // POINTS * POINTS
         trainer = make(steps)
         print(
