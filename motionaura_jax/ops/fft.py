@@ -18,6 +18,8 @@ from jaxtyping import Array, Complex, Float
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that prefer to split the first free axis of an array; all others prefer the last (channels)."""
 
+_LINE = 16  # float32 numbers in a cache line
+
 
 def fft2(x: Float[Array, "b s d"]) -> Complex[Array, "b s d"]:
     """Returns the whole complex transform over the last two axes: the reference that the fast forms are held to."""
@@ -84,7 +86,7 @@ def seq_rfft(x: Float[Array, "b s c"]) -> tuple[Float[Array, "b u c"], Float[Arr
     """Returns real and imaginary part of the transform over the sequence, u = 0..s/2."""
 
     def local(a: Array) -> tuple[Array, Array]:
-        half = jnp.fft.rfft(a, axis=1, norm="ortho")
+        half = jnp.fft.rfft(_spread(a), axis=1, norm="ortho")[..., : a.shape[-1]]
         return half.real, half.imag
 
     real, imaginary = _island(local, "bsc", "buc", "su", _wide(x))
@@ -92,10 +94,18 @@ def seq_rfft(x: Float[Array, "b s c"]) -> tuple[Float[Array, "b u c"], Float[Arr
 
 
 def seq_irfft(real: Float[Array, "b u c"], imaginary: Float[Array, "b u c"], length: int) -> Float[Array, "b s c"]:
-    """Inverts `seq_rfft` for a sequence of `length`; the imaginary part at frequencies 0 and s/2 has no effect."""
+    """Inverts `seq_rfft` for a sequence of `length`; the imaginary part at frequencies 0 and s/2 has no effect.
+
+    A real transform forwards, of the sequence re(u) + im(u), re(u) - im(u) at u and -u, gives the same as the inverse one.
+    On a CPU it takes half the time: what has to be transposed afterwards are rows of s/2 + 1 numbers, not a power of two.
+    """
+    paired = (length + 1) // 2
 
     def local(re: Array, im: Array) -> Array:
-        return jnp.fft.irfft(jax.lax.complex(re, im), n=length, axis=1, norm="ortho")
+        plus, minus = (part[:, 1:paired] for part in (re + im, re - im))
+        sequence = jnp.concatenate([re[:, :1], plus, re[:, paired:], minus[:, ::-1]], axis=1)
+        half = jnp.fft.rfft(sequence, axis=1, norm="ortho")
+        return jnp.concatenate([half.real + half.imag, (half.real - half.imag)[:, 1:paired][:, ::-1]], axis=1)
 
     return _island(local, "buc", "bsc", "us", _wide(real), _wide(imaginary)).astype(real.dtype)
 
@@ -125,6 +135,11 @@ def unfold_columns(columns: Float[Array, "b s c"], width: int) -> Float[Array, "
 def _wide(x: Array) -> Array:
     """Casts to at least float32: no backend has a general 16-bit FFT."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _spread(x: Float[Array, "b s c"]) -> Float[Array, "b s k"]:
+    """Repeats a few columns on a CPU, where rows a power of two apart evict each other from the cache when transposed."""
+    return jnp.concatenate([x, x[..., :_LINE]], axis=-1) if jax.default_backend() == "cpu" else x
 
 
 def _island(function: Callable[..., Any], inputs: str, outputs: str, local: str, *arrays: Array) -> Any:

@@ -59,6 +59,7 @@ def _attend_by_rows(query: Heads, key: Heads, value: Heads, mask: Bool[Array, "b
     batch, length, heads, width = query.shape
     rows = min(length, _rows(batch * heads * key.shape[1]))
     chunks = -(-length // rows)
+    rows = -(-length // chunks)  # evenly, as padding costs as much as queries
     wide = jnp.promote_types(query.dtype, jnp.float32)
     padded = jnp.pad(query * width**-0.5, ((0, 0), (0, chunks * rows - length), (0, 0), (0, 0)))
     stacked = jnp.moveaxis(padded.reshape(batch, chunks, rows, heads, width), (1, 3), (0, 2))
