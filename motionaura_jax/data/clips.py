@@ -4,27 +4,18 @@ Nothing here depends on history: not on the samples before, nor on the files tha
 """
 
 import functools
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt64
+from jaxtyping import UInt8, UInt64
 
-from motionaura_jax.data.frames import resize_crop, to_float
+from motionaura_jax.data.frames import resize_crop
 from motionaura_jax.data.manifest import Record
 from motionaura_jax.data.video import probe, read_clip
 
 Crop = Literal["random", "center"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-class Clip(TypedDict):
-    """A clip ready for training: `video` in [-1, 1] at `fps` frames per second; `caption` is "" where none is known."""
-
-    video: Float32[np.ndarray, "t h w 3"]
-    fps: float
-    caption: str
-    id: str
 
 
 def sample_record(seed: int, number: int, count: int, attempt: int = 0) -> int:
@@ -43,21 +34,6 @@ def sample_record(seed: int, number: int, count: int, attempt: int = 0) -> int:
 def sample_rng(seed: int, number: int, attempt: int = 0) -> np.random.Generator:
     """Returns the generator of everything random about a sample except its record."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, number, attempt))))
-
-
-def load_clip(
-    record: Record,
-    *,
-    num_frames: int,
-    height: int,
-    width: int,
-    fps: float,
-    rng: np.random.Generator,
-    crop: Crop = "random",
-) -> Clip:
-    """Reads one clip of a record; arguments and errors as for `load_frames`."""
-    frames = load_frames(record, num_frames=num_frames, height=height, width=width, fps=fps, rng=rng, crop=crop)
-    return Clip(video=to_float(frames), fps=fps, caption=record.caption or "", id=record.id)
 
 
 def load_frames(

@@ -56,11 +56,19 @@ class _Sample(NamedTuple):
     frames: UInt8[np.ndarray, "t h w 3"]
 
 
-class _Rejections:
-    """Bad files, each appended to a JSON-lines file once, whichever thread or earlier run met it first."""
+class NoUsableFile(UserError):
+    """Not one of the files that were tried can be used."""
 
-    def __init__(self, path: Path | None):
-        self._path, self._lock = path, threading.Lock()
+
+class Rejections:
+    """Bad files, counted and appended to a JSON-lines file once each, whichever thread or earlier run met them first.
+
+    Args:
+      path: the file; with None, files are only counted.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path, self._lock = path, threading.Lock()
         self._files: set[str] = set()
         self._written: set[str] = set()
         if path is not None and path.exists():
@@ -75,16 +83,16 @@ class _Rejections:
         file = str(error.path)
         with self._lock:
             self._files.add(file)
-            if self._path is None or file in self._written:
+            if self.path is None or file in self._written:
                 return
             self._written.add(file)
             row = json.dumps({"file": file, "reason": error.fault, "remedy": error.remedy}, ensure_ascii=False)
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as stream:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as stream:
                     stream.write(row + "\n")
             except OSError as failure:
-                raise UserError(f"{self._path}: cannot be written ({failure.strerror}); free disk space") from failure
+                raise UserError(f"{self.path}: cannot be written ({failure.strerror}); free disk space") from failure
 
 
 class Loader:
@@ -94,15 +102,15 @@ class Loader:
       records: the manifest; all processes must have the same.
       buckets: shapes and shares of the batches; batch sizes are global.
       seed: of the order, the windows and the crops, not negative.
-      fps: frames per second of the clips.
+      fps: frames per second of the clips of buckets that have no rate of their own.
       threads: decoding threads; 0 decodes in the calling thread.
       crop: "random" for training, "center" for evaluation.
-      rejected: JSON-lines file to which bad files are appended, once each.
+      rejections: where bad files are noted; loaders may share it.
       process_index, process_count: this process reads the `process_index`-th of `process_count` equal parts.
 
     Raises:
-      UserError: no records, or a batch size that the processes cannot share equally; while reading, if MAX_ATTEMPTS
-        files in a row are bad.
+      UserError: no records, or a batch size that the processes cannot share equally.
+      NoUsableFile: while reading, if MAX_ATTEMPTS files in a row are bad.
     """
 
     def __init__(
@@ -116,7 +124,7 @@ class Loader:
         end_step: int | None = None,
         threads: int = 4,
         crop: Crop = "random",
-        rejected: Path | None = None,
+        rejections: Rejections | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -132,16 +140,11 @@ class Loader:
         self._records, self._seed, self._fps, self._crop = records, seed, fps, crop
         self._start, self._end, self._threads = start_step, end_step, threads
         self._process_index, self._process_count = process_index, process_count
-        self._rejections, self._rejected = _Rejections(rejected), rejected
-
-    @property
-    def rejected_count(self) -> int:
-        """How many different files this loader has met that could not be used."""
-        return len(self._rejections)
+        self._rejections = rejections if rejections is not None else Rejections()
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of any step, exactly as iteration gives it."""
-        return self._assemble([self._sample(step, offset) for offset in range(self._local_size(step))])
+        return self._assemble(step, [self._sample(step, offset) for offset in range(self._local_size(step))])
 
     def __iter__(self) -> Iterator[Batch]:
         source = _StepSamples(self)
@@ -149,7 +152,7 @@ class Loader:
         samples = iter(grain.MapDataset.source(source).to_iter_dataset(options))
         steps = itertools.count(self._start) if self._end is None else range(self._start, self._end)
         for step in steps:
-            yield self._assemble([next(samples) for _ in range(self._local_size(step))])
+            yield self._assemble(step, [next(samples) for _ in range(self._local_size(step))])
 
     def _local_size(self, step: int) -> int:
         return self.schedule.bucket(step).batch_size // self._process_count
@@ -168,7 +171,7 @@ class Loader:
                     num_frames=bucket.num_frames,
                     height=bucket.height,
                     width=bucket.width,
-                    fps=self._fps,
+                    fps=bucket.fps or self._fps,
                     rng=sample_rng(seed, number, attempt),
                     crop=self._crop,
                 )
@@ -177,14 +180,14 @@ class Loader:
                 last = error
             else:
                 return _Sample(position, index, frames)
-        listed = f"see {self._rejected}" if self._rejected else "remove bad files"
-        raise UserError(f"{MAX_ATTEMPTS} files in a row cannot be used, the last one: {last}; {listed}")
+        listed = f"see {self._rejections.path}" if self._rejections.path else "remove bad files"
+        raise NoUsableFile(f"{MAX_ATTEMPTS} files in a row cannot be used, the last one: {last}; {listed}")
 
-    def _assemble(self, samples: Sequence[_Sample]) -> Batch:
+    def _assemble(self, step: int, samples: Sequence[_Sample]) -> Batch:
         # Clips stay 8 bit until here: one float array per batch, not one per clip as well.
         return Batch(
             video=to_float(np.stack([sample.frames for sample in samples])),
-            fps=np.full(len(samples), self._fps, np.float32),
+            fps=np.full(len(samples), self.schedule.bucket(step).fps or self._fps, np.float32),
             sample=np.array([sample.position for sample in samples], np.int32),
             index=np.array([sample.record for sample in samples], np.int64),
             caption=[self._records[sample.record].caption or "" for sample in samples],
@@ -214,20 +217,31 @@ class _StepSamples:
 
 
 def preflight(
-    records: Sequence[Record], buckets: Sequence[Bucket], *, fps: float, limit: int = 64, threads: int = 8
+    records: Sequence[Record],
+    buckets: Sequence[Bucket],
+    *,
+    fps: float,
+    limit: int = 64,
+    threads: int = 8,
+    rejections: Rejections | None = None,
 ) -> Preflight:
     """Probes up to `limit` evenly spaced files; a file serves if it is long enough for any of the buckets.
 
+    Those that do not are noted in `rejections`.
+
     Raises:
-      UserError: not one of the probed files serves; gives the first reason.
+      NoUsableFile: not one of the probed files serves; gives the first reason.
     """
-    shortest = min(bucket.num_frames for bucket in buckets)
+    shortest = min(buckets, key=lambda bucket: (bucket.num_frames - 1) / (bucket.fps or fps))
     positions = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
 
     def fault(position: int) -> str | None:
         try:
-            check_duration(probe(records[position].path), fps=fps, num_frames=shortest)
+            info = probe(records[position].path)
+            check_duration(info, fps=shortest.fps or fps, num_frames=shortest.num_frames)
         except VideoError as error:
+            if rejections is not None:
+                rejections.add(error)
             return str(error)
         return None
 
@@ -235,7 +249,7 @@ def preflight(
         faults = tuple(line for line in pool.map(fault, positions.tolist()) if line)
     if len(faults) == len(positions):
         reason = faults[0] if faults else "the manifest has no records; check data.manifest"
-        raise UserError(f"none of {len(positions)} probed files can be used, the first: {reason}")
+        raise NoUsableFile(f"none of {len(positions)} probed files can be used, the first: {reason}")
     return Preflight(probed=len(positions), usable=len(positions) - len(faults), faults=faults)
 
 

@@ -4,7 +4,10 @@ A step folder holds `params`, `ema` (where on), `extra`, `optimizer` and `meta`,
 """
 
 import dataclasses
+import errno
+import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -16,6 +19,18 @@ from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training.state import TrainState
 from motionaura_jax.types import PyTree
 from motionaura_jax.weights.steps import FOLDER, read_item
+
+_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_show_unraisable = sys.unraisablehook
+
+
+def _leave_out_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Where a save fails, the threads of tensorstore print that orbax has closed its event loop, which helps nobody."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _show_unraisable(unraisable)
+
+
+sys.unraisablehook = _leave_out_closed_loops
 
 
 class Checkpoints:
@@ -84,8 +99,10 @@ class _writing:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError) or (error is not None and "No space left" in str(error)):
-            reason = str(error).splitlines()[0]
+        # tensorstore reports the fault of a disk as a ValueError with the text of the system in it.
+        full = next((text for text in _FULL if text in str(error)), None)
+        if full or isinstance(error, OSError):
+            reason, remedy = full or str(error).splitlines()[0], "free space" if full else "check its permissions"
             raise UserError(
-                f"{self.folder}: could not save a checkpoint ({reason}); free space and run the same command again"
+                f"{self.folder}: could not save a checkpoint ({reason}); {remedy} and run the same command again"
             ) from error

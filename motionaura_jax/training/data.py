@@ -1,17 +1,20 @@
 """Which clips a run trains on and which it is measured on."""
 
-import functools
+import dataclasses
+import logging
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 from motionaura_jax.data import scene_set
-from motionaura_jax.data.buckets import Bucket
-from motionaura_jax.data.loader import Batch, Loader, held_out_split, preflight
+from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.errors import UserError
-from motionaura_jax.recipe import DataConfig, EvaluateConfig, Recipe
+from motionaura_jax.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
 
-SCENES = "scenes"
+logger = logging.getLogger(__name__)
+
+REJECTED = "rejected.jsonl"
 PREPARATION_BATCHES = 16
 EVALUATION_SEED = 2**31 - 1
 
@@ -19,16 +22,20 @@ EVALUATION_SEED = 2**31 - 1
 class TrainingData:
     """Training batches as a function of the step, and fixed held-out batches.
 
+    Attributes:
+      evaluation: the held-out batches: the same clips, crops and order at every evaluation.  They are decoded here, so that
+        no file can fail once training is under way.
+
     Raises:
-      UserError: a manifest that is missing, empty or without one usable clip.
+      UserError: a manifest that is missing, empty or without a usable clip on either side.
     """
 
     def __init__(self, recipe: Recipe, workdir: pathlib.Path):
-        self._recipe, self._rejected = recipe, workdir / "rejected.jsonl"
-        self._train, self._held_out = _records(recipe.data, recipe.evaluate, workdir)
-        self._buckets = recipe.data.all_buckets()
-        self._checked = preflight(self._train, self._buckets, fps=recipe.data.fps)
-        self._loader = self._training_loader(0)
+        self._recipe, self._buckets = recipe, recipe.data.all_buckets()
+        self._rejections = Rejections(workdir / REJECTED)
+        train, held_out = _records(recipe.data, recipe.evaluate, workdir)
+        self._checked = preflight(train, self._buckets, fps=recipe.data.fps, rejections=self._rejections)
+        self._train, self._held_out, self.evaluation = self._hold_out(train, held_out)
 
     def describe(self) -> str:
         """One line on the size of the data and on what was seen of it."""
@@ -39,7 +46,7 @@ class TrainingData:
     @property
     def rejected_count(self) -> int:
         """Files that could not be used so far; `rejected.jsonl` has the reasons."""
-        return self._loader.rejected_count
+        return len(self._rejections)
 
     @property
     def clips_per_step(self) -> float:
@@ -49,33 +56,14 @@ class TrainingData:
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches of the steps `first_step`, `first_step` + 1, ...; the same for every start."""
-        self._loader = self._training_loader(first_step)
-        return iter(self._loader)
+        return iter(self._loader(first_step))
 
     def preparation(self) -> Iterator[Batch]:
         """The first training batches, for a data-dependent start."""
-        return (self._loader.batch(step) for step in range(PREPARATION_BATCHES))
+        loader = self._loader(0)
+        return (loader.batch(step) for step in range(PREPARATION_BATCHES))
 
-    @functools.cached_property
-    def evaluation(self) -> list[Batch]:
-        """Held-out batches, decoded once: the same clips, crops and order at every evaluation."""
-        shape, clips = self._buckets[0], self._recipe.evaluate.clips
-        size = min(clips, shape.batch_size)
-        bucket = Bucket(num_frames=shape.num_frames, height=shape.height, width=shape.width, batch_size=size)
-        steps = -(-clips // size)
-        loader = Loader(
-            self._held_out,
-            (bucket,),
-            seed=EVALUATION_SEED,
-            fps=self._recipe.data.fps,
-            end_step=steps,
-            threads=self._recipe.data.threads,
-            crop="center",
-            rejected=self._rejected,
-        )
-        return list(loader)
-
-    def _training_loader(self, first_step: int) -> Loader:
+    def _loader(self, first_step: int) -> Loader:
         return Loader(
             self._train,
             self._buckets,
@@ -84,30 +72,71 @@ class TrainingData:
             start_step=first_step,
             end_step=self._recipe.train.steps,
             threads=self._recipe.data.threads,
-            rejected=self._rejected,
+            rejections=self._rejections,
         )
+
+    def _hold_out(self, train: list[Record], held_out: list[Record]) -> tuple[list[Record], list[Record], list[Batch]]:
+        """Decodes the held-out batches; where no held-out file serves, the split is made again without them."""
+        while True:
+            try:
+                return train, held_out, self._evaluation(held_out)
+            except NoUsableFile as error:
+                if self._recipe.data.manifest == SCENES or self._recipe.evaluate.manifest:
+                    raise
+                logger.warning("no held-out file can be used, so that others take their place: %s", error)
+                train, held_out = _split(train, self._recipe.data)
+
+    def _evaluation(self, held_out: list[Record]) -> list[Batch]:
+        shape, clips, fps = self._buckets[0], self._recipe.evaluate.clips, self._recipe.data.fps
+        size = min(clips, shape.batch_size)
+        bucket = dataclasses.replace(shape, batch_size=size, weight=1.0)
+        preflight(held_out, (bucket,), fps=fps, rejections=self._rejections)
+        loader = Loader(
+            held_out,
+            (bucket,),
+            seed=EVALUATION_SEED,
+            fps=fps,
+            end_step=-(-clips // size),
+            threads=self._recipe.data.threads,
+            crop="center",
+            rejections=self._rejections,
+        )
+        return list(loader)
+
+
+def forget(workdir: pathlib.Path) -> None:
+    """Removes what a start that reached no checkpoint left of its data: rendered scenes and the list of bad files."""
+    (workdir / REJECTED).unlink(missing_ok=True)
+    for marker in (workdir / SCENES).glob(f"*/{scene_set.MARKER}"):
+        shutil.rmtree(marker.parent)
 
 
 def _records(data: DataConfig, evaluate: EvaluateConfig, workdir: pathlib.Path) -> tuple[list[Record], list[Record]]:
     """Training and held-out records of a recipe, rendering the embedded scenes where they are asked for."""
     if data.manifest == SCENES:
-        folders = {split: workdir / SCENES / split for split in scene_set.SPLITS}
-        counts = {"train": data.scenes, "test": max(evaluate.clips, 1)}
-        for split, folder in folders.items():
-            scene_set.write_scenes(
-                folder,
-                count=counts[split],
-                split=split,
-                options=scene_set.PRESETS[data.scene_style],
-                num_frames=data.num_frames,
-                height=data.height,
-                width=data.width,
-                fps=data.fps,
-            )
-        return read_manifest(folders["train"]), read_manifest(folders["test"])
+        # A set of scenes cannot grow, and `evaluate.clips` may change at any time: each number has its folder.
+        held_out = max(evaluate.clips, 1)
+        train = _render(data, workdir / SCENES / "train", "train", data.scenes)
+        return train, _render(data, workdir / SCENES / f"test-{held_out}", "test", held_out)
     records = read_manifest(data.manifest)
-    if evaluate.manifest:
-        return records, read_manifest(evaluate.manifest)
+    return (records, read_manifest(evaluate.manifest)) if evaluate.manifest else _split(records, data)
+
+
+def _render(data: DataConfig, folder: pathlib.Path, split: str, count: int) -> list[Record]:
+    scene_set.write_scenes(
+        folder,
+        count=count,
+        split=split,
+        options=scene_set.PRESETS[data.scene_style],
+        num_frames=data.num_frames,
+        height=data.height,
+        width=data.width,
+        fps=data.fps,
+    )
+    return read_manifest(folder)
+
+
+def _split(records: list[Record], data: DataConfig) -> tuple[list[Record], list[Record]]:
     train, held_out = held_out_split(records, data.held_out)
     if not train or not held_out:
         raise UserError(

@@ -8,6 +8,8 @@ from motionaura_jax import config
 from motionaura_jax.data.media import write_json
 from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import Recipe
+from motionaura_jax.training import data
+from motionaura_jax.weights import steps
 
 # Keys that may change between two runs of one workdir: they move no parameter and no sample.
 FREE_SECTIONS = ("checkpoint", "evaluate", "sample")
@@ -17,11 +19,13 @@ FREE_KEYS = ("data.threads", "train.log_every")
 def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = False) -> dict[str, Any]:
     """Creates the workdir, or checks that it belongs to this recipe, and saves the resolved config.
 
+    Without a finished checkpoint there is nothing that another config could spoil: the workdir starts anew.
+
     Returns:
       The recipe as plain JSON values.
 
     Raises:
-      UserError: the folder is not writable, or was made with another config (the differing keys are named).
+      UserError: the folder is not writable, or its checkpoints were made with another config (the differing keys are named).
     """
     wanted = config.to_dict(recipe)
     path = workdir / "config.json"
@@ -33,7 +37,9 @@ def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = Fals
     except ValueError:
         raise UserError(f"{path}: is damaged; delete it to save the config again") from None
     changed = [line for line in config.differences(_completed(saved, recipe), wanted) if not _free(line)]
-    if changed and not override:
+    if changed and steps.newest(workdir) is None:
+        data.forget(workdir)
+    elif changed and not override:
         raise UserError(
             f"{workdir}: was made with another config ({'; '.join(changed)}); choose another folder, or use train --override"
         )

@@ -1,9 +1,13 @@
 """Where the numbers of a run go: `metrics.jsonl` for programs, TensorBoard for people."""
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import TextIO
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 from PIL import Image
@@ -13,40 +17,100 @@ from motionaura_jax.errors import UserError
 
 
 class MetricWriter:
-    """Appends one JSON object per logged step and mirrors it to TensorBoard events in `workdir/tensorboard`."""
+    """Appends one JSON object per logged step and mirrors it to TensorBoard events in `workdir/tensorboard`.
+
+    Raises:
+      UserError: a full disk, or a file that cannot be written; names the file.
+    """
 
     def __init__(self, workdir: pathlib.Path, resumed_step: int):
         """Drops lines after `resumed_step`: those steps will be run, and logged, again."""
-        from tensorboardX import SummaryWriter
-
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file: TextIO = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+        with _named(self._path):
+            self._file: TextIO = self._path.open("a", encoding="utf-8")
+        self._board = _Board(workdir / "tensorboard", resumed_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes finite and non-finite numbers alike; JSON holds the latter as null."""
         row = {"step": step, **{k: (float(v) if np.isfinite(v) else None) for k, v in values.items()}}
-        try:
+        with _named(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self._path}: cannot write ({error.strerror}); free space and run again to resume"
-            ) from error
-        for name, value in values.items():
-            self._board.add_scalar(name, float(value), step)
+        self._board.scalars(step, values)
 
     def picture(self, step: int, name: str, path: pathlib.Path) -> None:
         """Shows an image file in TensorBoard."""
-        with Image.open(path) as image:
-            self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        self._board.picture(step, name, path)
 
     def close(self) -> None:
-        """Flushes both files."""
-        self._file.close()
+        """Closes both files.  What was written is flushed already, so that a disk that failed before is not reported twice."""
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._board.close()
+
+
+class _Board:
+    """The event file of TensorBoard, written in the calling thread.
+
+    tensorboardX would hand every event to a thread through a short queue: a full disk ends the thread, and the next calls
+    wait for it forever.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        """Opens a new file, in which TensorBoard reads that events from `purge_step` on are void in older ones."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event = Event
+        self._path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        with _named(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = self._path.open("ab")
+        start = SessionLog(status=SessionLog.START)
+        self._write([Event(file_version="brain.Event:2"), Event(step=purge_step, session_log=start)])
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes numbers by name."""
+        from tensorboardX.summary import scalar
+
+        self._write([self._event(step=step, summary=scalar(name, float(value))) for name, value in values.items()])
+
+    def picture(self, step: int, name: str, path: pathlib.Path) -> None:
+        """Writes the pixels of an image file."""
+        from tensorboardX.summary import image
+
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self._write([self._event(step=step, summary=image(name, pixels, dataformats="HWC"))])
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _write(self, events: list[Any]) -> None:
+        with _named(self._path):
+            for event in events:
+                event.wall_time = time.time()
+                self._file.write(_record(event.SerializeToString()))
+            self._file.flush()
+
+
+def _record(data: bytes) -> bytes:
+    """One entry of a TFRecord file: length, its checksum, data, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Turns a failing disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space and run again to resume") from error
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:

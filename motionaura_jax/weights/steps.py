@@ -12,7 +12,10 @@ from motionaura_jax.types import PyTree
 
 FOLDER = "checkpoints"
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every array at info and warns on first use
+# orbax logs every array at info, warns on first use, and where a disk is full it logs a traceback for each of its threads,
+# which `training.checkpoint` says in one line.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def newest(path: pathlib.Path) -> pathlib.Path | None:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motionaura_jax.data.buckets import Bucket
-from motionaura_jax.data.clips import load_clip, sample_record, sample_rng
-from motionaura_jax.data.loader import Batch, Loader, held_out_split, preflight
+from motionaura_jax.data.clips import load_frames, sample_record, sample_rng
+from motionaura_jax.data.frames import to_float
+from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.media import write_video
 from motionaura_jax.errors import UserError
@@ -68,6 +69,19 @@ def test_batches_have_the_shapes_of_the_schedule(folder: Path) -> None:
         assert batch["caption"] == [names[index] for index in batch["index"]]
 
 
+def test_a_bucket_may_have_a_frame_rate_of_its_own(folder: Path) -> None:
+    records = [record for record in read_manifest(folder) if record.caption]
+    shape = {"num_frames": 4, "height": 8, "width": 12, "batch_size": 2}
+    loader = Loader(records, [Bucket(**shape), Bucket(**shape, fps=4)], seed=3, fps=8)
+    own, other = loader.batch(1), Loader(records, [Bucket(**shape)] * 2, seed=3, fps=4).batch(1)
+    assert loader.batch(0)["fps"].tolist() == [8, 8] and own["fps"].tolist() == [4, 4]
+    assert_equal(own, other)
+    long = Bucket(num_frames=8, height=8, width=12, batch_size=1, fps=4)  # 1.75 of 1.5 seconds
+    with pytest.raises(UserError, match="too short for 8 frames at 4 fps"):
+        preflight(records, [long], fps=8)
+    assert preflight(records, [long, Bucket(**shape | {"num_frames": 9})], fps=8).usable == len(records)
+
+
 def test_batch_is_the_documented_map(folder: Path) -> None:
     """First bucket: stream seed 3, samples numbered through its steps 0, 2, 3, 5, ..."""
     records = [record for record in read_manifest(folder) if record.caption]
@@ -77,8 +91,9 @@ def test_batch_is_the_documented_map(folder: Path) -> None:
         number = 5 * 4 + position
         index = sample_record(3, number, len(records))
         assert batch["index"][position] == index
-        clip = load_clip(records[index], num_frames=4, height=8, width=12, fps=8, rng=sample_rng(3, number))
-        np.testing.assert_array_equal(batch["video"][position], clip["video"])
+        frames = load_frames(records[index], num_frames=4, height=8, width=12, fps=8, rng=sample_rng(3, number))
+        np.testing.assert_array_equal(batch["video"][position], to_float(frames))
+        assert batch["caption"][position] == records[index].caption
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
@@ -121,26 +136,30 @@ def test_seeds_and_epochs_differ(folder: Path) -> None:
 
 def test_replacement_ignores_history_and_each_file_is_listed_once(folder: Path, tmp_path: Path) -> None:
     rejected = tmp_path / "run" / "rejected.jsonl"
-    loader = make(folder, rejected=rejected, end_step=24)
+    met = Rejections(rejected)
+    loader = make(folder, rejections=met, end_step=24)
     batches = list(loader)
     good = {index for index, record in enumerate(read_manifest(folder)) if record.caption}
     assert all(set(batch["index"].tolist()) <= good for batch in batches)
     rows = [json.loads(line) for line in rejected.read_text().splitlines()]
     assert {Path(row["file"]).name for row in rows} == {"bad_text.mp4", "bad_empty.mp4"}
-    assert loader.rejected_count == len(rows) == 2
+    assert len(met) == len(rows) == 2
     assert all(row["reason"] and row["remedy"] for row in rows)
-    again = make(folder, rejected=rejected, end_step=24)
+    met = Rejections(rejected)
+    again = make(folder, rejections=met, end_step=24)
     for step in (23, 4, 11):
         assert_equal(again.batch(step), batches[step])
     list(again)
-    assert again.rejected_count == 2
+    assert len(met) == 2
     assert len(rejected.read_text().splitlines()) == 2
 
 
 def test_only_bad_files_stop_with_one_line(folder: Path, tmp_path: Path) -> None:
     records = [record for record in read_manifest(folder) if not record.caption]
-    loader = Loader(records, BUCKETS, seed=0, fps=8, rejected=tmp_path / "rejected.jsonl")
-    with pytest.raises(UserError, match=r"100 files in a row cannot be used, the last one: .*; see .*rejected\.jsonl"):
+    loader = Loader(records, BUCKETS, seed=0, fps=8, rejections=Rejections(tmp_path / "rejected.jsonl"))
+    with pytest.raises(
+        NoUsableFile, match=r"100 files in a row cannot be used, the last one: .*; see .*rejected\.jsonl"
+    ):
         next(iter(loader))
 
 
@@ -149,10 +168,12 @@ def test_no_records() -> None:
         Loader([], BUCKETS, seed=0, fps=8)
 
 
-def test_preflight_counts_and_refuses(folder: Path) -> None:
+def test_preflight_counts_lists_and_refuses(folder: Path, tmp_path: Path) -> None:
     records = read_manifest(folder)
-    report = preflight(records, BUCKETS, fps=8)
+    met = Rejections(tmp_path / "rejected.jsonl")
+    report = preflight(records, BUCKETS, fps=8, rejections=met)
     assert (report.probed, report.usable, len(report.faults)) == (9, 7, 2)
+    assert len(met) == len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
     assert preflight(records * 40, BUCKETS, fps=8).probed == 64
     with pytest.raises(UserError, match=r"none of 9 probed files can be used, the first: .*bad_empty\.mp4: is empty"):
         preflight(records, [Bucket(num_frames=60, height=8, width=8, batch_size=1)], fps=8)

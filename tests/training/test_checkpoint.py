@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -99,13 +101,53 @@ def test_an_unfinished_save_is_not_seen(saved):
     assert steps.read_meta(workdir)[1]["step"] == 3
 
 
-def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device.; free space and run"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded.; free space and run"),
+        (
+            ValueError("RESOURCE_EXHAUSTED: a.lock: Disk quota exceeded [os_error_code='122']"),
+            ".Disk quota exceeded.; free",
+        ),
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied.; check its permissions"),
+    ],
+)
+def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypatch, error, message):
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
 
     def fail(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(store._manager, "save", fail)
-    with pytest.raises(UserError, match=r"could not save a checkpoint .*No space left.*free space"):
+    with pytest.raises(UserError, match=f"checkpoints: could not save a checkpoint .*{message}"):
         store.save(fresh(system))
     store.close()
+
+
+@pytest.mark.parametrize("limit", [10, 200])
+def test_a_full_disk_prints_one_line(root, tmp_path, limit):
+    """Files end after `limit` bytes; orbax and its threads would report that in hundreds of lines."""
+    program = f"""
+import pathlib, resource, signal, sys
+from motionaura_jax import cli
+from tests.training.test_checkpoint import CheckpointConfig, ToyRecipe, ToySystem, RECIPE, checkpoint, config, fresh
+
+def save():
+    state = fresh(ToySystem(config.build(ToyRecipe, RECIPE)))
+    store = checkpoint.Checkpoints(pathlib.Path({str(tmp_path)!r}), CheckpointConfig(), RECIPE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+    try:
+        store.save(state)
+    finally:
+        store.close()
+
+sys.exit(cli.run(save, as_json=False))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        done.stderr == f"error: {tmp_path}/checkpoints: could not save a checkpoint (File too large); "
+        "free space and run the same command again\n"
+    )

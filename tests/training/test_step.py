@@ -115,3 +115,15 @@ def test_the_optimizer_is_adamw_behind_clipping():
     got = ours.update(gradients, ours.init(params), params)[0]
     want = reference.update(clipped, reference.init(params), params)[0]
     np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5)
+
+
+def test_adam_decays_nothing():
+    params, gradients = {"kernel": jnp.ones((3, 3))}, {"kernel": jnp.full((3, 3), 0.1)}
+    got = {}
+    for name in ("adam", "adamw"):
+        optimize = optimizer.build(OptimizerConfig(name=name, decay="constant", weight_decay=0.5), 10)
+        got[name] = optimize.update(gradients, optimize.init(params), params)[0]["kernel"]
+    reference = optax.adam(OptimizerConfig().learning_rate, b1=0.9, b2=0.99)
+    want = reference.update(gradients, reference.init(params), params)[0]["kernel"]
+    np.testing.assert_allclose(got["adam"], want, rtol=1e-5)
+    np.testing.assert_allclose(got["adamw"], want - 0.5 * OptimizerConfig().learning_rate, rtol=1e-5)

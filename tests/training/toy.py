@@ -29,6 +29,9 @@ class ToySystem:
     def to_arrays(self, batch):
         return {"video": batch["video"], "sample": batch["sample"]}
 
+    def check_data(self):
+        pass
+
     def init(self, key):
         return {"color": jax.random.normal(key, (3,)), "matrix": jnp.eye(3)}, {"seen": jnp.zeros((), jnp.int32)}
 
