@@ -42,7 +42,13 @@ _RECIPE = {
     "evaluate.every": 5000,
 }
 
-_PAPER_DATA = {
+_PAPER = {
+    **_RECIPE,
+    "masking.frame_probability": 1.0,
+    "masking.learned_fill": False,
+    "masking.anneal": 0.0,
+    "loss.l1": 0.0,
+    "loss.mfi": 1.0,
     "data.fps": 24.0,
     "data.buckets": (
         {"num_frames": 32, "height": 256, "width": 256, "batch_size": 2048, "weight": 0.40},
@@ -58,16 +64,10 @@ PRESETS = {
     "tiny": {**_TINY, "optimizer.warmup_steps": 50, "train.steps": 2000, "train.ema_decay": 0.99},
     "small": {**_model("small"), **_RECIPE, "data.num_frames": 16, "data.height": 128, "data.width": 128},
     "base": {**_model("base"), **_RECIPE, "data.num_frames": 16, "data.height": 256, "data.width": 256},
-    "paper": {
-        **_model("paper"),
-        **_RECIPE,
-        **_PAPER_DATA,
-        "masking.frame_probability": 1.0,
-        "masking.learned_fill": False,
-        "masking.anneal": 0.0,
-        "loss.l1": 0.0,
-        "loss.mfi": 1.0,
-    },
+    "paper": {**_model("paper"), **_PAPER},
+    # The other sizes that fit the published parameter counts, and the latent rate in time of the text (3.1).
+    "paper_f1": {**_model("paper_f1"), **_PAPER},
+    "paper_text": {**_model("paper"), **_PAPER, "model.t_stride": 1},
     # What `motionaura demo` trains: a few minutes on two processor cores.
     "demo": {
         **_TINY,

@@ -89,7 +89,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     try:
         return cls(**arguments)
     except (ValueError, UserError) as error:
-        raise UserError(str(error) if str(error).startswith("config.") else f"{where}: {error}") from None
+        raise UserError(_keyed(str(error), cls.__name__, where)) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -112,9 +112,12 @@ def _read_file(location: str) -> dict[str, Any]:
     path = _find(name)
     if path.suffix == ".json":
         try:
-            return json.loads(path.read_text("utf-8"))
+            values = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not a JSON config: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: not a JSON config: an object of keys was expected, not {shown(values)}")
+        return values
     if path.suffix != ".py":
         raise UserError(f"{path}: a config is a .py file (configs/NAME.py:VARIANT) or a saved config.json")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -122,12 +125,11 @@ def _read_file(location: str) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(variant) if variant else module.get_config()
+        return (module.get_config(variant) if variant else module.get_config()).to_dict()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:
         raise UserError(f"{path}: this config file failed: {type(error).__name__}: {error}") from error
-    return config.to_dict()
 
 
 def _find(name: str) -> pathlib.Path:
@@ -161,6 +163,13 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
+def _keyed(message: str, name: str, where: str) -> str:
+    """Names the key `where` in a message of the dataclass `name`, which calls its fields NAME.FIELD or by their key."""
+    if message.startswith(f"{name}."):
+        return where + message.removeprefix(name)
+    return message if message.startswith("config.") else f"{where}: {message}"
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Checks `value` against the annotation `hint`, parsing command-line strings."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -170,9 +179,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         (inner,) = [a for a in arguments if a is not type(None)]
         return _convert(inner, value, where)
     if origin is typing.Literal:
-        if value not in arguments:
-            raise UserError(f"{where}={value}: one of {', '.join(map(str, arguments))} was expected")
-        return value
+        choices = {str(choice): choice for choice in arguments}
+        if str(value) not in choices:
+            raise UserError(f"{where}={value}: one of {', '.join(choices)} was expected")
+        return choices[str(value)]
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
     if dataclasses.is_dataclass(hint):
@@ -208,7 +218,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         try:
             return hint(value) if hint is float or isinstance(value, str) or value == int(value) else _raise(fault)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise fault from None
     if hint is str and isinstance(value, str):
         return value

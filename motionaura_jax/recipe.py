@@ -3,21 +3,24 @@
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.errors import UserError, shown
+from motionaura_jax.limits import Checked, Count, Limit, Natural, NonNegative, Positive, Seed, ShareBelowOne
+
+SCENES = "scenes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Checked):
     """Where clips come from and their shape.
 
     Attributes:
       manifest: folder, `.jsonl` or `.csv`; "scenes" renders the embedded scenes into the workdir.
       held_out: fraction of the manifest kept for evaluation when `evaluate.manifest` is empty.
       num_frames, height, width: one clip, in frames and pixels; used when `buckets` is empty.
-      fps: frames a second; every source is resampled to it by time.
+      fps: frames a second; every source is resampled to it by time, except where a bucket has another rate.
       batch_size: clips in one optimizer step, over all devices and microbatches.
       buckets: several clip shapes with weights (recipe D.1); replaces the single shape above.
       threads: reading threads.
@@ -25,39 +28,49 @@ class DataConfig:
       scene_style: "easy" (one large object about the middle of a plain background) or "full".
     """
 
-    manifest: str = "scenes"
-    held_out: float = 0.05
-    num_frames: int = 8
-    height: int = 64
-    width: int = 64
-    fps: float = 8.0
-    batch_size: int = 4
+    manifest: str = SCENES
+    held_out: Annotated[float, Limit("above 0 and below 1", lambda value: 0 < value < 1)] = 0.05
+    num_frames: Count = 8
+    height: Count = 64
+    width: Count = 64
+    fps: Positive = 8.0
+    batch_size: Count = 4
     buckets: tuple[Bucket, ...] = ()
-    threads: int = 4
-    scenes: int = 512
+    threads: Natural = 4
+    scenes: Count = 512
     scene_style: Literal["easy", "full"] = "full"
 
     def __post_init__(self) -> None:
-        self.all_buckets()  # raises where the shape makes no sense
-        if not (self.fps > 0 and 0 < self.held_out < 1 and self.threads >= 0 and self.scenes > 0):
-            raise ValueError("fps and scenes must be positive, held_out between 0 and 1, threads 0 or more")
+        super().__post_init__()
+        frames = [bucket.num_frames for bucket in self.all_buckets()]
+        span, longest = max(((count - 1) / rate, count) for count, rate in zip(frames, self.rates, strict=True))
+        if self.manifest == SCENES and span >= self.num_frames / self.fps:
+            raise UserError(
+                f"DataConfig.buckets: {longest} frames, but the rendered scenes have num_frames={self.num_frames}; "
+                f"name clips with --config.data.manifest=WHERE, or raise --config.data.num_frames"
+            )
 
     def all_buckets(self) -> tuple[Bucket, ...]:
         """Returns the clip shapes to train on; at least one."""
         single = Bucket(num_frames=self.num_frames, height=self.height, width=self.width, batch_size=self.batch_size)
         return self.buckets or (single,)
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Frames a second of each of `all_buckets`."""
+        return tuple(bucket.fps or self.fps for bucket in self.all_buckets())
+
 
 @dataclass(frozen=True, kw_only=True)
-class ParamGroup:
+class ParamGroup(Checked):
     """Parameters whose path matches the regular expression train at `scale` times the learning rate; 0 freezes."""
 
     pattern: str
-    scale: float
+    scale: NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW or Adam with clipping by global norm and a learning-rate schedule (recipes: spec section E).
 
     Attributes:
@@ -66,19 +79,19 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
+    learning_rate: NonNegative = 1e-4
+    warmup_steps: Natural = 0
     decay: Literal["cosine", "linear", "constant"] = "cosine"
-    final_scale: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 1e-4
-    clip_norm: float = 1.0
+    final_scale: NonNegative = 0.0
+    b1: ShareBelowOne = 0.9
+    b2: ShareBelowOne = 0.99
+    weight_decay: NonNegative = 1e-4
+    clip_norm: NonNegative = 1.0
     groups: tuple[ParamGroup, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """The loop.
 
     Attributes:
@@ -89,33 +102,33 @@ class TrainConfig:
       max_skipped: consecutive non-finite steps after which the run stops.
     """
 
-    steps: int = 1000
-    accumulation: int = 1
-    ema_decay: float = 0.999
-    log_every: int = 10
-    max_skipped: int = 10
+    steps: Count = 1000
+    accumulation: Count = 1
+    ema_decay: ShareBelowOne = 0.999
+    log_every: Count = 10
+    max_skipped: Count = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """Every `every` steps and at the end; the newest `keep` are kept."""
 
-    every: int = 500
-    keep: int = 3
+    every: Count = 500
+    keep: Count = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """Every `every` steps on `clips` fixed held-out clips; pictures of the first `pictures` of them."""
 
-    every: int = 250
+    every: Count = 250
     manifest: str = ""
-    clips: int = 16
-    pictures: int = 4
+    clips: Count = 16
+    pictures: Natural = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """One training run.  Systems add their own sections (`model`, `loss`, ...) in a subclass.
 
     Attributes:
@@ -127,7 +140,7 @@ class Recipe:
     meaning: ClassVar[Mapping[str, str]] = {}
 
     system: str
-    seed: int = 0
+    seed: Seed = 0
     init_from: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -136,10 +149,7 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        for key in ("train.steps", "train.accumulation", "train.log_every", "checkpoint.every", "evaluate.every"):
-            section, name = key.split(".")
-            if getattr(getattr(self, section), name) < 1:
-                raise UserError(f"config.{key}: must be at least 1")
+        super().__post_init__()
         for bucket in self.data.all_buckets():
             if bucket.batch_size % self.train.accumulation:
                 raise UserError(
@@ -147,8 +157,12 @@ class Recipe:
                     f"config.train.accumulation={self.train.accumulation}"
                 )
 
-    def check_start(self, origin: "Recipe") -> None:
-        """Refuses to start from the weights of the run `origin` where they would mean something else in this one.
+    def completed(self, origin: Self) -> Self:
+        """Takes what this recipe leaves open of `meaning` from the run `origin`, whose weights it goes on with."""
+        return self
+
+    def check_start(self, origin: Self, where: str) -> None:
+        """Refuses the weights of the run `origin` in `where` if they would mean something else in this one.
 
         Raises:
           UserError: a key of `meaning` differs.
@@ -156,6 +170,4 @@ class Recipe:
         for key, remedy in self.meaning.items():
             ours, theirs = (operator.attrgetter(key)(recipe) for recipe in (self, origin))
             if ours != theirs:
-                raise UserError(
-                    f"config.{key}={shown(ours)}: {self.init_from} was trained with {shown(theirs)}; {remedy}"
-                )
+                raise UserError(f"config.{key}={shown(ours)}: {where} was trained with {shown(theirs)}; {remedy}")

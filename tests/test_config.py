@@ -8,6 +8,7 @@ import pytest
 
 from motionaura_jax import config
 from motionaura_jax.errors import UserError
+from motionaura_jax.systems import base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ def test_plain_values_survive_a_round_trip_through_json():
         ({"name": "n", "inner": {"sizes": "1,x"}}, r"config\.inner\.sizes\[1\]=x: int was expected"),
         ({"name": "n", "inner": {"limit": 2.5}}, r"config\.inner\.limit=2\.5: int was expected"),
         ({"name": 3}, r"config\.name=3: str was expected"),
+        ({"name": "n", "inner": {"limit": float("inf")}}, r"config\.inner\.limit=inf: int was expected"),
+        ({"name": "n", "inner": {"rate": 10**400}}, r"config\.inner\.rate=10+: float was expected"),
     ],
 )
 def test_wrong_values_are_one_line_with_the_key(values, message):
@@ -90,6 +93,29 @@ def test_files_that_are_no_config_say_so(tmp_path):
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(UserError, match=r"a config is a \.py file"):
         config.read(str(tmp_path / "config.yaml"))
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "1e999", "null", '"tiny"'])
+def test_a_json_file_that_is_no_object_says_so(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: not a JSON config: an object of keys was expected"):
+        config.read(str(path))
+
+
+@pytest.mark.parametrize("system", ["3", "[1]", '"mbq_va"'])
+def test_a_system_that_is_none_is_one_line(tmp_path, system):
+    path = tmp_path / "config.json"
+    path.write_text(f'{{"system": {system}}}')
+    with pytest.raises(UserError, match=r"config\.system=.*: no such system"):
+        base.system_class(config.read(str(path))["system"])
+
+
+def test_a_config_file_without_a_config_says_so(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    return {'name': 'n'}\n")
+    with pytest.raises(UserError, match=r"mine\.py: this config file failed: AttributeError"):
+        config.read(str(path))
 
 
 def test_an_override_without_a_value_is_refused(tmp_path):

@@ -6,31 +6,27 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from motionaura_jax.errors import UserError
+from motionaura_jax.limits import Checked, Count, Positive
 
 MAX_PERIOD = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bucket:
+class Bucket(Checked):
     """One clip shape: `num_frames` frames of `height` x `width` pixels, `batch_size` clips per step (all processes).
 
-    `weight` is the relative share of steps.
+    `weight` is the relative share of steps; `fps` the frame rate, None for `data.fps`.
 
     Raises:
       UserError: a size below 1, or a weight that is not positive.
     """
 
-    num_frames: int
-    height: int
-    width: int
-    batch_size: int
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if min(self.num_frames, self.height, self.width, self.batch_size) < 1:
-            raise UserError(f"{self}: a size is below 1; give positive numbers")
-        if not (self.weight > 0 and math.isfinite(self.weight)):
-            raise UserError(f"{self}: the weight is not positive; leave the bucket out instead")
+    num_frames: Count
+    height: Count
+    width: Count
+    batch_size: Count
+    weight: Positive = 1.0
+    fps: Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_unusable_weights(weights: tuple[float, ...]) -> None:
 
 
 def test_unusable_sizes() -> None:
-    with pytest.raises(UserError, match="a size is below 1"):
+    with pytest.raises(UserError, match=r"Bucket\.num_frames=0: must be at least 1"):
         Bucket(num_frames=0, height=8, width=8, batch_size=1)
     with pytest.raises(UserError, match="no buckets"):
         Schedule.from_buckets([])

@@ -52,6 +52,17 @@ def test_r1_of_a_linear_discriminator_is_its_squared_norm() -> None:
     np.testing.assert_allclose(r1_penalty(linear, real), jnp.square(weights).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("trained", [1, 8])
+def test_clips_of_any_length_share_the_weights(trained: int) -> None:
+    """Buckets of a recipe differ in length."""
+    model = Discriminator(DiscriminatorConfig(channels=(4, 8)))
+    params, apply = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, trained, 8, 8, 3))), jax.jit(model.apply)
+    for frames, left in ((8, 2), (4, 1), (1, 1)):
+        video = jax.random.normal(jax.random.key(1), (1, frames, 8, 8, 3))
+        logits = apply(params, video)
+        assert logits.shape == (1, left, 2, 2) and bool(jnp.isfinite(logits).all())
+
+
 def test_single_frames_pass_the_3d_discriminator() -> None:
     model = Discriminator(DiscriminatorConfig(channels=(4,)))
     image = jnp.zeros((1, 1, 8, 8, 3))

@@ -80,10 +80,10 @@ def test_layers_are_equal(layer, size):
     jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, atol=1e-4), expected, got)
 
 
-def network(config):
+def network(config, grid=(2, 3, 1)):
     model = SpectralTransformer(config)
     rng = np.random.default_rng(0)
-    x = rng.integers(0, config.vocab_size + 1, (2, 2, 3, 1))
+    x = rng.integers(0, config.vocab_size + 1, (2, *grid))
     tokens = rng.standard_normal((2, 3, config.text_dim)).astype(np.float32)
     cond = Cond(tokens=tokens, scalars={"fps": np.array([8.0, 24.0], np.float32)})
     inputs = x, np.array([0.2, 0.9], np.float32), cond
@@ -116,9 +116,14 @@ def test_networks_are_equal(overrides):
     jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, atol=2e-3, rtol=1e-3), gradient, other)
 
 
-def test_half_precision_stays_close():
-    config = preset("tiny", **{**SMALL, **FAITHFUL}, dtype="bfloat16")
-    model, params, inputs = network(config)
+@pytest.mark.parametrize(
+    ("grid", "size"), [((2, 3, 1), {}), ((3, 3, 1), {"width": 9, "attention_ratio": 8 / 9})], ids=["even", "odd"]
+)
+@pytest.mark.parametrize("overrides", [FAITHFUL, {"spectral": "hartley"}, {"spectral": "filter"}], ids=str)
+def test_half_precision_stays_close(overrides, grid, size):
+    """For even and odd sequence and width."""
+    config = preset("tiny", **{**SMALL, **overrides, **size}, dtype="bfloat16")
+    model, params, inputs = network(config, grid)
     exact = SpectralTransformer(dataclasses.replace(config, dtype="float32"))
     folded = SpectralTransformer(config, folded=True)
 

@@ -11,6 +11,7 @@ import pytest
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer, masked_frame_index_loss
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 
 
 def _config(levels: int = 2, **overrides: Any) -> MBQVAEConfig:
@@ -157,6 +158,22 @@ def test_options_change_the_function_not_the_shape(overrides: dict) -> None:
     reference, _, _ = _run(plain, _network(plain), video)
     assert z.shape == reference.shape
     assert not np.allclose(z, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "impls"), [("transpose_impl", ("polyphase", "lax")), ("nearest_impl", ("blocks", "argmin"))]
+)
+def test_implementations_are_chosen_by_config_and_agree(key: str, impls: tuple[str, str]) -> None:
+    video, plain = _video(1, 4, 8, 8), _config(enc_mb=(0, 0), dec_mb=(0, 0))
+    params, extra = jax.jit(lambda key: init_tokenizer(plain, key))(jax.random.key(0))
+    results, programs = [], []
+    for impl in (*impls, "auto"):
+        tokenizer = Tokenizer(config=dataclasses.replace(plain, **{key: impl}), params=params, extra=extra)
+        run = jax.jit(lambda video, tokenizer=tokenizer: tokenizer.decode(tokenizer.encode(video)))
+        programs.append(str(jax.make_jaxpr(run)(video)))
+        results.append(run(video))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
+    assert programs[0] != programs[1] and programs[0] == programs[2]
 
 
 def test_zero_init_makes_an_mbconv_the_identity() -> None:

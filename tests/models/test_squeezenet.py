@@ -43,10 +43,10 @@ def test_the_first_layer_by_hand(weights_file):
 def test_a_distance_is_zero_for_equal_videos_symmetric_and_differentiable(weights_file):
     weights = squeezenet.load(weights_file)
     a, b = np.random.default_rng(2).uniform(-1, 1, (2, 2, 3, 32, 32, 3)).astype(np.float32)
-    distance = jax.jit(squeezenet.distance)
+    distance = jax.jit(squeezenet.NETWORK.distance)
     np.testing.assert_allclose(distance(weights, a, a), 0.0, atol=1e-6)
     np.testing.assert_allclose(distance(weights, a, b), distance(weights, b, a), rtol=1e-5)
-    gradient = jax.grad(lambda x: squeezenet.distance(weights, x, jnp.asarray(b)).sum())(jnp.asarray(a))
+    gradient = jax.grad(lambda x: squeezenet.NETWORK.distance(weights, x, jnp.asarray(b)).sum())(jnp.asarray(a))
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
@@ -58,7 +58,7 @@ def test_more_noise_is_further_away_with_the_published_weights(data_root):
     rng = np.random.default_rng(3)
     smooth = np.kron(rng.uniform(-1, 1, (1, 1, 4, 4, 3)), np.ones((1, 1, 16, 16, 1))).astype(np.float32)
     noise = rng.normal(size=smooth.shape).astype(np.float32)
-    near, far = (float(squeezenet.distance(weights, smooth, smooth + s * noise)[0]) for s in (0.02, 0.3))
+    near, far = (float(squeezenet.NETWORK.distance(weights, smooth, smooth + s * noise)[0]) for s in (0.02, 0.3))
     assert 0 < near < 0.5 * far
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from motionaura_jax.errors import UserError
 from motionaura_jax.models.encoders.config import TextEncoderConfig
 from motionaura_jax.models.encoders.text import TextEncoder, relative_buckets
 from motionaura_jax.models.encoders.text_tokenizer import PAD, UNKNOWN, TextTokenizer, build_vocabulary
@@ -106,5 +107,5 @@ def test_order_matters_and_every_parameter_learns(encoder):
 
 @pytest.mark.parametrize("change", [{"layers": 0}, {"buckets": 6}, {"max_distance": 2}])
 def test_settings_that_make_no_sense_are_refused(change):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(UserError, match="must be"):
         TextEncoderConfig(**{"buckets": 8, **change})

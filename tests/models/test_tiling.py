@@ -30,10 +30,19 @@ def _config(**overrides: Any) -> MBQVAEConfig:
 
 
 @pytest.mark.parametrize(
-    ("causal", "upsample"), [(False, "nearest"), (False, "subpixel"), (True, "nearest"), (True, "subpixel")]
+    ("causal", "upsample", "blocks"),
+    [
+        (False, "nearest", "mb"),
+        (False, "subpixel", "mb"),
+        (True, "nearest", "mb"),
+        (True, "subpixel", "mb"),
+        (False, "subpixel", "inc"),
+        (True, "subpixel", "inc"),
+    ],
 )
-def test_temporal_chunks_equal_the_whole(causal: bool, upsample: str) -> None:
-    config = _config(causal=causal, upsample=upsample)
+def test_temporal_chunks_equal_the_whole(causal: bool, upsample: str, blocks: str) -> None:
+    none = {f"{part}_{kind}": (0, 0) for part in ("enc", "dec") for kind in ("mb", "inc")}
+    config = _config(causal=causal, upsample=upsample, **{**none, f"enc_{blocks}": (0, 1), f"dec_{blocks}": (0, 1)})
     params, _ = jax.jit(lambda key: init_tokenizer(config, key))(jax.random.key(0))
     model, weights = MBQVAE(config), {"params": params["network"]}
     encode = jax.jit(lambda v: model.apply(weights, v, method="encode"))

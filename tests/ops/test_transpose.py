@@ -72,12 +72,13 @@ def test_matches_torch():
     np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_bf16_keeps_its_type():
-    x, kernel, _ = (jnp.float32(value) for value in inputs((1, 1, 4, 4, 8), 3))
-    y = conv_transpose_1x4x4(x.astype(jnp.bfloat16), kernel)
-    exact = conv_transpose_1x4x4(x, kernel)
-    assert y.dtype == jnp.bfloat16
-    assert jnp.abs(y.astype(jnp.float32) - exact).max() <= 2e-2 * jnp.abs(exact).max()
+@pytest.mark.parametrize("impl", ["polyphase", "lax"])
+def test_bf16_keeps_its_type_and_its_gradients_are_close(impl):
+    x, kernel, grad = (jnp.float32(value) for value in inputs((1, 1, 4, 4, 8), 3))
+    ours = value_and_gradients(x.astype(jnp.bfloat16), kernel, grad.astype(jnp.bfloat16), impl=impl)
+    assert [value.dtype for value in ours] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+    for value, exact in zip(ours, value_and_gradients(x, kernel, grad, impl=impl), strict=True):
+        assert jnp.abs(value.astype(jnp.float32) - exact).max() <= 2e-2 * jnp.abs(exact).max()
 
 
 def test_faults_are_named():

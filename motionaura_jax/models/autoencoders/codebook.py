@@ -48,7 +48,7 @@ def kmeans(
     centers = normalize(config, jnp.where(surplus, centers + _jitter(first, vectors, size), centers))
 
     def lloyd(centers: Array, key: Array) -> tuple[Array, None]:
-        assigned = nearest_code(vectors, centers)
+        assigned = nearest_code(vectors, centers, impl=config.nearest_impl)
         counts = jnp.zeros((size, 1)).at[assigned].add(1.0)
         means = jnp.zeros_like(centers).at[assigned].add(vectors) / jnp.maximum(counts, 1.0)
         spare = vectors[jax.random.randint(key, (size,), 0, vectors.shape[0])] + _jitter(key, vectors, size)

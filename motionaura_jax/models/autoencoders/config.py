@@ -3,35 +3,17 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.limits import Checked, Count, Natural, NonNegative, Positive, Share, ShareBelowOne, at_least
 
-_CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "t_stride": (1, 2, 4),
-    "norm": ("group", "frame_gn"),
-    "se_pos": ("before", "after"),
-    "lead": ("full", "factor"),
-    "inception_final": (1, 3),
-    "upsample": ("nearest", "subpixel"),
-    "quantizer": ("vq", "vq_ema", "fsq", "lfq", "none"),
-    "dtype": ("float32", "bfloat16"),
-    "frame_fill": ("fill", "copy_neighbour", "shuffle"),
-    "kind": ("2d", "3d"),
-}
-
-
-def _check_choices(settings: Any) -> None:
-    for field in dataclasses.fields(settings):
-        allowed = _CHOICES.get(field.name)
-        value = getattr(settings, field.name)
-        if allowed is not None and value not in allowed:
-            hint = nearest(str(value), map(str, allowed))
-            raise UserError(f"{type(settings).__name__}.{field.name}={value!r} is not one of {allowed}{hint}")
+IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl")
+"""Keys of MBQVAEConfig that change speed and rounding only: weights and latents mean the same whatever they say."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MBQVAEConfig:
+class MBQVAEConfig(Checked):
     """Everything that fixes the network and its quantizer; the defaults are the `paper` preset.
 
     Level i works on `channels[i]` at 1 / 2 ** (i + 1) of the input height and width (the stem has the first factor 2).
@@ -40,48 +22,52 @@ class MBQVAEConfig:
     """
 
     # Trunk (appendix B.1-B.5).
-    channels: tuple[int, ...] = (64, 128, 256, 512)
-    enc_mb: tuple[int, ...] = (1, 2, 3, 3)
-    enc_inc: tuple[int, ...] = (1, 1, 2, 2)
-    dec_mb: tuple[int, ...] = (2, 2, 2, 7)
-    dec_inc: tuple[int, ...] = (1, 1, 2, 2)
-    t_stride: int = 4
-    latent_dim: int = 16
-    z_channels: int = 256
+    channels: tuple[Count, ...] = (64, 128, 256, 512)
+    enc_mb: tuple[Natural, ...] = (1, 2, 3, 3)
+    enc_inc: tuple[Natural, ...] = (1, 1, 2, 2)
+    dec_mb: tuple[Natural, ...] = (2, 2, 2, 7)
+    dec_inc: tuple[Natural, ...] = (1, 1, 2, 2)
+    t_stride: Literal[1, 2, 4] = 4
+    latent_dim: Count = 16
+    z_channels: Count = 256
     causal: bool = False
-    norm: str = "group"
-    se_pos: str = "before"
-    lead: str = "full"
-    inception_width: float = 1.0
-    inception_final: int = 3
-    upsample: str = "nearest"
+    norm: Literal["group", "frame_gn"] = "group"
+    se_pos: Literal["before", "after"] = "before"
+    lead: Literal["full", "factor"] = "full"
+    inception_width: Positive = 1.0
+    inception_final: Literal[1, 3] = 3
+    upsample: Literal["nearest", "subpixel"] = "nearest"
     zero_init: bool = False
-    mfi_hidden: int = 256
-    dtype: str = "float32"
-    conv_impl: str = "auto"
-    depthwise_impl: str = "auto"
+    mfi_hidden: Count = 256
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    # Which of several equal implementations computes it: `IMPLEMENTATION_KEYS`, see `ops`.
+    conv_impl: Literal["auto", "taps2d", "lax"] = "auto"
+    depthwise_impl: Literal["auto", "shift", "lax"] = "auto"
+    transpose_impl: Literal["auto", "polyphase", "lax"] = "auto"
+    nearest_impl: Literal["auto", "blocks", "argmin"] = "auto"
 
     # Quantizer.
-    quantizer: str = "vq"
-    codebook_size: int = 16384
+    quantizer: Literal["vq", "vq_ema", "fsq", "lfq", "none"] = "vq"
+    codebook_size: Count = 16384
     l2: bool = True
-    beta: float = 0.25
-    continuous_until: float = 0.0
-    ema_decay: float = 0.99
-    ema_epsilon: float = 1e-5
-    usage_decay: float = 0.95
-    restart_threshold: float = 0.03
-    restart_patience: int = 50
-    restart_until: float = 0.8
-    restart_pool: int = 64
-    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
-    entropy_weight: float = 0.1
-    entropy_boost: float = 10.0
-    entropy_boost_until: float = 0.1
-    entropy_temperature: float = 1.0
+    beta: NonNegative = 0.25
+    continuous_until: ShareBelowOne = 0.0
+    ema_decay: ShareBelowOne = 0.99
+    ema_epsilon: NonNegative = 1e-5
+    usage_decay: ShareBelowOne = 0.95
+    restart_threshold: NonNegative = 0.03
+    restart_patience: Count = 50
+    restart_until: Share = 0.8
+    restart_pool: Count = 64
+    fsq_levels: tuple[Annotated[int, at_least(2)], ...] = (8, 5, 5, 5)
+    entropy_weight: NonNegative = 0.1
+    entropy_boost: NonNegative = 10.0
+    entropy_boost_until: Positive = 0.1
+    entropy_temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         levels = len(self.channels)
         for name in ("enc_mb", "enc_inc", "dec_mb", "dec_inc"):
             if len(getattr(self, name)) != levels:
@@ -91,8 +77,6 @@ class MBQVAEConfig:
                 f"MBQVAEConfig.t_stride={self.t_stride} needs {int(math.log2(self.t_stride))} stages between levels, "
                 f"but {levels} channel levels have {levels - 1}; add a level or lower t_stride"
             )
-        if not 0 <= self.continuous_until < 1:
-            raise UserError(f"MBQVAEConfig.continuous_until={self.continuous_until} is a fraction of training below 1")
         if self.quantizer == "fsq" and len(self.fsq_levels) != self.latent_dim:
             raise UserError(
                 f"MBQVAEConfig.fsq_levels={self.fsq_levels} needs latent_dim={len(self.fsq_levels)}, "
@@ -139,7 +123,7 @@ class MBQVAEConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskConfig:
+class MaskConfig(Checked):
     """Training-time masking (section 3.1); the ratios are ours, the paper gives none.
 
     `frame_probability` 1.0 is the paper, 0.5 leaves half of the clips whole in time.  `frame_fill` says what stands in
@@ -148,28 +132,22 @@ class MaskConfig:
     fades out.
     """
 
-    frame_probability: float = 0.5
-    frame_fill: str = "fill"
+    frame_probability: Share = 0.5
+    frame_fill: Literal["fill", "copy_neighbour", "shuffle"] = "fill"
     learned_fill: bool = True
-    patch_probability: float = 0.5
-    patch_ratio: float = 0.15
-    patch_sizes: tuple[int, ...] = (16, 32)
-    anneal: float = 0.15
-
-    def __post_init__(self) -> None:
-        _check_choices(self)
+    patch_probability: Share = 0.5
+    patch_ratio: Share = 0.15
+    patch_sizes: tuple[Count, ...] = (16, 32)
+    anneal: Share = 0.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(Checked):
     """PatchGAN for the optional adversarial term: `2d` judges single frames, `3d` space-time patches."""
 
-    kind: str = "3d"
-    channels: tuple[int, ...] = (64, 128, 256)
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        _check_choices(self)
+    kind: Literal["2d", "3d"] = "3d"
+    channels: tuple[Count, ...] = (64, 128, 256)
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 _BASE: dict[str, Any] = {

@@ -27,8 +27,8 @@ class Discriminator(nn.Module):
         dtype, volumetric = jnp.dtype(self.config.dtype), self.config.kind == "3d"
         x = video.astype(dtype)
         for index, features in enumerate(self.config.channels):
-            time = (3, 2) if volumetric and x.shape[1] > 1 else (1, 1)
-            kernel, strides = (time[0], 4, 4), (time[1], 2, 2)
+            # Clips of any length share the weights: only the stride depends on it.
+            kernel, strides = (3 if volumetric else 1, 4, 4), (2 if volumetric and x.shape[1] > 1 else 1, 2, 2)
             x = nn.Conv(features, kernel, strides, padding="SAME", dtype=dtype, name=f"conv_{index}")(x)
             if index:
                 x = GroupNorm(per_frame=not volumetric, name=f"norm_{index}")(x)

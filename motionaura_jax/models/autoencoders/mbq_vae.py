@@ -58,7 +58,8 @@ class Decoder(nn.Module):
                 name, features = f"up_{index - 1}", config.channels[index - 1]
                 x = Upsample(config, features, config.time_factors[index - 1], name=name)(x)
         x = nn.silu(GroupNorm(config.per_frame, name="norm")(x))
-        return TransposedConv1x4x4(3, dtype=jnp.dtype(config.dtype), name="output")(x).astype(jnp.float32)
+        output = TransposedConv1x4x4(3, impl=config.transpose_impl, dtype=jnp.dtype(config.dtype), name="output")
+        return output(x).astype(jnp.float32)
 
 
 class MaskedFrameHead(nn.Module):

@@ -1,11 +1,15 @@
 """Any frame count, height and width: edge replication up to the tokenizer's strides, and the crop back.  Spec A.5."""
 
+from typing import TypeVar
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 
 Size = tuple[int, int, int]
+Video = TypeVar("Video", Float[Array, "b t h w c"], Float[np.ndarray, "b t h w c"])
 
 
 def padded_size(config: MBQVAEConfig, size: Size) -> Size:
@@ -16,18 +20,24 @@ def padded_size(config: MBQVAEConfig, size: Size) -> Size:
     return (frames, latent[1] * strides[1], latent[2] * strides[2])
 
 
-def pad_to_multiple(config: MBQVAEConfig, video: Float[Array, "b t h w c"]) -> tuple[Float[Array, "b T H W c"], Size]:
+def pad_to_multiple(config: MBQVAEConfig, video: Video) -> tuple[Video, Size]:
     """Replicates the last frame, row and column; returns the padded video and the size to `crop` back to.
 
-    A single image (t = 1) becomes t_stride equal frames, or stays one frame when the model is causal.
+    A single image (t = 1) becomes t_stride equal frames, or stays one frame when the model is causal.  A NumPy video
+    stays on the host.
     """
     size = (video.shape[1], video.shape[2], video.shape[3])
-    target = padded_size(config, size)
-    widths = [(0, 0), *((0, new - old) for new, old in zip(target, size, strict=True)), (0, 0)]
+    widths = _missing(padded_size(config, size), size)
+    if isinstance(video, np.ndarray):
+        return np.pad(video, widths, mode="edge"), size
     return jnp.pad(video, widths, mode="edge"), size
 
 
-def crop(video: Float[Array, "b T H W c"], size: Size) -> Float[Array, "b t h w c"]:
+def _missing(target: Size, size: Size) -> list[tuple[int, int]]:
+    return [(0, 0), *((0, new - old) for new, old in zip(target, size, strict=True)), (0, 0)]
+
+
+def crop(video: Video, size: Size) -> Video:
     """Undoes `pad_to_multiple`."""
     return video[:, : size[0], : size[1], : size[2]]
 

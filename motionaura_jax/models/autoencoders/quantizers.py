@@ -105,7 +105,7 @@ def _vector_quantize(config: MBQVAEConfig, params: Tree, extra: Tree, z: Float[A
     z = normalize(config, z)
     book = code_vectors(config, params, extra)
     flat = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
-    codes = nearest_code(flat, jax.lax.stop_gradient(book)).reshape(z.shape[:-1])
+    codes = nearest_code(flat, jax.lax.stop_gradient(book), impl=config.nearest_impl).reshape(z.shape[:-1])
     chosen = book[codes]
     losses = {"commitment": _squared_distance(z, jax.lax.stop_gradient(chosen))}
     stats = {"counts": _counts(codes, config.vocab_size), "candidates": _candidates(config, z)}

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 
 Triple = tuple[int, int, int]
 Apply = Callable[[Array], Array]
+Given = Array | np.ndarray
 
 
 class _Axis(NamedTuple):
@@ -45,7 +46,7 @@ class _Axis(NamedTuple):
 def tiled_encode(
     config: MBQVAEConfig,
     apply_fn: Apply,
-    video: Float[Array, "b T H W 3"],
+    video: Float[Given, "b T H W 3"],
     *,
     tile: Triple,
     overlap: Triple | None = None,
@@ -55,6 +56,7 @@ def tiled_encode(
 
     Args:
       apply_fn: `MBQVAE.encode` bound to weights; jit it, all tiles have one shape.
+      video: NumPy for one that does not fit on the device; only tiles of it go there then.
       tile: latent cells (t, h, w) per tile.
       overlap: latent cells that neighbors share; by default half a tile, in time what `exact_time` needs.
       exact_time: each tile contributes only frames that its temporal borders cannot reach.  With `config.per_frame`
@@ -70,7 +72,7 @@ def tiled_encode(
 def tiled_decode(
     config: MBQVAEConfig,
     apply_fn: Apply,
-    z: Float[Array, "b t h w d"],
+    z: Float[Given, "b t h w d"],
     *,
     tile: Triple,
     overlap: Triple | None = None,
@@ -97,7 +99,7 @@ def receptive_cells(config: MBQVAEConfig, num_mb: tuple[int, ...], num_inception
 def _tiled(
     config: MBQVAEConfig,
     apply_fn: Apply,
-    x: Array,
+    x: Given,
     tile: Triple,
     overlap: Triple | None,
     units_in: Triple,
@@ -115,10 +117,10 @@ def _tiled(
     return _blend(axes, apply_fn, x)
 
 
-def _blend(axes: list[_Axis], apply_fn: Apply, x: Array) -> np.ndarray:
+def _blend(axes: list[_Axis], apply_fn: Apply, x: Given) -> np.ndarray:
     corners = list(itertools.product(*(axis.starts for axis in axes)))
 
-    def window(corner: tuple[int, ...]) -> Array:
+    def window(corner: tuple[int, ...]) -> Any:
         return x[:, *(axis.window(start, axis.unit_in) for axis, start in zip(axes, corner, strict=True))]
 
     channels = jax.eval_shape(apply_fn, window(corners[0])).shape[-1]
@@ -132,7 +134,7 @@ def _blend(axes: list[_Axis], apply_fn: Apply, x: Array) -> np.ndarray:
         place = (slice(None), *(axis.window(start, axis.unit_out) for axis, start in zip(axes, corner, strict=True)))
         total[place] += weights * np.asarray(apply_fn(window(corner)))
         weight_sum[place] += weights
-    return total / weight_sum
+    return np.divide(total, weight_sum, out=total)
 
 
 def _starts(name: str, cells: int, tile: int, overlap: int, needed: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from motionaura_jax.models.autoencoders.config import MBQVAEConfig
+from motionaura_jax.models.autoencoders.config import IMPLEMENTATION_KEYS, MBQVAEConfig
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
 from motionaura_jax.models.autoencoders.quantizers import (
@@ -96,5 +96,4 @@ def fingerprint(config: MBQVAEConfig, params: PyTree, extra: PyTree) -> str:
 
 
 def _shaping(config: MBQVAEConfig) -> dict[str, Any]:
-    implementation = ("conv_impl", "depthwise_impl")
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in implementation}
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in IMPLEMENTATION_KEYS}

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.limits import Checked, Count, Positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpectralTransformerConfig:
+class SpectralTransformerConfig(Checked):
     """Everything that fixes the network; the defaults are those we recommend, `FAITHFUL` restores the paper's.
 
     Attributes:
@@ -30,6 +31,8 @@ class SpectralTransformerConfig:
       time_cond: whether the masked fraction conditions the network; the frame rate always does.
       text_dim, text_len: width of text features and number of text positions.
       remat: what the backward pass recomputes: nothing, each block, or each block except its matrix products.
+      folded_training: whether training computes the folded form too, as sampling always does: the same values and
+        gradients with less work on long sequences (`denoisers.fold`); the kernels are folded in every step.
       scan: one compiled block in a loop; False writes all blocks out. The parameters are the same.
       dtype: compute precision; parameters, FFT, softmax, norms and logits are float32.
 
@@ -37,12 +40,12 @@ class SpectralTransformerConfig:
       UserError: a value that is not among the choices, or values that contradict each other.
     """
 
-    vocab_size: int
-    width: int
-    heads: int
-    blocks: int
-    mlp_ratio: float = 4.0
-    attention_ratio: float = 1.0
+    vocab_size: Count
+    width: Count
+    heads: Count
+    blocks: Count
+    mlp_ratio: Positive = 4.0
+    attention_ratio: Positive = 1.0
     spectral: Literal["re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none"] = "re_fft2"
     cross_spectral: bool = True
     residual: Literal["paper", "identity"] = "identity"
@@ -51,21 +54,15 @@ class SpectralTransformerConfig:
     qk_gain: float | None = None
     adaln: Literal["single", "lowrank256", "perblock"] = "single"
     time_cond: bool = True
-    text_dim: int = 4096
-    text_len: int = 192
+    text_dim: Count = 4096
+    text_len: Count = 192
     remat: Literal["none", "full", "dots"] = "none"
+    folded_training: bool = False
     scan: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            choices, value = get_args(kind), getattr(self, name)
-            if get_origin(kind) is Literal and value not in choices:
-                hint = nearest(str(value), choices)
-                raise UserError(f"SpectralTransformerConfig.{name}={value!r}: not a choice{hint}")
-        for name in ("vocab_size", "width", "heads", "blocks", "text_dim", "text_len"):
-            if getattr(self, name) < 1:
-                raise UserError(f"SpectralTransformerConfig.{name}={getattr(self, name)}: at least 1 is needed")
+        super().__post_init__()
         if self.inner % (2 * self.heads):
             raise UserError(
                 f"SpectralTransformerConfig.heads={self.heads}: {self.inner} attention channels "

@@ -88,13 +88,14 @@ class TransposedConv1x4x4(nn.Module):
     """Transposed convolution 1x4x4 with stride (1, 2, 2) and bias: doubles height and width (appendix B.2)."""
 
     features: int
+    impl: str = "auto"
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
     def __call__(self, x: Video) -> Video:
         kernel = self.param("kernel", fan_in_normal, (1, 4, 4, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = conv_transpose_1x4x4(x.astype(self.dtype), kernel)
+        y = conv_transpose_1x4x4(x.astype(self.dtype), kernel, impl=self.impl)
         return y + bias.astype(self.dtype)
 
 
