@@ -30,6 +30,8 @@ def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.data import media, video
 
     media.check_output(args.output, overwrite=args.overwrite)
+    sheet = args.output.with_name(f"{args.output.stem}_sheet.png")
+    media.check_free(sheet, overwrite=args.overwrite)
     frames, fps = video.read_video(args.input, max_frames=args.max_frames)
 
     from motionaura_jax.pipelines.reconstruct import reconstruct
@@ -39,12 +41,11 @@ def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     result = reconstruct(tokenizer, frames)
     seconds = time.perf_counter() - started
-    media.write_video(args.output, result.frames, fps)
-    sheet = args.output.with_name(f"{args.output.stem}_sheet.png")
+    written = media.write_video(args.output, result.frames, fps, overwrite=args.overwrite)
     rows = [("input", frames), ("reconstruction", result.frames), ("without quantization", result.continuous)]
     media.contact_sheet(rows, sheet)
     return {
-        "output": args.output,
+        "outputs": [str(path) for path in written],
         "sheet": sheet,
         "frames": len(frames),
         "height": frames.shape[1],

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
+import logging
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 from motionaura_jax.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from motionaura_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PATH_COLUMNS = ("file", "path", "video")
 CAPTION_COLUMNS = ("caption", "text")
@@ -31,8 +35,9 @@ def read_manifest(location: str | PathLike[str]) -> list[Record]:
 
     A folder is searched through all its subfolders for videos and images (names that begin with a dot are left out).
     The caption of NAME.mp4 is NAME.txt beside it, else its row in the nearest metadata.jsonl or metadata.csv between
-    the file and the folder.  A `.jsonl` or `.csv` has a column `file`, `path` or `video` (relative to the manifest's
-    folder, or absolute) and may have `caption` or `text`.  Files are not opened, and may be missing.
+    the file and the folder.  A NAME.txt that is not UTF-8 counts as no caption and is logged.  A `.jsonl` or `.csv` has a
+    column `file`, `path` or `video` (relative to the manifest's folder, or absolute) and may have `caption` or `text`.
+    Files are not opened, and may be missing.
 
     Raises:
       UserError: the manifest is missing, empty, not UTF-8, malformed or has no usable row; says where.
@@ -63,14 +68,33 @@ def _folder(folder: Path) -> list[Record]:
     if not files:
         raise UserError(f"{folder}: holds no video or image; put files in it, or give a .jsonl or .csv manifest")
     tables: dict[Path, dict[str, str | None]] = {}
-    return [Record(path=f, caption=_caption(f, folder, tables), id=f.relative_to(folder).as_posix()) for f in files]
+    captions = {file: _caption(file, folder, tables) for file in files}
+    unreadable = sorted((text for text in captions.values() if isinstance(text, UserError)), key=str)
+    if unreadable:
+        _warn_once(f"{unreadable[0]}; {folder}: {len(unreadable)} of {len(files)} clips lose their caption in this way")
+    return [
+        Record(path=file, caption=text if isinstance(text, str) else None, id=file.relative_to(folder).as_posix())
+        for file, text in captions.items()
+    ]
 
 
-def _caption(file: Path, folder: Path, tables: dict[Path, dict[str, str | None]]) -> str | None:
-    """The caption beside `file`, or in the metadata tables from its folder up to `folder` (cached in `tables`)."""
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A run reads its manifest several times."""
+    logger.warning("%s", message)
+
+
+def _caption(file: Path, folder: Path, tables: dict[Path, dict[str, str | None]]) -> str | UserError | None:
+    """The caption beside `file`, or in the metadata tables from its folder up to `folder` (cached in `tables`).
+
+    One beside it that cannot be decoded is returned as the fault that it is: not every use of a clip needs captions.
+    """
     beside = file.with_suffix(".txt")
     if beside.is_file():
-        return " ".join(_text(beside).split()) or None
+        try:
+            return " ".join(_text(beside).split()) or None
+        except UserError as error:
+            return error
     for parent in file.parents:
         if parent not in tables:
             tables[parent] = _metadata(parent)

@@ -53,9 +53,22 @@ def check_output(path: str | PathLike[str], *, overwrite: bool) -> None:
     """
     target = Path(path)
     numbered = target.with_name(f"{target.stem}_0000{target.suffix}") if check_suffix(path) == ".png" else target
-    taken = next((name for name in (target, numbered) if name.exists()), None)
+    check_free(target, numbered, overwrite=overwrite)
+
+
+def check_free(*paths: Path, overwrite: bool) -> None:
+    """Raises UserError for the first of the output files that is there already, unless `overwrite`."""
+    taken = next((path for path in paths if path.exists()), None)
     if taken and not overwrite:
         raise UserError(f"{taken}: exists already; choose another name or add --overwrite")
+
+
+def output_files(path: str | PathLike[str], num_frames: int) -> list[Path]:
+    """Returns the files that `write_video` makes of so many frames: `path`, or one per frame for several in `.png`."""
+    target = Path(path)
+    if target.suffix.lower() != ".png" or num_frames == 1:
+        return [target]
+    return [target.with_name(f"{target.stem}_{index:04d}{target.suffix}") for index in range(num_frames)]
 
 
 def write_video(
@@ -91,9 +104,7 @@ def write_video(
         raise ValueError(f"frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
     if not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"fps must be positive, got {fps}")
-    targets = [target]
-    if suffix == ".png" and len(frames) > 1:
-        targets = [target.with_name(f"{target.stem}_{index:04d}{target.suffix}") for index in range(len(frames))]
+    targets = output_files(target, len(frames))
     existing = next((t for t in targets if t.exists()), None)
     if existing and not overwrite:
         raise UserError(f"{existing}: exists already; choose another name or remove it")

@@ -107,13 +107,12 @@ def check_duration(info: VideoInfo, *, start: float = 0.0, fps: float, num_frame
     """Raises VideoError if the file ends before the last of the instants start, start + 1 / fps, ..."""
     span = (num_frames - 1) / fps
     if info.frames == 1 and num_frames > 1:
-        fault = f"is a still image, too short for {num_frames} frames"
-    elif info.frames > 1 and start + span >= info.duration:
+        kind = "is a still image" if info.path.suffix.lower() in IMAGE_SUFFIXES else "holds a single frame"
+        raise VideoError(info.path, f"{kind}, too short for {num_frames} frames", "lower data.num_frames to 1")
+    if info.frames > 1 and start + span >= info.duration:
         fault = f"lasts {info.duration:.2f} s, too short for {num_frames} frames at {fps:g} fps"
         fault += f" from {start:.2f} s" if start else ""
-    else:
-        return
-    raise VideoError(info.path, fault, "lower data.num_frames or raise data.fps")
+        raise VideoError(info.path, fault, "lower data.num_frames or raise data.fps")
 
 
 def read_clip(

@@ -4,6 +4,8 @@ Both take uint8 arrays (range 0 to 255) or float arrays (range 0 to 1) of shape 
 Values in [-1, 1], the range inside the models, are refused rather than scored wrongly.
 """
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
@@ -80,15 +82,16 @@ def ssim(a: ArrayLike, b: ArrayLike) -> float:
     Wang et al. 2004, equation 13: Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03, population variances.
 
     Args:
-      a, b: (..., H, W, C), uint8 or floats in [0, 1], sides of at least 11.
+      a, b: (..., H, W, C), uint8 or floats in [0, 1].
 
     Returns:
-      A number in [-1, 1]; 1 for equal frames.
+      A number in [-1, 1]; 1 for equal frames.  NaN, which JSON results hold as null, for frames with a side under 11:
+      no window fits into them.
 
     Raises:
-      ValueError: different shapes, no frames, sides under 11, or values out of range (NaN included).
+      ValueError: different shapes, no frames, or values out of range (NaN included).
     """
     first, second = _pair(a, b)
     if min(first.shape[1:3]) < len(_WINDOW):
-        raise ValueError(f"SSIM needs frames of at least {len(_WINDOW)} pixels a side, got {first.shape[1:3]}")
+        return math.nan
     return float(np.mean([_ssim_frame(x, y) for x, y in zip(first, second, strict=True)]))

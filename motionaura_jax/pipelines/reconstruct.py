@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from motionaura_jax.data.frames import to_float, to_uint8
 from motionaura_jax.metrics.frame import psnr, ssim
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
 from motionaura_jax.models.autoencoders.quantizers import continuous_values
@@ -29,10 +30,10 @@ class Reconstruction:
     tokens: np.ndarray | None
 
     def metrics(self, video: np.ndarray) -> dict[str, float]:
-        """PSNR in dB and SSIM with and without quantization, as means over frames."""
+        """PSNR in dB and SSIM with and without quantization, as means over frames; SSIM is NaN for sides under 11."""
         versions = {"": self.frames, "_continuous": self.continuous}
         return {
-            f"{name}{suffix}": measure(video / 255.0, frames / 255.0)
+            f"{name}{suffix}": measure(video, frames)
             for suffix, frames in versions.items()
             for name, measure in (("psnr", psnr), ("ssim", ssim))
         }
@@ -47,7 +48,8 @@ def reconstruct(tokenizer: Tokenizer, video: np.ndarray, *, tile: Triple | None 
     """
     if tile is None and math.prod(video.shape[:3]) > WHOLE_PIXELS:
         tile = TILE
-    padded, size = pad_to_multiple(tokenizer.config, jnp.asarray(video, jnp.float32)[None] / 127.5 - 1.0)
+    # The whole video, before and after, stays on the host; the device sees tiles, and the latent, which is small.
+    padded, size = pad_to_multiple(tokenizer.config, to_float(video)[None])
     z = _features(tokenizer, padded, tile)
     values, continuous, tokens = _bottleneck(tokenizer, z)
     return Reconstruction(
@@ -73,10 +75,10 @@ def _bottleneck(tokenizer: Tokenizer, z: jax.Array) -> tuple[jax.Array, jax.Arra
     return code.values, continuous_values(tokenizer.config, z), code.codes
 
 
-def _features(tokenizer: Tokenizer, padded: jax.Array, tile: Triple | None) -> jax.Array:
+def _features(tokenizer: Tokenizer, padded: np.ndarray, tile: Triple | None) -> jax.Array:
     encode = functools.partial(_encode_piece, tokenizer)
     if tile is None:
-        return encode(padded)
+        return encode(jnp.asarray(padded))
     cells, overlap = _cells(tokenizer, tile)
     return jnp.asarray(tiled_encode(tokenizer.config, encode, padded, tile=cells, overlap=overlap))
 
@@ -84,11 +86,11 @@ def _features(tokenizer: Tokenizer, padded: jax.Array, tile: Triple | None) -> j
 def _decode(tokenizer: Tokenizer, values: jax.Array, size: Triple, tile: Triple | None) -> np.ndarray:
     decode = functools.partial(_decode_piece, tokenizer)
     if tile is None:
-        video = decode(values)
+        video = np.asarray(decode(values))
     else:
         cells, overlap = _cells(tokenizer, tile)
-        video = jnp.asarray(tiled_decode(tokenizer.config, decode, values, tile=cells, overlap=overlap))
-    return np.round(np.asarray(crop(video, size)[0]) * 127.5 + 127.5).astype(np.uint8)
+        video = tiled_decode(tokenizer.config, decode, values, tile=cells, overlap=overlap)
+    return to_uint8(crop(video, size)[0])
 
 
 def _cells(tokenizer: Tokenizer, tile: Triple) -> tuple[Triple, Triple]:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.errors import UserError
+from motionaura_jax.limits import Checked, NonNegative, Share
 from motionaura_jax.metrics.frame import psnr, ssim
 from motionaura_jax.models.autoencoders import codebook, quantizers
 from motionaura_jax.models.autoencoders.config import DiscriminatorConfig, MaskConfig, MBQVAEConfig
@@ -24,6 +26,7 @@ from motionaura_jax.models.autoencoders.masking import mask_strength, mask_video
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer, masked_frame_index_loss
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
 from motionaura_jax.models.features import squeezenet
+from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.types import PyTree
@@ -32,25 +35,26 @@ PREPARATION_VECTORS = 65536  # encoder outputs that the k-means start looks at
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Checked):
     """Weights of Eq. 1 and of the optional terms.
 
     Attributes:
       l1: of the mean absolute error; 0 is the paper.
       mfi: of the masked-frame-index loss; 1 is the paper.
-      perceptual: of the distance between features of `perceptual_weights`, a SqueezeNet file; 0 is the paper.
+      perceptual: of the distance between features of a frozen network; 0 is the paper.
+      perceptual_weights: file of that network: SqueezeNet, unless the system is given another one.
       adversarial: of the generator term; 0 is the paper.
       adversarial_start: fraction of training after which the discriminator takes part.
       r1: of the gradient penalty on real clips.
     """
 
-    l1: float = 0.2
-    mfi: float = 0.05
-    perceptual: float = 0.0
+    l1: NonNegative = 0.2
+    mfi: NonNegative = 0.05
+    perceptual: NonNegative = 0.0
     perceptual_weights: str = ""
-    adversarial: float = 0.0
-    adversarial_start: float = 0.2
-    r1: float = 10.0
+    adversarial: NonNegative = 0.0
+    adversarial_start: Share = 0.2
+    r1: NonNegative = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +70,22 @@ class MBQVAERecipe(Recipe):
         super().__post_init__()
         if self.loss.perceptual and not self.loss.perceptual_weights:
             raise UserError(
-                "config.loss.perceptual_weights: name the SqueezeNet .npz file that the perceptual loss reads"
+                "config.loss.perceptual_weights: name the file (SqueezeNet: .npz) that the perceptual loss reads"
             )
 
 
 class MBQVAESystem:
     """Pure functions around one recipe; see `systems.base.System`.
 
-    `params` holds `tokenizer` and, where the adversarial weight is not zero, `discriminator`.
+    `params` holds `tokenizer` and, where the adversarial weight is not zero, `discriminator`.  `perceptual` is the network
+    of the perceptual loss.
     """
 
     Recipe = MBQVAERecipe
 
-    def __init__(self, recipe: MBQVAERecipe):
+    def __init__(self, recipe: MBQVAERecipe, *, perceptual: FeatureNetwork = squeezenet.NETWORK):
         self.recipe = recipe
+        self._perceptual = perceptual
         self._network = MBQVAE(recipe.model)
         self._discriminator = Discriminator(recipe.discriminator)
         self._reconstruct = jax.jit(self._reconstruct_both_ways)
@@ -97,6 +103,9 @@ class MBQVAESystem:
         """Keeps what the tokenizer reads: `video` in [-1, 1] and `sample`."""
         return {"video": batch["video"], "sample": batch["sample"]}
 
+    def check_data(self) -> None:
+        """Clips of any kind serve."""
+
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Fresh weights; the discriminator only where it is used."""
         tokenizer_key, discriminator_key = jax.random.split(key)
@@ -110,7 +119,7 @@ class MBQVAESystem:
     def frozen(self) -> PyTree:
         """The feature network of the perceptual loss, where it has a weight."""
         loss = self.recipe.loss
-        return {"perceptual": squeezenet.load(loss.perceptual_weights)} if loss.perceptual else {}
+        return {"perceptual": self._perceptual.load(loss.perceptual_weights)} if loss.perceptual else {}
 
     def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
         """Starts the codebook from k-means over encoder outputs, where there is one and it is needed at once."""
@@ -148,7 +157,7 @@ class MBQVAESystem:
             terms["mfi"] = masked_frame_index_loss(logits, index).mean()
             total += weights.mfi * terms["mfi"]
         if weights.perceptual:
-            terms["perceptual"] = squeezenet.distance(frozen["perceptual"], video, output).mean()
+            terms["perceptual"] = self._perceptual.distance(frozen["perceptual"], video, output).mean()
             total += weights.perceptual * terms["perceptual"]
         if weights.adversarial:
             adversarial, terms_adversarial = self._adversarial(params["discriminator"], video, output, progress)
@@ -166,7 +175,10 @@ class MBQVAESystem:
         return {**params, "tokenizer": {**tokenizer, "quantizer": quantizer}}, extra, metrics
 
     def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
-        """PSNR (dB) and SSIM with quantization, PSNR without it, and the share of codes used over all batches."""
+        """PSNR (dB) and SSIM with quantization, PSNR without it, and the share of codes used over all batches.
+
+        Measured on the 8-bit frames that a file would hold; SSIM is NaN where frames are smaller than its window.
+        """
         model = self.recipe.model
         rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "psnr_continuous": []}
         videos: dict[str, np.ndarray] = {}
@@ -174,13 +186,13 @@ class MBQVAESystem:
         for batch in batches:
             output, continuous, tokens = jax.device_get(self._reconstruct(params["tokenizer"], extra, batch["video"]))
             used.update(np.unique(tokens).tolist() if tokens is not None else ())
-            for real, fake, smooth in zip(np.asarray(batch["video"]), output, continuous, strict=True):
-                rows["psnr"].append(psnr(_unit(real), _unit(fake)))
-                rows["ssim"].append(ssim(_unit(real), _unit(fake)))
-                rows["psnr_continuous"].append(psnr(_unit(real), _unit(smooth)))
+            clips = (to_uint8(np.asarray(video)) for video in (batch["video"], output, continuous))
+            for real, fake, smooth in zip(*clips, strict=True):
+                rows["psnr"].append(psnr(real, fake))
+                rows["ssim"].append(ssim(real, fake))
+                rows["psnr_continuous"].append(psnr(real, smooth))
                 if len(videos) < self.recipe.evaluate.pictures:
-                    pair = np.concatenate([_unit(real), _unit(fake)], axis=2)
-                    videos[f"clip_{len(videos)}"] = np.round(pair * 255).astype(np.uint8)
+                    videos[f"clip_{len(videos)}"] = np.concatenate([real, fake], axis=2)
         metrics = {name: float(np.mean(values)) for name, values in rows.items()}
         if model.vocab_size:
             metrics["codes_used"] = len(used) / model.vocab_size
@@ -231,8 +243,3 @@ class MBQVAESystem:
         active = (progress >= weights.adversarial_start).astype(jnp.float32)
         total = active * (weights.adversarial * generator + discriminator + 0.5 * weights.r1 * penalty)
         return total, {"generator": generator, "discriminator": discriminator, "r1": penalty}
-
-
-def _unit(video: np.ndarray) -> np.ndarray:
-    """[-1, 1] to [0, 1]."""
-    return np.clip(video * 0.5 + 0.5, 0.0, 1.0)

@@ -1,6 +1,7 @@
 """Folders and tables become the same records, in a stable order, or one line that names the fault."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ def test_folder_is_searched_with_captions_beside(tmp_path: Path) -> None:
         Record(path=tmp_path / "c.png", caption=None, id="c.png"),
         Record(path=tmp_path / "deep" / "er" / "a.GIF", caption=None, id="deep/er/a.GIF"),
     ]
+
+
+def test_a_caption_in_another_encoding_counts_as_none_and_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4")
+    (tmp_path / "a.txt").write_bytes("größer".encode("latin-1"))
+    (tmp_path / "b.txt").write_text("größer", encoding="utf-8")
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
+    with caplog.at_level(logging.WARNING, "motionaura_jax"):
+        captions = [{record.id: record.caption for record in read_manifest(tmp_path)} for _ in range(2)]
+    assert captions == [{"a.mp4": None, "b.mp4": "größer", "c.mp4": None}] * 2
+    (line,) = caplog.messages
+    assert "a.txt: line 1 is not UTF-8 (byte 2); save the file" in line and "2 of 3 clips lose their caption" in line
 
 
 def test_folder_takes_captions_from_the_nearest_metadata(tmp_path: Path) -> None:

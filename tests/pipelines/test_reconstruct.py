@@ -1,5 +1,6 @@
 """From a checkpoint to a reconstructed file: sizes, formats, tiles, refusals."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,8 @@ from motionaura_jax import reconstruct
 from motionaura_jax.data.media import write_video
 from motionaura_jax.data.video import probe, read_video
 from motionaura_jax.errors import UserError
-from motionaura_jax.pipelines.reconstruct import reconstruct as reconstruct_frames
+from motionaura_jax.models.autoencoders.tokenizer import fingerprint
+from motionaura_jax.pipelines import reconstruct as pipeline
 from motionaura_jax.weights.load import load, load_tokenizer
 from tests.systems.tiny import save_tokenizer
 
@@ -45,10 +47,23 @@ def test_the_command_writes_the_source_size_and_rate_and_one_json_line(workdir, 
     assert (tmp_path / "recon_sheet.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize(("name", "written"), [("r.gif", "r.gif"), ("r.npz", "r.npz"), ("r.png", "r_0004.png")])
-def test_the_suffix_chooses_the_format(workdir, clip, tmp_path, name, written):
-    assert reconstruct.main([f"--checkpoint={workdir}", f"--input={clip}", f"--output={tmp_path / name}"]) == 0
-    assert (tmp_path / written).stat().st_size > 0
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("r.gif", ["r.gif"]), ("r.npz", ["r.npz"]), ("r.png", [f"r_{index:04d}.png" for index in range(5)])],
+)
+def test_the_suffix_chooses_the_format_and_the_result_names_the_files(workdir, clip, tmp_path, capsys, name, written):
+    flags = [f"--checkpoint={workdir}", f"--input={clip}", f"--output={tmp_path / name}", "--json"]
+    assert reconstruct.main(flags) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"] == [str(tmp_path / file) for file in written]
+    assert all((tmp_path / file).stat().st_size > 0 for file in written)
+
+
+def test_frames_under_the_window_of_ssim_have_none(workdir, tmp_path, capsys):
+    write_video(tmp_path / "small.gif", np.full((2, 10, 32, 3), 99, np.uint8), 8.0)
+    flags = [f"--checkpoint={workdir}", f"--input={tmp_path / 'small.gif'}", f"--output={tmp_path / 'o.gif'}", "--json"]
+    assert reconstruct.main(flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["ssim"] is None and result["ssim_continuous"] is None and result["psnr"] > 0
 
 
 def test_an_image_is_a_video_of_one_frame(workdir, tmp_path):
@@ -58,13 +73,34 @@ def test_an_image_is_a_video_of_one_frame(workdir, tmp_path):
     assert read_video(tmp_path / "o.png")[0].shape == (1, 20, 30, 3)
 
 
-def test_tiles_agree_with_the_whole_away_from_seams(workdir):
+def test_tiles_equal_the_whole_away_from_seams(workdir):
+    """Statistics are per frame and tiles as large as the frame: only frames that a seam can reach may differ."""
     tokenizer, _ = load_tokenizer(workdir)
-    video = np.random.default_rng(1).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
-    whole = reconstruct_frames(tokenizer, video, tile=(8, 32, 32))
-    tiles = reconstruct_frames(tokenizer, video, tile=(4, 32, 32))
-    assert tiles.frames.shape == whole.frames.shape == video.shape
-    assert np.abs(tiles.continuous.astype(int) - whole.continuous).mean() < 25
+    video = np.random.default_rng(1).integers(0, 255, (32, 16, 16, 3), dtype=np.uint8)
+    whole, one_tile, tiles = (
+        pipeline.reconstruct(tokenizer, video, tile=t) for t in (None, (32, 16, 16), (24, 16, 16))
+    )
+    difference = np.abs(tiles.continuous.astype(int) - whole.continuous).max((1, 2, 3))
+    # Tiles of 12 latent cells begin at cells 0 and 4 of 16.  A border reaches 2 cells in the encoder and 2 in the decoder.
+    assert difference[:4].max() <= 1 and difference[-4:].max() <= 1 < difference.max()
+    np.testing.assert_array_equal(one_tile.continuous, whole.continuous)
+    np.testing.assert_array_equal(one_tile.tokens, whole.tokens)
+
+
+def test_only_tiles_and_latents_go_to_the_device(workdir, monkeypatch):
+    seen = []
+
+    def spy(name):
+        real = getattr(pipeline, name)
+        monkeypatch.setattr(pipeline, name, lambda *args, **kwargs: seen.append(args) or real(*args, **kwargs))
+
+    for name in ("tiled_encode", "crop", "_encode_piece", "_decode_piece"):
+        spy(name)
+    tokenizer, _ = load_tokenizer(workdir)
+    pipeline.reconstruct(tokenizer, np.zeros((8, 16, 16, 3), np.uint8), tile=(4, 16, 16))
+    videos = [x for args in seen for x in args if getattr(x, "ndim", 0) == 5]
+    whole = [x for x in videos if x.shape[1:] == (8, 16, 16, 3)]
+    assert len(whole) == 3 and all(isinstance(x, np.ndarray) for x in whole)
 
 
 def test_tokens_decode_to_what_the_values_decode_to(workdir):
@@ -84,8 +120,18 @@ def test_a_latent_of_another_tokenizer_is_refused(workdir):
 
 
 def test_the_fingerprint_follows_weights_and_not_their_implementation(workdir):
-    first, second = (load_tokenizer(workdir)[0].latent_space for _ in range(2))
-    assert first == second and len(first) == 16
+    tokenizer, _ = load_tokenizer(workdir)
+    config, params, extra = tokenizer.config, tokenizer.params, tokenizer.extra
+    assert len(tokenizer.latent_space) == 16
+    assert fingerprint(config, params, extra) == load_tokenizer(workdir)[0].latent_space == tokenizer.latent_space
+    for key in ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl"):
+        other = "argmin" if key == "nearest_impl" else "lax"
+        assert fingerprint(dataclasses.replace(config, **{key: other}), params, extra) == tokenizer.latent_space
+    assert fingerprint(dataclasses.replace(config, l2=False), params, extra) != tokenizer.latent_space
+    leaves, tree = jax.tree.flatten(params)
+    for index in range(len(leaves)):
+        moved = [leaf.at[(0,) * leaf.ndim].add(0.5) if i == index else leaf for i, leaf in enumerate(leaves)]
+        assert fingerprint(config, jax.tree.unflatten(tree, moved), extra) != tokenizer.latent_space
 
 
 def test_another_system_is_refused(workdir):
@@ -115,3 +161,13 @@ def test_an_existing_output_is_kept_unless_told_otherwise(workdir, clip, tmp_pat
     flags = [f"--checkpoint={workdir}", f"--input={clip}", f"--output={output}"]
     assert reconstruct.main(flags) == 2 and output.read_bytes() == b"mine"
     assert reconstruct.main([*flags, "--overwrite"]) == 0 and output.read_bytes() != b"mine"
+
+
+def test_an_existing_contact_sheet_is_kept_unless_told_otherwise(workdir, clip, tmp_path, capsys):
+    sheet = tmp_path / "o_sheet.png"
+    sheet.write_bytes(b"mine")
+    flags = [f"--checkpoint={workdir}", f"--input={clip}", f"--output={tmp_path / 'o.npz'}"]
+    assert reconstruct.main(flags) == 2 and sheet.read_bytes() == b"mine"
+    assert "o_sheet.png: exists already; choose another name or add --overwrite" in capsys.readouterr().err
+    assert not (tmp_path / "o.npz").exists()
+    assert reconstruct.main([*flags, "--overwrite"]) == 0 and sheet.read_bytes() != b"mine"

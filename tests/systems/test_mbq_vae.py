@@ -7,7 +7,11 @@ import pytest
 
 from motionaura_jax import config
 from motionaura_jax.errors import UserError
+from motionaura_jax.models.autoencoders.masking import mask_video
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.models.features import squeezenet
+from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import optimizer, state, step
 from tests.systems import tiny
@@ -22,12 +26,14 @@ MODEL = {
     "mfi_hidden": 8,
 }
 
+FLAT = {"enc_mb": [0, 0], "dec_mb": [0, 0]}  # compiles in a third of the time
 
-def make(**sections):
+
+def make(*, perceptual=squeezenet.NETWORK, **sections):
     values = {"system": "mbq_vae", "data": tiny.SIZE, "model": MODEL, "train": {"steps": 100}}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
-    return MBQVAESystem(config.build(MBQVAERecipe, values))
+    return MBQVAESystem(config.build(MBQVAERecipe, values), perceptual=perceptual)
 
 
 def batch(size=4, seed=0):
@@ -65,6 +71,46 @@ def test_the_loss_is_equation_1_by_numpy(weights):
     expected = (error**2).mean() + 0.3 * np.abs(error).mean() + (1 + 0.25) * distance
     np.testing.assert_allclose(total, expected, rtol=1e-4)
     assert terms["mfi"] == 0.0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_masked_frame_term_is_the_likelihood_of_the_masked_index_by_numpy(causal):
+    system = make(
+        model={"causal": causal, **FLAT},
+        masking={"frame_probability": 1.0, "patch_probability": 0.0},
+        loss={"mfi": 0.7, "l1": 0.3},
+    )
+    recipe, data, key = system.recipe, batch(), jax.random.key(1)
+    params, extra = jax.jit(system.init)(jax.random.key(0))
+    total, (_, terms) = jax.jit(system.loss)(params, extra, {}, data, key, jnp.int32(0))
+    keys = jnp.stack([jax.random.fold_in(key, sample) for sample in data["sample"]])
+    masked, index = mask_video(recipe.masking, keys, data["video"], params["tokenizer"]["mask_fill"])
+    assert (np.asarray(index) >= 0).all() and len(set(np.asarray(index).tolist())) > 1
+    network = params["tokenizer"]["network"]
+    padded = np.pad(masked, ((0, 0), (0, 1 if causal else 0), (0, 0), (0, 0), (0, 0)), mode="edge")
+    z = np.asarray(MBQVAE(recipe.model).apply({"params": network}, padded, method="encode"), np.float64)
+    head = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), network["mfi_head"])
+    hidden = z.mean((2, 3)) @ head["hidden"]["kernel"] + head["hidden"]["bias"]
+    logits = (hidden / (1 + np.exp(-hidden))) @ head["logits"]["kernel"] + head["logits"]["bias"]
+    logits = logits.reshape(4, -1)[:, 1 if causal else 0 :][
+        :, :4
+    ]  # causal: the first latent frame is one frame, not two
+    chosen = np.take_along_axis(logits, np.asarray(index)[:, None], 1)[:, 0]
+    expected = (np.log(np.exp(logits).sum(1)) - chosen).mean()
+    np.testing.assert_allclose(terms["mfi"], expected, rtol=1e-4)
+    rest = terms["mse"] + 0.3 * terms["l1"] + terms["codebook"] + recipe.model.beta * terms["commitment"]
+    np.testing.assert_allclose(total, rest + 0.7 * expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_fill_color_learns_only_where_it_is_asked_to(learned):
+    masking = {"frame_probability": 1.0, "patch_probability": 1.0, "learned_fill": learned}
+    system = make(masking=masking, model=FLAT)
+    params, extra = jax.jit(system.init)(jax.random.key(0))
+    gradient = jax.jit(jax.grad(system.loss, has_aux=True))(
+        params, extra, {}, batch(), jax.random.key(1), jnp.int32(0)
+    )[0]
+    assert bool((jnp.abs(gradient["tokenizer"]["mask_fill"]) > 0).all()) == learned
 
 
 def test_a_sample_does_not_see_the_rest_of_the_batch(system, weights):
@@ -142,9 +188,52 @@ def test_the_adversarial_players_do_not_train_each_other():
     assert max(jax.tree.leaves(differs["decoder"])) > 0
 
 
-def test_a_perceptual_weight_without_a_file_is_refused():
-    with pytest.raises(UserError, match=r"config\.loss\.perceptual_weights: name the SqueezeNet"):
+def test_the_perceptual_loss_compares_features_of_the_network_it_is_given():
+    """The distance to the reconstruction, by NumPy; the network is frozen and teaches the decoder."""
+
+    def load(path):
+        assert path == "weights.bin"
+        return {"mix": jnp.arange(12.0).reshape(3, 4) / 6 - 1}
+
+    network = FeatureNetwork(load=load, features=lambda weights, images: [jnp.tanh(images @ weights["mix"]), images])
+    loss = {"perceptual": 0.5, "perceptual_weights": "weights.bin"}
+    system = make(
+        perceptual=network, loss=loss, model=FLAT, masking={"frame_probability": 0.0, "patch_probability": 0.0}
+    )
+    params, extra = jax.jit(system.init)(jax.random.key(0))
+    frozen, data = system.frozen(), batch()
+
+    def term(params, frozen):
+        total, (_, terms) = system.loss(params, extra, frozen, data, jax.random.key(1), jnp.int32(0))
+        return terms["perceptual"], (total, terms)
+
+    (value, (total, terms)), gradient = jax.jit(jax.value_and_grad(term, has_aux=True))(params, frozen)
+    assert set(params) == {"tokenizer"}
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient["tokenizer"]["network"]["decoder"])) > 0
+    tokenizer = Tokenizer(config=system.recipe.model, params=params["tokenizer"], extra=extra)
+    values = tokenizer.encode(data["video"]).values
+    output = MBQVAE(tokenizer.config).apply({"params": tokenizer.params["network"]}, values, method="decode")
+    videos = [data["video"], np.asarray(output)]
+    mixed = [np.tanh(video @ np.asarray(frozen["perceptual"]["mix"])) for video in videos]
+    layers = [[x / np.linalg.norm(x, axis=-1, keepdims=True) for x in pair] for pair in (mixed, videos)]
+    expected = np.mean([np.square(a - b).sum(-1).mean() for a, b in layers])
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    others = terms["mse"] + 0.2 * terms["l1"] + terms["codebook"] + 0.25 * terms["commitment"] + 0.05 * terms["mfi"]
+    np.testing.assert_allclose(total, others + 0.5 * value, rtol=1e-4)
+
+
+def test_a_perceptual_weight_without_a_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"config\.loss\.perceptual_weights: name the file \(SqueezeNet"):
         make(loss={"perceptual": 0.1})
+    (tmp_path / "weights.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as SqueezeNet weights"):
+        make(loss={"perceptual": 0.1, "perceptual_weights": str(tmp_path / "weights.npz")}).frozen()
+
+
+def test_clips_under_the_window_of_ssim_are_evaluated_without_it(weights):
+    small = {"video": batch()["video"][:, :, :8], "sample": batch()["sample"]}
+    metrics = make(data={"height": 8}).evaluate(*weights, {}, [small]).metrics
+    assert np.isnan(metrics["ssim"]) and metrics["psnr"] > 0
 
 
 def test_overfits_one_clip():

@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 features for a perceptual distance.  Iandola et al. 2016; Zhang et al. 2018 for the distance.
+"""SqueezeNet 1.1 features for a perceptual distance.  Iandola et al. 2016.
 
 The weights are the Caffe release (all layers up to fire9).  They are not torchvision's, so with them this is an
 unweighted perceptual distance of its own name and not LPIPS.
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from motionaura_jax.errors import UserError
+from motionaura_jax.models.features.perceptual import FeatureNetwork
 
 Weights = Mapping[str, Mapping[str, Array]]
 
@@ -54,14 +55,6 @@ def features(weights: Weights, images: Float[Array, "n h w 3"]) -> Iterator[Floa
         yield x
 
 
-def distance(weights: Weights, a: Float[Array, "b t h w 3"], b: Float[Array, "b t h w 3"]) -> Float[Array, " b"]:
-    """Squared distance between unit-length features, averaged over positions, layers and frames; 0 for equal videos."""
-    frames = [video.reshape(-1, *video.shape[2:]) for video in (a, b)]
-    pairs = zip(*(features(weights, video) for video in frames), strict=True)
-    layers = [jnp.square(_unit(x) - _unit(y)).sum(-1).mean((1, 2)) for x, y in pairs]
-    return jnp.stack(layers).mean(0).reshape(a.shape[0], -1).mean(1)
-
-
 def _conv(layer: Mapping[str, Array], x: Array, stride: int = 1, padding: int = 0) -> Array:
     x = jax.lax.conv_general_dilated(
         x, layer["kernel"], (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -69,5 +62,5 @@ def _conv(layer: Mapping[str, Array], x: Array, stride: int = 1, padding: int = 
     return jax.nn.relu(x + layer["bias"])
 
 
-def _unit(x: Array) -> Array:
-    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)
+NETWORK = FeatureNetwork(load=load, features=features)
+"""What the tokenizer compares clips with unless another network is given."""
