@@ -68,9 +68,7 @@ PRESETS = {
         "train.steps": 2000,
         "train.ema_decay": 0.99,
     },
-    "S": {**_model("S", **_TEXT), **_RECOMMENDED},
-    "M": {**_model("M", **_TEXT), **_RECOMMENDED},
-    "L": {**_model("L", **_TEXT), **_RECOMMENDED},
+    **{name: {**_model(name, **_TEXT), **_RECOMMENDED} for name in MODELS if name != "tiny"},
     # Recipe D.2 of the paper, to name after a size: `:L,paper_16`, then `:L,paper_32` in the same workdir and so on.
     "paper_16": _stage(16, 512, 120_000),
     "paper_32": _stage(32, 256, 240_000),

@@ -100,9 +100,8 @@ def _recipe(stage: str, values: Mapping[str, Any], flags: Sequence[str]) -> "Rec
 
 def _train(recipe: "Recipe", workdir: pathlib.Path) -> dict[str, Any]:
     from motionaura_jax import train
-    from motionaura_jax.systems import base
 
-    return train.fit(base.system_class(recipe.system)(recipe), workdir)
+    return train.fit(train.open_system(recipe, workdir), workdir)
 
 
 def _measure(args: argparse.Namespace, watch: "Stopwatch") -> dict[str, Any]:

@@ -5,6 +5,7 @@
 Running the same command again resumes; the workdir is the only state.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -16,6 +17,7 @@ from motionaura_jax import cli
 from motionaura_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from motionaura_jax.recipe import Recipe
     from motionaura_jax.systems.base import System
     from motionaura_jax.training.checkpoint import Checkpoints
     from motionaura_jax.training.data import TrainingData
@@ -53,11 +55,10 @@ def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> d
     run = _start(system, workdir, override)
     first, last = int(run.state.step), system.recipe.train.steps
     logger.info("training steps %d to %d in %s", first, last, workdir)
-    try:
+    with contextlib.ExitStack() as closing:
+        closing.callback(run.writer.close)
+        closing.callback(run.checkpoints.close)
         return {"workdir": str(workdir), "step": first, **_loop(run, first, last)}
-    finally:
-        run.checkpoints.close()
-        run.writer.close()
 
 
 def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
@@ -67,11 +68,14 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
     from motionaura_jax.training import checkpoint, data, optimizer, state, step, writers
     from motionaura_jax.training import workdir as workdirs
     from motionaura_jax.weights import steps
-    from motionaura_jax.weights.load import load_start
+    from motionaura_jax.weights.load import load_recipe, load_start
 
     # ---------------------------------------------------------------- Weights of other runs
     # Before the workdir takes its config: a wrong path can then be mended without another workdir.
     recipe, fresh = system.recipe, steps.newest(workdir) is None
+    if recipe.meaning and not fresh:
+        recipe.check_start(load_recipe(workdir, type(recipe), recipe.system), str(workdir))
+    system.check_data()
     frozen = system.frozen()
     start = load_start(system) if recipe.init_from and fresh else None
 
@@ -157,9 +161,10 @@ def _log(run: Run, number: int, window: list[Any], bar: "TrainingProgress") -> d
     skipped = int(rows[-1]["skipped"])
     means["skipped"] = skipped
     if skipped >= run.system.recipe.train.max_skipped:
+        again = "run again" if run.checkpoints.latest() is None else "resume from the last checkpoint with --override"
         raise UserError(
-            f"{run.workdir}: loss or gradient was not finite for {skipped} steps up to step {number}; no checkpoint holds "
-            f"them: lower --config.optimizer.learning_rate and run again to resume from the last one"
+            f"{run.workdir}: loss or gradient was not finite for {skipped} steps up to step {number}, which changed no "
+            f"weight; lower --config.optimizer.learning_rate and {again}"
         )
     speed = bar.report(number, means, run.data.clips_per_step)
     run.writer.scalars(number, {**means, **speed, "rejected_files": run.data.rejected_count})
@@ -203,13 +208,28 @@ class _StopSignal:
         self.requested = True
 
 
+def open_system(recipe: "Recipe", workdir: pathlib.Path) -> "System":
+    """Builds the system of a recipe; one that resumes takes what the recipe leaves open from the run in `workdir`.
+
+    Raises:
+      UserError: another system in the workdir, or parts of other runs that cannot be opened.
+    """
+    from motionaura_jax.systems import base
+    from motionaura_jax.weights import steps
+    from motionaura_jax.weights.load import load_recipe
+
+    if recipe.meaning and steps.newest(workdir) is not None:
+        recipe = recipe.completed(load_recipe(workdir, type(recipe), recipe.system))
+    return base.system_class(recipe.system)(recipe)
+
+
 def _train(location: str, overrides: Sequence[str], workdir: pathlib.Path, override: bool) -> dict[str, Any]:
     from motionaura_jax import config
     from motionaura_jax.systems import base
 
     values = config.read(location, overrides)
-    system = base.system_class(values.get("system", ""))
-    return fit(system(config.build(system.Recipe, values)), workdir, override=override)
+    recipe = config.build(base.system_class(values.get("system", "")).Recipe, values)
+    return fit(open_system(recipe, workdir), workdir, override=override)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

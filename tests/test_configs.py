@@ -1,5 +1,6 @@
 """Every preset builds, traces and has the size that it promises, without allocating anything."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import jax
 import pytest
 
 from motionaura_jax import config
+from motionaura_jax.errors import UserError
+from motionaura_jax.models.autoencoders.config import MBQVAEConfig
+from motionaura_jax.models.denoisers.config import PRESETS as MODELS
 from motionaura_jax.systems import base
 from tests.systems.tiny import save_tokenizer
 
@@ -33,8 +37,11 @@ def tokenizer(tmp_path_factory):
 
 @pytest.mark.parametrize("location", presets(), ids=lambda text: text.rsplit("/", 1)[1])
 def test_a_preset_builds_and_traces(location, tokenizer):
-    needed = [f"--config.tokenizer={tokenizer}"] if "text_to_video" in location else []
-    values = config.read(location, needed)
+    needed = {
+        f"--config.tokenizer={tokenizer}": "text_to_video" in location,
+        "--config.data.manifest=clips": "tokenizer.py:paper" in location,
+    }
+    values = config.read(location, [flag for flag, wanted in needed.items() if wanted])
     system_class = base.system_class(values["system"])
     recipe = config.build(system_class.Recipe, values)
     system = system_class(recipe)
@@ -46,3 +53,27 @@ def test_a_preset_builds_and_traces(location, tokenizer):
             system.loss, params, extra, jax.eval_shape(system.frozen), dict(system.batch_spec()), jax.random.key(0), 0
         )
         assert loss[0].shape == ()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_size_of_the_denoiser_is_a_preset(name):
+    model = config.read(f"configs/text_to_video.py:{name}", ["--config.tokenizer=runs/tokenizer"])["model"]
+    assert MODELS[name].items() <= model.items()
+
+
+def test_the_three_readings_of_the_papers_tokenizer():
+    read = {name: config.read(f"configs/tokenizer.py:{name}") for name in ("paper", "paper_f1", "paper_text")}
+    paper, other_sizes, other_rate = (build_model(values) for values in read.values())
+    assert (paper.t_stride, paper.dec_mb) == (4, (2, 2, 2, 7))
+    assert (other_sizes.t_stride, other_sizes.dec_mb) == (4, (1, 1, 3, 9))
+    assert dataclasses.replace(other_rate, t_stride=4) == paper and other_rate.t_stride == 1
+    assert all(values["loss"] == read["paper"]["loss"] for values in read.values())
+
+
+def build_model(values):
+    return config.build(MBQVAEConfig, values["model"])
+
+
+def test_the_papers_clips_do_not_come_from_rendered_scenes():
+    with pytest.raises(UserError, match=r"config\.data\.buckets: 48 frames, but the rendered scenes have num_frames=8"):
+        config.build(base.system_class("mbq_vae").Recipe, config.read("configs/tokenizer.py:paper"))

@@ -1,5 +1,6 @@
 """`init_from`: a fresh run starts from trained weights, one that resumes does not look at them."""
 
+import json
 import shutil
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 from motionaura_jax import config, train
 from motionaura_jax.data import scene_set
 from motionaura_jax.errors import UserError
+from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.weights import steps
+from tests.systems import tiny
 from tests.training.toy import ToyRecipe, ToySystem
 
 
@@ -56,6 +59,47 @@ def test_a_run_starts_from_the_weights_of_another_and_resumes_without_them(scene
     resumed = make(scenes, last=4, **values)
     assert train.fit(resumed, tmp_path / "second", override=True)["step"] == 4
     assert weights(tmp_path / "second", resumed)[1]["seen"] == extra["seen"] + 8
+
+
+def tiny_values(tokenizer, scenes, **sections):
+    """A text-to-video run of two steps that leaves its words and its latent space open."""
+    data = {"manifest": str(scenes), "batch_size": 2, "held_out": 0.4}
+    values = tiny.text_to_video(tokenizer, data=data, text={"vocabulary": []}, train={"steps": 2}, **sections)
+    return {**values, "evaluate": {"clips": 1, "pictures": 0}, "optimizer": {"learning_rate": 1e-3}}
+
+
+def fit(values, workdir, **options):
+    recipe = config.build(TextToVideoRecipe, values)
+    return train.fit(train.open_system(recipe, workdir), workdir, **options)
+
+
+def test_a_text_to_video_run_resumes_with_the_words_and_codes_that_it_has_learned(scenes, tmp_path):
+    captions = shutil.copytree(scenes, tmp_path / "captions")
+    tokenizer = tiny.save_tokenizer(tmp_path / "tokenizer")
+    values = tiny_values(tokenizer, captions)
+    fit(values, tmp_path / "run")
+    words = json.loads((tmp_path / "run" / "config.json").read_text())["text"]["vocabulary"]
+
+    # One new word, and one that is now the most frequent: the rows of the embedding keep what they stand for.
+    for path in captions.glob("*.txt"):
+        path.write_text(f"zebra zebra zebra {path.read_text()}")
+    assert fit(values, tmp_path / "run")["step"] == 2
+    values["train"] = {"steps": 3}
+    assert fit(values, tmp_path / "run", override=True)["step"] == 3
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["text"]["vocabulary"] == words
+
+    # What differs on purpose is refused, whatever else may be overridden.
+    changed = {**values, "text": {**values["text"], "vocabulary": words[::-1]}}
+    with pytest.raises(UserError, match=r"config.text.vocabulary=.*run was trained with .*; leave it empty"):
+        fit(changed, tmp_path / "run", override=True)
+    with pytest.raises(UserError, match=r"config.model.spectral=hartley: .*run was trained with re_fft2"):
+        fit({**values, "model": {**values["model"], "spectral": "hartley"}}, tmp_path / "run", override=True)
+
+    # So is a tokenizer that was trained again.
+    shutil.rmtree(tokenizer)
+    tiny.save_tokenizer(tokenizer, beta=0.5)
+    with pytest.raises(UserError, match=r"has the latent space \w{16}, but \w{16} is needed"):
+        fit(values, tmp_path / "run", override=True)
 
 
 def test_a_start_that_cannot_be_leaves_the_workdir_free(scenes, tmp_path):

@@ -1,10 +1,10 @@
 """The loop: resume after any end, refusals before device work, what a workdir holds."""
 
+import itertools
 import json
 import os
 import re
 import signal
-import threading
 
 import jax
 import numpy as np
@@ -13,8 +13,11 @@ import pytest
 from motionaura_jax import config, train
 from motionaura_jax.data import scene_set
 from motionaura_jax.errors import UserError
+from motionaura_jax.systems import mbq_vae
+from motionaura_jax.training import data, workdir
 from motionaura_jax.training.writers import read_metrics
 from motionaura_jax.weights import steps
+from tests.systems import tiny
 from tests.training.toy import ToyRecipe, ToySystem
 
 
@@ -92,14 +95,18 @@ def test_a_finished_run_does_nothing_more(scenes, tmp_path):
     assert_same(before, final_state(tmp_path, make(scenes)))
 
 
-def test_a_signal_saves_and_ends_the_run(scenes, tmp_path):
+def test_a_signal_saves_and_ends_the_run(scenes, tmp_path, monkeypatch):
     system = make(scenes, train__steps=100_000, checkpoint__every=100_000, evaluate__every=100_000)
-    timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
+    numbers, to_arrays = itertools.count(1), system.to_arrays
+
+    def be_stopped_at_the_20th_batch(batch):
+        if next(numbers) == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return to_arrays(batch)
+
+    monkeypatch.setattr(system, "to_arrays", be_stopped_at_the_20th_batch)
     result = train.fit(system, tmp_path)
-    timer.cancel()
-    assert result["stopped"] and 0 < result["step"] < 100_000
-    assert final_state(tmp_path, system)[0] == result["step"]
+    assert result["stopped"] and final_state(tmp_path, system)[0] == result["step"] == 20
 
 
 def test_a_signal_in_the_middle_of_a_step_is_not_lost(scenes, tmp_path, monkeypatch):
@@ -136,6 +143,23 @@ def test_another_config_in_the_workdir_is_refused_with_the_keys(scenes, tmp_path
     assert train.fit(make(scenes, checkpoint__every=1, optimizer__learning_rate=0.5), tmp_path)["step"] == 6
 
 
+def test_a_start_that_failed_leaves_the_workdir_free(scenes, tmp_path, capsys):
+    flags = ["--config=configs/tokenizer.py:tiny", f"--workdir={tmp_path}"]
+    assert train.main([*flags, "--config.data.manifest=absnt"]) == 2
+    assert "absnt" in capsys.readouterr().err
+    assert (tmp_path / "config.json").exists()
+    workdir.open_workdir(tmp_path, make("scenes").recipe)
+    stale = data.TrainingData(make("scenes", data__scenes=2).recipe, tmp_path)
+    (tmp_path / "rejected.jsonl").write_text('{"file": "absnt/a.mp4"}\n')
+    (tmp_path / "scenes" / "mine.txt").write_text("not rendered")
+    assert stale.evaluation[0]["video"].shape[-2] == 16
+    recipe = make("scenes", data__scenes=2, data__height=32).recipe
+    workdir.open_workdir(tmp_path, recipe)
+    assert data.TrainingData(recipe, tmp_path).evaluation[0]["video"].shape[2] == 32
+    assert not (tmp_path / "rejected.jsonl").exists() and (tmp_path / "scenes" / "mine.txt").exists()
+    assert train.fit(make(scenes), tmp_path)["step"] == 6
+
+
 def test_a_workdir_made_before_a_key_existed_goes_on(scenes, tmp_path):
     train.fit(make(scenes, train__steps=3), tmp_path)
     path = tmp_path / "config.json"
@@ -154,8 +178,11 @@ def test_a_loss_that_stays_infinite_stops_the_run_with_one_line(scenes, tmp_path
     settings = {"train__steps": 50, "train__max_skipped": 3, "checkpoint__every": 1}
     system = make(scenes, **settings)
     system.recipe = config.build(ToyRecipe, {**config.to_dict(system.recipe), "explode_from": 2})
-    with pytest.raises(UserError, match="not finite for 3 steps up to step 5"):
+    with pytest.raises(UserError, match=r"not finite for 3 steps up to step 5.*resume .* with --override"):
         train.fit(system, tmp_path)
+    system.recipe = config.build(ToyRecipe, {**config.to_dict(system.recipe), "checkpoint": {"every": 50}})
+    with pytest.raises(UserError, match=r"learning_rate and run again$"):
+        train.fit(system, tmp_path / "no checkpoint")
     _, (params, _) = final_state(tmp_path, system)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
@@ -169,7 +196,64 @@ def test_one_bad_file_among_good_ones_is_listed_and_counted(scenes, tmp_path):
     train.fit(make(folder, evaluate__manifest=str(scenes)), tmp_path / "run")
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
     assert [row["file"].endswith("broken.mp4") for row in rejected] == [True]
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1].get("rejected_files", 1) == 1
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert [row["rejected_files"] for row in rows] == [1] * 6
+
+
+def test_training_goes_on_for_several_clip_shapes(scenes, tmp_path):
+    buckets = [
+        {"num_frames": 4, "height": 16, "width": 16, "batch_size": 2},
+        {"num_frames": 1, "height": 8, "width": 8, "batch_size": 6},
+    ]
+    system, shapes = make(scenes, data__buckets=buckets), []
+    to_arrays = system.to_arrays
+    system.to_arrays = lambda batch: shapes.append(batch["video"].shape[:3]) or to_arrays(batch)
+    train.fit(system, tmp_path)
+    trained = [shape for shape in shapes if shape != (2, 4, 16)]
+    assert trained and set(trained) == {(6, 1, 8)}
+    assert int(final_state(tmp_path, system)[1][1]["seen"]) == 100 + 3 * 2 + 3 * 6
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert len(rows) == 6 and all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_the_use_of_the_codebook_is_logged(scenes, tmp_path):
+    values = {
+        "system": "mbq_vae",
+        "model": tiny.TOKENIZER,
+        "data": {"manifest": str(scenes), "num_frames": 4, "height": 16, "width": 16, "batch_size": 2, "held_out": 0.3},
+        "train": {"steps": 2, "log_every": 1},
+        "evaluate": {"clips": 1, "pictures": 0},
+    }
+    train.fit(mbq_vae.MBQVAESystem(config.build(mbq_vae.MBQVAERecipe, values)), tmp_path)
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(0 < row["usage"] <= 1 and 1 <= row["perplexity"] <= 16 for row in rows)
+
+
+def test_an_exhausted_device_is_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    class JaxRuntimeError(RuntimeError):
+        """Has the name of jaxlib's own, which cannot be raised from Python."""
+
+    def exhausted(*_):
+        raise JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB")
+
+    monkeypatch.setattr(train, "_train", exhausted)
+    assert train.main(["--config=configs/tokenizer.py", f"--workdir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        re.search(r"raise train.accumulation .*has a checkpoint .*train --override", error) and error.count("\n") == 1
+    )
+
+
+def test_no_usable_clip_is_one_line_and_status_2(tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"no video")
+    flags = ["--config=configs/tokenizer.py:tiny", f"--config.data.manifest={tmp_path}"]
+    assert train.main([*flags, f"--workdir={tmp_path / 'run'}"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line or "Traceback" in line]
+    assert len(errors) == 1 and re.search(
+        r"^error: none of \d probed files can be used, the first: .*\.mp4: ", errors[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +267,14 @@ def test_one_bad_file_among_good_ones_is_listed_and_counted(scenes, tmp_path):
         (["--config=configs/tokenizer.py", "--config.train.steps=many"], "config.train.steps=many: int was expected"),
         (["--config=configs/tokenizer.py", "--config.data.manifest=absent"], "absent"),
         (["--config=configs/tokenizer.py", "--config.system=vae"], "config.system=vae: no such system"),
-        (["--config=configs/tokenizer.py", "--config.data.num_frames=0"], "config.data: Bucket\\(num_frames=0"),
+        (
+            ["--config=configs/tokenizer.py", "--config.data.num_frames=0"],
+            "config.data.num_frames=0: must be at least 1",
+        ),
+        (
+            ["--config=configs/tokenizer.py", "--config.checkpoint.keep=0"],
+            "config.checkpoint.keep=0: must be at least 1",
+        ),
         (["--config=configs/tokenizer.py", "--stepz=3"], "unexpected '--stepz=3'"),
     ],
 )

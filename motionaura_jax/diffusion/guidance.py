@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from motionaura_jax.diffusion.categorical import Scalar
-from motionaura_jax.diffusion.schedules import Cosine, Schedule
+from motionaura_jax.diffusion.samplers import Denoise
 from motionaura_jax.errors import UserError
 from motionaura_jax.types import PyTree
 
@@ -24,9 +24,8 @@ class Guidance:
 
     Attributes:
       scale: largest w, at least 0; diffusers' `guidance_scale` is 1 + w.
-      ramp: "linear" raises w from 0 to `scale` along the steps of the sampler, which keeps samples diverse early and
-        faithful late; "constant" does not.
-      schedule: of the sampler; "linear" reads the progress from it.
+      ramp: "linear" raises w from 0 at the first step of the sampler to `scale` at the last one, which keeps samples
+        diverse early and faithful late; "constant" has `scale` from the first step on.
 
     Raises:
       UserError: unknown `ramp`.
@@ -34,21 +33,17 @@ class Guidance:
 
     scale: Scalar = 3.0
     ramp: Literal["linear", "constant"] = field(metadata={"static": True}, default="linear")
-    schedule: Schedule = field(metadata={"static": True}, default_factory=Cosine)
 
     def __post_init__(self) -> None:
         if self.ramp not in ("linear", "constant"):
             raise UserError(f"guidance: ramp={self.ramp!r} is neither 'linear' nor 'constant'")
 
-    def weight(self, m: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns w at masked fraction m."""
-        progress = 1.0 - self.schedule.inverse(m) if self.ramp == "linear" else jnp.ones_like(m)
-        return self.scale * progress
+    def weight(self, progress: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Returns w where `progress` of the steps is done: 0 at the first one, 1 at the last one."""
+        return self.scale * (progress if self.ramp == "linear" else jnp.ones_like(progress))
 
 
-def guided(
-    model: Model, cond: PyTree, uncond: PyTree = None, guidance: Guidance | None = None
-) -> Callable[[Int[Array, "b t h w"], Float[Array, " b"]], Float[Array, "b t h w k"]]:
+def guided(model: Model, cond: PyTree, uncond: PyTree = None, guidance: Guidance | None = None) -> Denoise:
     """Returns the `denoise` of a sampler: `model` under `cond`, guided away from `uncond`.
 
     Args:
@@ -59,13 +54,15 @@ def guided(
       guidance: None computes the conditional half alone (half the work of w = 0, and the same logits).
     """
     if guidance is None:
-        return lambda x, m: model(x, m, cond)
+        return lambda x, m, _: model(x, m, cond)
     both = jax.tree.map(lambda c, u: jnp.concatenate([c, jnp.broadcast_to(u, c.shape)]), cond, uncond)
 
-    def denoise(x: Int[Array, "b t h w"], m: Float[Array, " b"]) -> Float[Array, "b t h w k"]:
+    def denoise(
+        x: Int[Array, "b t h w"], m: Float[Array, " b"], progress: Float[Array, ""]
+    ) -> Float[Array, "b t h w k"]:
         logits = model(jnp.concatenate([x, x]), jnp.concatenate([m, m]), both).astype(jnp.float32)
         conditional, unconditional = jnp.split(logits, 2)
-        w = guidance.weight(m)[:, None, None, None, None]
+        w = guidance.weight(progress)
         return (1.0 + w) * conditional - w * unconditional
 
     return denoise

@@ -18,8 +18,12 @@ from motionaura_jax.diffusion.orders import halton_order, random_order
 from motionaura_jax.diffusion.schedules import Cosine, Schedule
 from motionaura_jax.errors import UserError
 
-Denoise = Callable[[Int[Array, "b t h w"], Float[Array, " b"]], Float[Array, "b t h w k"]]
-"""`(x_t, m) -> logits` over the codes without MASK; m is the masked fraction of the schedule."""
+Denoise = Callable[[Int[Array, "b t h w"], Float[Array, " b"], Float[Array, ""]], Float[Array, "b t h w k"]]
+"""`(x_t, m, progress) -> logits` over the codes without MASK.
+
+m is the share of all tokens that is masked at this level, as in training: that of the schedule times the share of the
+tokens that are sampled.  progress rises from 0 at the first step to 1 at the last one; a single step has 1.
+"""
 
 _ROUNDING = 1e-3  # tokens; float32 rounding of a whole number of tokens must not leave one more masked
 
@@ -138,7 +142,7 @@ class Confidence:
     def _reveal(self, denoise: Denoise, state: State, index: Array, times: Array) -> State:
         x, free, steps = state.x, state.free, times.shape[0] - 1
         masked = x == self.vocab_size
-        logits = _logits(denoise, state, self.schedule.masked(times[index]), self.vocab_size)
+        logits = _logits(denoise, state, index, self.schedule.masked(times[index]), steps, self.vocab_size)
         draw_keys, choice_keys = _split(_fold(state.keys, index))
         drawn = draw(draw_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         proposal = jnp.where(masked, drawn, x)
@@ -197,7 +201,7 @@ class Ancestral:
         revealed = (state.x == self.vocab_size) & (random_order(reveal_keys, state.x.shape[1:]) < (now - after) / now)
 
         def run(state: State) -> State:
-            logits = _logits(denoise, state, now, self.vocab_size)
+            logits = _logits(denoise, state, index, now, times.shape[0] - 1, self.vocab_size)
             drawn = draw(draw_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
             return state._replace(x=jnp.where(revealed, drawn, state.x), evaluations=state.evaluations + 1)
 
@@ -216,7 +220,7 @@ def sample(
     """Reveals every masked token in `steps` steps.  Pure; jit it with `sampler` as an argument and `steps` static.
 
     Args:
-      denoise: `(x_t, m) -> logits`; conditions and guidance are closed over (`guidance.guided`).
+      denoise: see `Denoise`; conditions and guidance are closed over (`guidance.guided`).
       keys: one key per sample; sample i depends on keys[i] and x_init[i] alone, not on the batch around it.
       x_init: tokens with MASK (id `vocab_size`) where they are to be sampled; `Absorbing.prior` samples all of them.
       steps: number of steps, at least 1.
@@ -247,8 +251,11 @@ def _uniform_times(steps: int) -> Float[Array, " steps+1"]:
     return 1.0 - jnp.arange(steps + 1) / steps
 
 
-def _logits(denoise: Denoise, state: State, level: Array, vocab_size: int) -> Float[Array, "b t h w k"]:
-    logits = denoise(state.x, jnp.broadcast_to(level, state.x.shape[:1]))
+def _logits(
+    denoise: Denoise, state: State, index: Array, level: Array, steps: int, vocab_size: int
+) -> Float[Array, "b t h w k"]:
+    progress = index / (steps - 1) if steps > 1 else jnp.ones(())
+    logits = denoise(state.x, level * state.free.mean((1, 2, 3)), progress)
     if logits.shape != (*state.x.shape, vocab_size):
         raise ValueError(f"denoiser: logits {logits.shape} for tokens {state.x.shape} of {vocab_size} codes")
     return logits.astype(jnp.float32)

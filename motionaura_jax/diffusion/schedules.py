@@ -21,9 +21,6 @@ class Schedule(Protocol):
     def weight(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns m'(u) / m(u) for u in (0, 1], the weight of the masked cross entropy in the likelihood bound."""
 
-    def inverse(self, m: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns the time u at which m(u) = m, for m in [0, 1]."""
-
 
 @dataclass(frozen=True)
 class Linear:
@@ -36,10 +33,6 @@ class Linear:
     def weight(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns 1 / u."""
         return 1.0 / jnp.asarray(u, jnp.float32)
-
-    def inverse(self, m: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns m."""
-        return jnp.asarray(m, jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -55,10 +48,6 @@ class Cosine:
         angle = 0.5 * math.pi * jnp.asarray(u, jnp.float32)
         # The float32 nearest to pi / 2 lies above it, where the cosine is negative.
         return 0.5 * math.pi * jnp.maximum(jnp.cos(angle), 0.0) / jnp.sin(angle)
-
-    def inverse(self, m: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns (2 / pi) arcsin(m)."""
-        return jnp.arcsin(jnp.asarray(m, jnp.float32)) * (2.0 / math.pi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +74,6 @@ class Discrete:
         step = self._step(u)
         now, before = self.base.masked(step / self.T), self.base.masked((step - 1.0) / self.T)
         return self.T * (now - before) / now
-
-    def inverse(self, m: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns t / T for the first step t with m_t >= m."""
-        return self._step(self.base.inverse(m)) / self.T
 
     def _step(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.ceil(jnp.asarray(u, jnp.float32) * (self.T * _ROUNDING))

@@ -51,6 +51,12 @@ class System(Protocol):
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
         """Turns a batch of the loader, captions included, into arrays of `batch_spec`."""
 
+    def check_data(self) -> None:
+        """Refuses training data that this system cannot learn from, and warns of what it will not use.
+
+        Called at every start of a training, before the workdir takes its config; never for inference.
+        """
+
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Returns fresh `(params, extra)`; abstract-evaluable."""
 
@@ -87,7 +93,7 @@ def system_class(name: str) -> type[Any]:
     Raises:
       UserError: no such system (with the nearest name).
     """
-    if name not in SYSTEMS:
-        raise UserError(f"config.system={name}: no such system{nearest(name, SYSTEMS)}")
+    if not isinstance(name, str) or name not in SYSTEMS:
+        raise UserError(f"config.system={name}: no such system{nearest(str(name), SYSTEMS)}")
     module, _, attribute = SYSTEMS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -82,7 +82,7 @@ def load_start(system: base.System) -> tuple[PyTree, PyTree]:
     """
     recipe = system.recipe
     source = _open(recipe.init_from)
-    recipe.check_start(source.recipe(type(recipe), recipe.system))
+    recipe.check_start(source.recipe(type(recipe), recipe.system), recipe.init_from)
     return source.read(*jax.eval_shape(system.init, jax.random.key(0)))
 
 
@@ -118,7 +118,9 @@ class _Source:
     def recipe(self, recipe_class: type[R], system: str | None) -> R:
         values = self.meta["recipe"]
         if system and values["system"] != system:
-            raise UserError(f"{self.path}: holds a {values['system']}; a {system} is needed here")
+            part = values.get("tokenizer") if system == "mbq_vae" else None
+            hint = f"; its tokenizer is {part}" if part else ""
+            raise UserError(f"{self.path}: holds a {values['system']}; a {system} is needed here{hint}")
         try:
             return config.build(recipe_class, values)
         except UserError as error:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax.diffusion.guidance import Guidance, guided
-from motionaura_jax.diffusion.samplers import Confidence, sample
-from motionaura_jax.diffusion.schedules import Cosine, Linear
+from motionaura_jax.diffusion.samplers import Ancestral, Confidence, sample
 from motionaura_jax.errors import UserError
 from motionaura_jax.types import Cond
 
@@ -15,6 +14,7 @@ VOCAB, BATCH, GRID = 4, 3, (1, 2, 2)
 RNG = np.random.default_rng(2)
 X = jnp.asarray(RNG.integers(0, VOCAB + 1, (BATCH, *GRID)))
 M = jnp.array([0.2, 0.5, 1.0])
+HALFWAY = jnp.float32(0.5)
 TABLE = jnp.asarray(RNG.normal(size=(VOCAB + 1, VOCAB)), jnp.float32)
 
 
@@ -41,18 +41,19 @@ def test_logits_are_extrapolated_from_one_call_of_twice_the_batch():
 
     denoise = guided(counted, condition(0), condition(1), Guidance(scale=2.0, ramp="constant"))
     want = 3.0 * np.asarray(model(X, M, condition(0))) - 2.0 * np.asarray(model(X, M, condition(1)))
-    np.testing.assert_allclose(denoise(X, M), want, atol=1e-5)
+    np.testing.assert_allclose(denoise(X, M, HALFWAY), want, atol=1e-5)
     assert shapes == [(2 * BATCH, *GRID)]
 
 
 def test_zero_scale_is_the_condition_alone_exactly():
-    alone = guided(model, condition(0))(X, M)
-    np.testing.assert_array_equal(guided(model, condition(0), condition(1), Guidance(scale=0.0))(X, M), alone)
+    alone = guided(model, condition(0))(X, M, HALFWAY)
+    off = guided(model, condition(0), condition(1), Guidance(scale=0.0))
+    np.testing.assert_array_equal(off(X, M, HALFWAY), alone)
     np.testing.assert_array_equal(alone, model(X, M, condition(0)))
 
 
 def test_equal_conditions_cancel_at_any_scale():
-    same = guided(model, condition(0), condition(0), Guidance(scale=5.0, ramp="constant"))(X, M)
+    same = guided(model, condition(0), condition(0), Guidance(scale=5.0, ramp="constant"))(X, M, HALFWAY)
     np.testing.assert_allclose(same, model(X, M, condition(0)), atol=1e-5)
 
 
@@ -60,23 +61,32 @@ def test_one_null_condition_serves_the_whole_batch():
     null = condition(1, batch=1)
     spread = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (BATCH, *leaf.shape[1:])), null)
     settings = Guidance(scale=1.5)
-    one, many = (guided(model, condition(0), each, settings)(X, M) for each in (null, spread))
+    one, many = (guided(model, condition(0), each, settings)(X, M, HALFWAY) for each in (null, spread))
     np.testing.assert_array_equal(one, many)
 
 
 def test_a_negative_prompt_takes_the_place_of_the_null_condition():
     settings = Guidance(scale=1.0, ramp="constant")
-    negative = guided(model, condition(0), condition(9), settings)(X, M)
+    negative = guided(model, condition(0), condition(9), settings)(X, M, HALFWAY)
     want = 2.0 * model(X, M, condition(0)) - model(X, M, condition(9))
     np.testing.assert_allclose(negative, want, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine()])
-def test_linear_ramp_follows_the_steps_of_the_sampler(schedule):
-    steps = np.arange(10) / 10
-    settings = Guidance(scale=4.0, schedule=schedule)
-    np.testing.assert_allclose(settings.weight(schedule.masked(1.0 - steps)), 4.0 * steps, atol=1e-5)
-    np.testing.assert_array_equal(Guidance(scale=4.0, ramp="constant").weight(M), [4.0, 4.0, 4.0])
+@pytest.mark.parametrize("sampler", [Confidence(vocab_size=VOCAB), Ancestral(vocab_size=VOCAB)])
+@pytest.mark.parametrize(("ramp", "steps", "weights"), [
+    ("linear", 4, [0.0, 1.0, 2.0, 3.0]), ("linear", 1, [3.0]), ("constant", 3, [3.0, 3.0, 3.0])
+])  # fmt: skip
+def test_the_last_step_has_the_whole_scale_also_where_much_is_known(sampler, ramp, steps, weights):
+    guidance, seen = Guidance(scale=3.0, ramp=ramp), []
+
+    def denoise(x, m, progress):
+        jax.debug.callback(lambda w: seen.append(float(w)), guidance.weight(progress), ordered=True)
+        return TABLE[x]
+
+    x = jnp.full((2, 2, 8, 8), VOCAB).at[:, 0].set(1)
+    jax.block_until_ready(sample(denoise, sampler, jax.random.split(jax.random.key(0)), x, steps=steps))
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen, weights, rtol=1e-6)
 
 
 def test_scale_is_traced_and_strengthens_the_condition():

@@ -21,12 +21,11 @@ def test_weight_is_the_logarithmic_derivative(name):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_ends_and_inverse(name):
-    chosen, u = schedule(name), np.linspace(0, 1, 33)
+def test_ends(name):
+    chosen = schedule(name)
     assert chosen.masked(0.0) == 0.0
     assert chosen.masked(1.0) == 1.0
     assert chosen.weight(1.0) >= 0.0
-    np.testing.assert_allclose(chosen.inverse(chosen.masked(u)), u, atol=1e-3)
 
 
 @pytest.mark.parametrize("base", [Linear(), Cosine()])
@@ -37,7 +36,6 @@ def test_discrete_steps_are_those_of_the_base(base):
     np.testing.assert_array_equal(discrete.masked((t - 0.5) / 1000), discrete.masked(edges))
     m = CLOSED_FORM["cosine" if isinstance(base, Cosine) else "linear"](np.arange(1001) / 1000)
     np.testing.assert_allclose(discrete.weight(edges), 1000 * np.diff(m) / m[1:], rtol=1e-3, atol=5e-5)
-    np.testing.assert_allclose(discrete.inverse(discrete.masked(edges)), edges, atol=1.1e-3)
     assert discrete.masked(0.0) == 0.0
 
 

@@ -31,7 +31,7 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def neighbor_logits(x, m):
+def neighbor_logits(x, m, _=None):
     """Logits that depend on the token to the left, on the place and on m."""
     return jnp.asarray(TABLE)[jnp.roll(x, 1, -1)] * (1 + m[:, None, None, None, None]) + PLACES
 
@@ -81,7 +81,7 @@ def test_a_sample_depends_on_its_key_alone(name):
 def test_new_settings_and_inputs_do_not_recompile():
     traces = []
 
-    def denoise(x, m):
+    def denoise(x, m, _):
         traces.append(1)
         return neighbor_logits(x, m)
 
@@ -99,7 +99,7 @@ def reference_confidence(x, steps):
     x, counts = x.copy(), []
     free = (x == VOCAB).sum()
     for k in range(steps):
-        m = np.sin(np.pi / 2 * (1 - k / steps))
+        m = np.sin(np.pi / 2 * (1 - k / steps)) * free / SIZE
         logits = np.asarray(neighbor_logits(jnp.asarray(x[None]), jnp.array([m])))[0]
         best, score = logits.argmax(-1), special.log_softmax(logits.astype(np.float64), -1).max(-1)
         places = sorted(np.argwhere(x == VOCAB).tolist(), key=lambda p: -score[tuple(p)])
@@ -121,10 +121,31 @@ def test_confidence_equals_its_reference(steps):
         np.testing.assert_array_equal(result.masked[:, i], counts)
 
 
+@pytest.mark.parametrize("sampler", [Confidence(vocab_size=VOCAB, schedule=Linear()), Ancestral(vocab_size=VOCAB)])
+def test_the_denoiser_is_told_the_masked_share_of_all_tokens(sampler):
+    """As in training, where m is that share: what is known at the start counts as visible."""
+    seen = []
+
+    def denoise(x, m, _):
+        jax.debug.callback(lambda *values: seen.append(values), m, (x == VOCAB).mean((1, 2, 3)), ordered=True)
+        return jnp.asarray(TABLE)[x]
+
+    grid = (4, 8, 8)
+    known = np.zeros((2, *grid), bool)
+    known[0, :2], known[1, :1] = True, True
+    x = RNG.integers(0, VOCAB, known.shape)
+    jax.block_until_ready(sample(denoise, sampler, keys(2), x, steps=4, known=known))
+    jax.effects_barrier()
+    told, masked = np.array(seen).transpose(1, 0, 2)
+    levels = np.asarray(sampler.schedule.masked(1 - np.arange(4) / 4))
+    np.testing.assert_allclose(told, levels[:, None] * [0.5, 0.75], rtol=1e-5)
+    np.testing.assert_allclose(told, masked, atol=0.1)
+
+
 def test_choice_noise_follows_its_annealed_temperature():
     """Two tokens, two steps: which comes first is logistic in the difference of confidence over the temperature."""
 
-    def denoise(x, m):
+    def denoise(x, m, _):
         margin = jnp.array([2.0, 0.5])  # of code 0 in the first step and of code 1 in the second, which marks the step
         sign = jnp.where(m > 0.75, 1.0, -1.0)[:, None, None, None]
         return jnp.stack([sign * margin, jnp.zeros((len(x), 1, 1, 2))], -1)
@@ -140,7 +161,7 @@ def test_choice_noise_follows_its_annealed_temperature():
 PAIR = np.array([[0.30, 0.05, 0.02], [0.03, 0.25, 0.05], [0.05, 0.05, 0.20]])
 
 
-def pair_logits(x, m):
+def pair_logits(x, m, _):
     """Exact conditionals of independent pairs of tokens along the last axis, each pair with the joint law PAIR."""
     joint = jnp.asarray(PAIR)
     left, right = x[..., 0::2], x[..., 1::2]
@@ -171,7 +192,7 @@ def test_one_token_a_step_in_a_blind_order_is_exact(reveal):
 
 
 def test_temperature_sharpens_the_drawn_law():
-    def denoise(x, m):
+    def denoise(x, m, _):
         return jnp.broadcast_to(jnp.log(jnp.array([0.6, 0.3, 0.1])), (*x.shape, 3))
 
     half = {"vocab_size": 3, "temperature": 0.5}
@@ -184,7 +205,7 @@ def test_temperature_sharpens_the_drawn_law():
 def test_steps_without_a_new_token_take_no_forward_pass():
     calls = []
 
-    def denoise(x, m):
+    def denoise(x, m, _):
         jax.debug.callback(lambda: calls.append(1))
         return neighbor_logits(x, m)
 
@@ -201,7 +222,7 @@ def test_steps_without_a_new_token_take_no_forward_pass():
     assert len(calls) == result.evaluations == 9  # one token a step, then nothing is left
 
 
-def one_object(x, m):
+def one_object(x, m, _):
     """Exact conditionals of a scene of background 0 with a single object 1 at a uniform place."""
     hidden = (x == 2).sum((1, 2, 3), keepdims=True)
     found = (x == 1).any((1, 2, 3), keepdims=True)
@@ -224,7 +245,7 @@ def test_blind_orders_leave_the_object_out_half_as_often(reveal):
 def test_halton_draws_fewer_neighbors_together():
     """Broken pairs of equal neighbors appear only where both were drawn in the same step."""
 
-    def denoise(x, m):
+    def denoise(x, m, _):
         partner = jnp.stack([x[..., 1::2], x[..., 0::2]], -1).reshape(x.shape)
         return jnp.where(partner[..., None] == 2, 0.0, jnp.where(jnp.arange(2) == partner[..., None], 0.0, -jnp.inf))
 
@@ -237,7 +258,7 @@ def test_halton_draws_fewer_neighbors_together():
 
 
 def test_remasking_replaces_tokens_the_denoiser_no_longer_believes():
-    def denoise(x, m):
+    def denoise(x, m, _):
         sure = jnp.where(m > 0.5, 0, 1)[:, None, None, None, None] == jnp.arange(2)
         return jnp.broadcast_to(jnp.where(sure, 0.0, -8.0), (*x.shape, 2))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ from motionaura_jax import config
 from motionaura_jax.data.media import write_video
 from motionaura_jax.diffusion.times import stratified
 from motionaura_jax.errors import UserError
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import optimizer, state, step
+from motionaura_jax.trees import leaf_types
 from motionaura_jax.types import Cond
 from tests.systems import tiny
 
@@ -128,7 +131,7 @@ def test_buckets_of_several_shapes_train_one_network(tokenizer, weights, frozen)
         {"num_frames": 4, "height": 16, "width": 16, "batch_size": 4},
         {"num_frames": 6, "height": 8, "width": 16, "batch_size": 2},
     ]
-    system = make(tokenizer, data={"buckets": buckets})
+    system = make(tokenizer, data={"manifest": "clips", "buckets": buckets})
     loss, data = jax.jit(system.loss), batch(system, 2, (6, 8, 16))
     parts = [{name: value[i : i + 1] for name, value in data.items()} for i in (0, 1)]
     whole, *halves = (loss(weights, {}, frozen, part, jax.random.key(0), 0)[0] for part in (data, *parts))
@@ -142,12 +145,35 @@ def test_evaluation_reports_levels_and_shows_real_beside_drawn(system, weights, 
     assert evaluation.metrics["nelbo_shuffled"] != evaluation.metrics["nelbo"]
     assert [video.shape for video in evaluation.videos.values()] == [(4, 16, 32, 3)] * 4
     assert next(iter(evaluation.videos)) == "0_a_red_circle_moves_up"
+    assert evaluation.fps == 6.0
+
+
+def test_shuffled_captions_are_those_of_other_clips_also_where_batches_hold_one(system, weights, frozen):
+    """The same bound as with the captions exchanged in the data."""
+    data = batch(system, 2)
+    parts = [{name: value[i : i + 1] for name, value in data.items()} for i in (0, 1)]
+    swapped = [{**part, "text": other["text"]} for part, other in zip(parts, reversed(parts), strict=True)]
+    one, two = (system.evaluate(weights, {}, frozen, batches).metrics for batches in (parts, swapped))
+    assert one["nelbo_shuffled"] == two["nelbo"] != one["nelbo"]
+    assert "nelbo_shuffled" not in system.evaluate(weights, {}, frozen, parts[:1]).metrics
 
 
 def test_fixed_prompts_replace_the_captions(tokenizer, weights, frozen):
     system = make(tokenizer, sample={"prompts": ["a red star"], "sampler": "ancestral", "guidance_scale": 1.0})
     videos = system.evaluate(weights, {}, frozen, [batch(system)]).videos
     assert {name: video.shape for name, video in videos.items()} == {"0_a_red_star": (4, 16, 16, 3)}
+
+
+def test_prompts_and_settings_of_samples_are_checked_when_training_starts(tokenizer, tmp_path, caplog):
+    write_video(tmp_path / "0.gif", np.zeros((2, 8, 8, 3), np.uint8), 8.0)
+    (tmp_path / "0.txt").write_text("a red circle")
+    prompts = ["a red zebra", "a circle moves up " + "a " * 9]
+    with caplog.at_level(logging.WARNING, "motionaura_jax"):
+        system = make(tokenizer, data={"manifest": str(tmp_path)}, sample={"prompts": prompts, "remask": 1})
+        assert not caplog.text  # inference makes the same system
+        system.check_data()
+    for expected in ("never seen 'zebra'", "is longer than 12 words; cut: 'a '", "without diffusion.corrupt_visible"):
+        assert expected in caplog.text
 
 
 def test_the_saved_recipe_needs_no_captions_and_no_tokenizer(tokenizer, system):
@@ -172,10 +198,64 @@ def test_the_vocabulary_comes_from_the_captions_of_the_manifest(tokenizer, tmp_p
 
 
 def test_rendered_scenes_bring_their_words(tokenizer, caplog):
-    with caplog.at_level(logging.WARNING, "motionaura_jax"):
-        system = make(tokenizer, data={"scene_style": "easy", "scenes": 2}, text={"vocabulary": []})
+    system = make(tokenizer, data={"scene_style": "easy", "scenes": 2}, text={"vocabulary": []})
     assert {"circle", "purple", "rotates", "background"} <= set(system.recipe.text.vocabulary)
-    assert "captions are longer than model.text_len=12" in caplog.text
+    with caplog.at_level(logging.WARNING, "motionaura_jax"):
+        system.check_data()
+    assert "captions are longer than model.text_len=12" in caplog.text and "are not in" not in caplog.text
+
+
+def test_captions_are_held_against_a_given_vocabulary_too(tokenizer, tmp_path, caplog):
+    for number, caption in enumerate(["a red fox", "a a a a a", ""]):
+        write_video(tmp_path / f"{number}.gif", np.zeros((2, 8, 8, 3), np.uint8), 8.0)
+        (tmp_path / f"{number}.txt").write_text(caption)
+    data, given = {"manifest": str(tmp_path)}, {"max_missing": 0.5, "vocabulary": ["a", "red"]}
+    with caplog.at_level(logging.WARNING, "motionaura_jax"):
+        make(tokenizer, data=data, text=given).check_data()
+    assert "1 of 3 clips have no caption" in caplog.text
+    assert "12 % of the words in captions are not in config.text.vocabulary, e.g. 'fox'" in caplog.text
+    with pytest.raises(UserError, match=r"the vocabulary has no word of its captions, e\.g\. 'a'; write them"):
+        make(tokenizer, data=data, text={**given, "vocabulary": ["un", "renard"]}).check_data()
+    with pytest.raises(UserError, match="1 of 3 clips have no caption"):
+        make(tokenizer, data=data, text={**given, "max_missing": 0.2}).check_data()
+
+
+@pytest.mark.parametrize("spectral", ["hartley", "re_fft2"])
+def test_folded_training_has_the_same_loss_and_gradients(tokenizer, weights, frozen, spectral):
+    """And the denoiser in it is the folded one."""
+    folded, plain = (make(tokenizer, model={"spectral": spectral, "folded_training": on}) for on in (True, False))
+    data, key, results, sizes = batch(plain), jax.random.key(4), [], []
+    for system in (plain, folded):
+        run = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
+        results.append(run(weights, {}, frozen, data, key, jnp.int32(0)))
+        sizes.append(str(jax.make_jaxpr(system.loss)(weights, {}, frozen, data, key, 0)).count("fft"))
+    ((loss, _), gradient), ((other, _), others) = results
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-5), gradient, others)
+    assert sizes[0] != sizes[1]
+
+
+# Each changes what is computed from the same leaves, or nothing.
+NO_MEANING = {"qk_gain", "remat", "folded_training", "scan", "dtype"}
+OTHERS = {
+    "vocab_size": 9, "width": 32, "heads": 4, "blocks": 2, "mlp_ratio": 3.0, "attention_ratio": 0.5,
+    "spectral": "hartley", "cross_spectral": False, "residual": "paper", "rope": "flat1d", "abs_pos": False,
+    "adaln": "perblock", "time_cond": False, "text_dim": 4, "text_len": 6, "layers": 2, "buckets": 4, "max_distance": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("section", ["model", "text.encoder"])
+def test_every_setting_that_changes_no_leaf_but_the_meaning_is_guarded(tokenizer, section):
+    base = config.build(TextToVideoRecipe, tiny.text_to_video(tokenizer)).completed(make(tokenizer).recipe)
+    settings = operator.attrgetter(section)(base)
+    for field in dataclasses.fields(settings):
+        if field.name in NO_MEANING:
+            continue
+        changed = dataclasses.replace(settings, **{field.name: OTHERS[field.name]})
+        text = dataclasses.replace(base.text, encoder=changed) if section == "text.encoder" else base.text
+        recipe = dataclasses.replace(base, text=text, **({"model": changed} if section == "model" else {}))
+        shapes = [leaf_types(jax.eval_shape(TextToVideoSystem(one).init, jax.random.key(0))) for one in (base, recipe)]
+        assert (shapes[0] != shapes[1]) != (f"{section}.{field.name}" in TextToVideoRecipe.meaning), field.name
 
 
 def test_another_tokenizer_is_refused(tokenizer, system, tmp_path):
@@ -192,15 +272,21 @@ def test_another_tokenizer_is_refused(tokenizer, system, tmp_path):
     ("change", "message"),
     [
         ({"tokenizer": ""}, "config.tokenizer: name the workdir"),
-        ({"sample": {"num_inference_steps": -1}}, "num_inference_steps=-1: at least 1"),
-        ({"sample": {"guidance_scale": 0.5}}, "guidance_scale=0.5: at least 1"),
+        ({"sample": {"num_inference_steps": -1}}, "config.sample.num_inference_steps=-1: must be at least 1"),
+        ({"sample": {"guidance_scale": 0.5}}, "guidance_scale=0.5: must be at least 1"),
         ({"sample": {"sampler": "greedy"}}, "sampler=greedy: one of confidence, halton, random, ancestral"),
         ({"sample": {"schedule": "cosin"}}, "no such schedule; did you mean 'cosine'"),
         ({"sample": {"sampler": "halton", "remask": 2}}, "remask=2"),
-        ({"sample": {"temperature": -1.0}}, "must not be negative"),
-        ({"sample": {"levels": 0}}, "levels must be at least 1"),
+        ({"sample": {"temperature": -1.0}}, "temperature=-1.0: must be at least 0"),
+        ({"sample": {"top_p": 5.0}}, "sample.top_p=5.0: must be above 0 and at most 1"),
+        ({"sample": {"top_k": 0}}, "sample.top_k=0: must be at least 1"),
+        ({"sample": {"levels": 0}}, "levels=0: must be at least 1"),
         ({"diffusion": {"schedule": "liner"}}, "no such schedule; did you mean 'linear'"),
-        ({"diffusion": {"text_dropout": 1.0}}, "shares between 0 and 1"),
+        ({"diffusion": {"text_dropout": 1.0}}, "text_dropout=1.0: must be at least 0 and below 1"),
+        (
+            {"data": {"buckets": [{**tiny.SIZE, "batch_size": size} for size in (2, 4)]}},
+            "those of 4x16x16 need one batch_size, not 2 and 4",
+        ),
         ({"diffusion": {"objective": "elbo", "corrupt_visible": 0.1}}, "'elbo' is a bound only with"),
     ],
 )
@@ -239,6 +325,16 @@ def test_overfits_one_clip(tokenizer, frozen):
     unigram = -(share * np.log(share)).sum()
     assert unigram > 1.0
     assert system.evaluate(current.params, {}, frozen, [data]).metrics["nelbo"] < 0.5 * unigram
+
+
+def test_the_tokenizer_is_an_argument_of_the_program_that_fills_the_cache(tokenizer, monkeypatch):
+    """As a constant it would be compiled again, and kept twice, for every system."""
+    traces, encode = [], Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, video: traces.append(1) or encode(self, video))
+    values = {**tiny.text_to_video(tokenizer), "token_cache": 8}
+    for _ in range(2):
+        batch(TextToVideoSystem(config.build(TextToVideoRecipe, values)), 3)
+    assert len(traces) == 1
 
 
 def test_cached_tokens_train_the_same(tokenizer, system, weights, frozen):

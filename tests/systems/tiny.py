@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from motionaura_jax import config
 from motionaura_jax.recipe import CheckpointConfig
@@ -26,13 +27,21 @@ DENOISER = {"vocab_size": 7, "width": 16, "heads": 2, "blocks": 1, "text_dim": 8
 CAPTIONS = ["a red circle moves up", "a blue square stays still", "a green star, growing", "two red circles"]
 
 
-def save_untrained(folder: Path, **values):
-    """Writes step 0 of a run to `folder` and returns the system."""
+def perturb(params, scale: float):
+    """Moves weights away from the start, where gates are zero and text does not matter."""
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(tree, [leaf + scale * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
+
+
+def save_untrained(folder: Path, noise: float = 0.0, **values):
+    """Writes step 0 of a run to `folder`, its weights `perturb`ed by `noise`, and returns the system."""
     system_class = base.system_class(values["system"])
     system = system_class(config.build(system_class.Recipe, values))
     store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
     optimize = optimizer.build(system.recipe.optimizer, 1)
-    store.save(jax.jit(lambda: state.create(system, optimize, 0))())
+    current = jax.jit(lambda: state.create(system, optimize, 0))()
+    store.save(state.restart(current, perturb(current.params, noise), current.extra) if noise else current)
     store.close()
     return system
 

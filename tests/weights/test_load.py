@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -54,6 +55,9 @@ def test_the_tokenizer_of_a_release_is_found_from_anywhere(places, tmp_path, mon
 def test_a_release_of_another_system_or_of_other_settings_is_one_line(places, tmp_path):
     with pytest.raises(UserError, match=r"release.*model: holds a text_to_video; a mbq_vae is needed here"):
         load(places["release"], "mbq_vae")
+    place = re.escape(f"{places['release']}/tokenizer")
+    with pytest.raises(UserError, match=f"a mbq_vae is needed here; its tokenizer is {place}$"):
+        load_tokenizer(places["release"])
     folder = shutil.copytree(places["release"], tmp_path / "changed")
     meta = json.loads((folder / "config.json").read_text())
     meta["recipe"]["model"]["wide"] = 3
@@ -101,6 +105,19 @@ def test_other_words_or_codes_are_refused(places):
         load_start(start(places, text={**text, "vocabulary": text["vocabulary"][::-1]}))
     with pytest.raises(UserError, match=r"config.latent_space=0123: .* was trained with \w{16}; leave it empty"):
         load_start(start(places, latent_space="0123", model={**tiny.DENOISER, "vocab_size": 16}))
+
+
+def test_weights_of_another_transform_are_refused_although_they_fit(places):
+    for model, text, message in (
+        ({"spectral": "hartley"}, {}, r"config.model.spectral=hartley: .* was trained with re_fft2; give that value"),
+        ({"rope": "flat1d"}, {}, r"config.model.rope=flat1d: .* was trained with auto; give that value"),
+        ({}, {"max_distance": 32}, r"config.text.encoder.max_distance=32: .* was trained with 16; give that value"),
+    ):
+        given = tiny.text_to_video("", text={"vocabulary": []})
+        given["text"]["encoder"] = {**given["text"]["encoder"], **text}
+        system = start(places, model={**tiny.DENOISER, **model}, text=given["text"])
+        with pytest.raises(UserError, match=message):
+            load_start(system)
 
 
 def test_another_architecture_is_refused(places):

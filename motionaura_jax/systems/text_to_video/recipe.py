@@ -3,19 +3,20 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from motionaura_jax.diffusion import samplers, schedules
 from motionaura_jax.diffusion.absorbing import Absorbing
 from motionaura_jax.diffusion.guidance import Guidance
 from motionaura_jax.errors import UserError
+from motionaura_jax.limits import Checked, Count, Natural, NonNegative, Share, ShareBelowOne, at_least
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
 from motionaura_jax.models.encoders.config import TextEncoderConfig
 from motionaura_jax.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Checked):
     """The text encoder and its words.
 
     Attributes:
@@ -27,55 +28,54 @@ class TextConfig:
 
     encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     vocabulary: tuple[str, ...] = ()
-    max_words: int = 8192
-    max_missing: float = 0.05
+    max_words: Count = 8192
+    max_missing: Share = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
+class DiffusionConfig(Checked):
     """The process (see `diffusion.absorbing.Absorbing`) and `text_dropout`, the share of samples without text."""
 
     schedule: str = "cosine"
     objective: Literal["ce_masked", "elbo"] = "ce_masked"
-    min_masked: int = 1
-    label_smoothing: float = 0.0
-    corrupt_visible: float = 0.0
-    text_dropout: float = 0.1
+    min_masked: Count = 1
+    label_smoothing: ShareBelowOne = 0.0
+    corrupt_visible: Share = 0.0
+    text_dropout: ShareBelowOne = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(Checked):
     """How videos are drawn, during training and by default in `motionaura sample`.
 
     Attributes:
       sampler: "ancestral", or the fixed-count sampler revealing by "confidence", in "halton" or in "random" order.
-      guidance_scale: 1 + w as in diffusers; 1 is no guidance.  w rises linearly along the steps.
+      guidance_scale: 1 + w as in diffusers; 1 is no guidance.
+      guidance_ramp: "linear" raises w from 0 at the first step to its whole at the last one; "constant" does not.
       prompts: texts sampled at every evaluation; empty means the captions of the first held-out clips.
       schedule, temperature, choice_temperature, top_k, top_p, remask: see `diffusion.samplers.Confidence`.
       levels: rising shares of masking at which the held-out bound is reported.
     """
 
     sampler: Literal["confidence", "halton", "random", "ancestral"] = "confidence"
-    num_inference_steps: int = 32
-    guidance_scale: float = 4.0
+    num_inference_steps: Count = 32
+    guidance_scale: Annotated[float, at_least(1)] = 4.0
+    guidance_ramp: Literal["linear", "constant"] = "linear"
     schedule: str = "cosine"
-    temperature: float = 1.0
-    choice_temperature: float = 4.5
+    temperature: NonNegative = 1.0
+    choice_temperature: NonNegative = 4.5
     top_k: int | None = None
     top_p: float | None = None
-    remask: int = 0
+    remask: Natural = 0
     prompts: tuple[str, ...] = ()
-    levels: int = 4
+    levels: Count = 4
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={self.num_inference_steps}: at least 1 step is needed")
-        if self.guidance_scale < 1:
-            raise ValueError(f"guidance_scale={self.guidance_scale:g}: at least 1, which is no guidance")
-        if self.temperature < 0 or self.choice_temperature < 0:
-            raise ValueError("temperature and choice_temperature must not be negative")
-        if self.levels < 1:
-            raise ValueError("levels must be at least 1")
+        super().__post_init__()
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"SampleConfig.top_k={self.top_k}: must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"SampleConfig.top_p={self.top_p}: must be above 0 and at most 1")
         schedules.schedule(self.schedule)
         make_sampler(self, 1)
 
@@ -84,7 +84,7 @@ class SampleConfig:
         """The guidance, or None where the conditional half alone is computed."""
         if self.guidance_scale == 1:
             return None
-        return Guidance(scale=self.guidance_scale - 1, schedule=schedules.schedule(self.schedule))
+        return Guidance(scale=self.guidance_scale - 1, ramp=self.guidance_ramp)
 
 
 def make_sampler(config: SampleConfig, vocab_size: int) -> samplers.Sampler:
@@ -119,11 +119,14 @@ class TextToVideoRecipe(Recipe):
     meaning: ClassVar[Mapping[str, str]] = {
         "text.vocabulary": "leave it empty to take those words",
         "latent_space": "leave it empty, and name the tokenizer that it was trained with",
+        "model.spectral": "give that value",
+        "model.rope": "give that value",
+        "text.encoder.max_distance": "give that value",
     }
 
     tokenizer: str = ""
     latent_space: str = ""
-    token_cache: int = 0
+    token_cache: Natural = 0
     model: SpectralTransformerConfig = field(default_factory=lambda: preset("tiny"))
     text: TextConfig = field(default_factory=TextConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -133,9 +136,26 @@ class TextToVideoRecipe(Recipe):
         super().__post_init__()
         if not (self.tokenizer or self.init_from):
             raise UserError("config.tokenizer: name the workdir of a trained tokenizer")
-        if not (0 <= self.diffusion.text_dropout < 1 and 0 <= self.text.max_missing <= 1):
-            raise UserError("config.diffusion.text_dropout and config.text.max_missing: shares between 0 and 1")
+        sizes: dict[tuple[int, int, int], int] = {}
+        for bucket in self.data.all_buckets():
+            # The times of a step are spread over its batch, whose size only the shape of its clips tells.
+            shape = (bucket.num_frames, bucket.height, bucket.width)
+            if sizes.setdefault(shape, bucket.batch_size) != bucket.batch_size:
+                raise UserError(
+                    f"config.data.buckets: those of {'x'.join(map(str, shape))} need one batch_size, not "
+                    f"{sizes[shape]} and {bucket.batch_size}; say with the weight how often each comes"
+                )
         make_process(self)
+
+    def completed(self, origin: Self) -> Self:
+        """Takes what is left open from the run `origin`: words, latent space with its number of codes, tokenizer."""
+        text, model, space = self.text, self.model, self.latent_space
+        if not text.vocabulary:
+            text = dataclasses.replace(text, vocabulary=origin.text.vocabulary)
+        if not space:
+            model, space = dataclasses.replace(model, vocab_size=origin.model.vocab_size), origin.latent_space
+        tokenizer = self.tokenizer or origin.tokenizer
+        return dataclasses.replace(self, text=text, model=model, latent_space=space, tokenizer=tokenizer)
 
 
 def make_process(recipe: TextToVideoRecipe) -> Absorbing:

@@ -8,7 +8,7 @@ from motionaura_jax.data.manifest import read_manifest
 from motionaura_jax.data.scene_text import caption as scene_caption
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
-from motionaura_jax.models.encoders.text_tokenizer import TextTokenizer, build_vocabulary
+from motionaura_jax.models.encoders.text_tokenizer import UNKNOWN, TextTokenizer, build_vocabulary
 from motionaura_jax.recipe import DataConfig
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.weights.load import load_recipe
@@ -21,7 +21,7 @@ _SCENE_CAPTIONS = 512  # captions from which rendered scenes take their words; e
 
 
 def captions(data: DataConfig, max_missing: float) -> list[str]:
-    """Returns the captions of the clips that a recipe trains on.
+    """Returns the caption of every clip that a recipe trains on, "" where a clip has none.
 
     Raises:
       UserError: more than the share `max_missing` of the clips has none.
@@ -31,28 +31,47 @@ def captions(data: DataConfig, max_missing: float) -> list[str]:
         return [scene_caption(scene_set.make_scene(i, split="train", options=options)) for i in range(count)]
     records = read_manifest(data.manifest)
     missing = [record.id for record in records if not record.caption]
-    if missing:
-        line = f"{data.manifest}: {len(missing)} of {len(records)} clips have no caption, e.g. {missing[0]}"
-        if len(missing) > max_missing * len(records):
-            raise UserError(f"{line}; add NAME.txt beside them, or raise config.text.max_missing ({max_missing:g})")
-        logger.warning("%s; they train the null text", line)
-    return [record.caption for record in records if record.caption]
+    if len(missing) > max_missing * len(records):
+        raise UserError(
+            f"{data.manifest}: {len(missing)} of {len(records)} clips have no caption, e.g. {missing[0]}; add NAME.txt "
+            f"beside them, or raise config.text.max_missing ({max_missing:g})"
+        )
+    return [record.caption or "" for record in records]
 
 
-def inherit(recipe: TextToVideoRecipe) -> TextToVideoRecipe:
-    """Takes what the recipe leaves open from the model in `init_from`: words, latent space and tokenizer.
+def check_captions(recipe: TextToVideoRecipe) -> None:
+    """Warns of captions that are missing, longer than the model reads, or that have words which it does not know.
 
     Raises:
-      UserError: no text-to-video model there.
+      UserError: too many are missing, or not one word of them all is known.
     """
-    origin = load_recipe(recipe.init_from, TextToVideoRecipe, recipe.system)
-    if not recipe.text.vocabulary:
-        text = dataclasses.replace(recipe.text, vocabulary=origin.text.vocabulary)
-        recipe = dataclasses.replace(recipe, text=text)
-    if not recipe.latent_space:
-        model = dataclasses.replace(recipe.model, vocab_size=origin.model.vocab_size)
-        recipe = dataclasses.replace(recipe, model=model, latent_space=origin.latent_space)
-    return dataclasses.replace(recipe, tokenizer=recipe.tokenizer or origin.tokenizer)
+    texts, words = (
+        captions(recipe.data, recipe.text.max_missing),
+        TextTokenizer(recipe.text.vocabulary, recipe.model.text_len),
+    )
+    encoded = [words.encode(text) for text in texts if text]
+    where, missing = recipe.data.manifest, len(texts) - len(encoded)
+    if missing:
+        logger.warning("%s: %d of %d clips have no caption; they train the null text", where, missing, len(texts))
+    if cut := sum(bool(one.cut) for one in encoded):
+        length = recipe.model.text_len
+        logger.warning("%d of %d captions are longer than model.text_len=%d", cut, len(encoded), length)
+    total = sum(len(one.ids) for one in encoded)
+    unknown = sum(one.ids.count(UNKNOWN) for one in encoded)
+    if not unknown:
+        return
+    example = next(one.unknown[0] for one in encoded if one.unknown)
+    if unknown == total:
+        raise UserError(
+            f"{where}: the vocabulary has no word of its captions, e.g. {example!r}; write them in the words of "
+            f"config.text.vocabulary, or train from nothing with other words"
+        )
+    logger.warning(
+        "%s: %.2g %% of the words in captions are not in config.text.vocabulary, e.g. %r; they train <unk>",
+        where,
+        100 * unknown / total,
+        example,
+    )
 
 
 def resolve(recipe: TextToVideoRecipe) -> tuple[TextToVideoRecipe, Tokenizer | None]:
@@ -62,21 +81,15 @@ def resolve(recipe: TextToVideoRecipe) -> tuple[TextToVideoRecipe, Tokenizer | N
       The recipe to save, and the tokenizer if it had to be opened.  A saved recipe comes back as it is.
 
     Raises:
-      UserError: no such tokenizer, or captions that cannot serve.
+      UserError: no such tokenizer, no text-to-video model in `init_from`, or captions that cannot serve.
     """
     opened = None
     if recipe.init_from and not (recipe.text.vocabulary and recipe.latent_space and recipe.tokenizer):
-        recipe = inherit(recipe)
+        recipe = recipe.completed(load_recipe(recipe.init_from, TextToVideoRecipe, recipe.system))
     if not recipe.text.vocabulary:
-        texts = captions(recipe.data, recipe.text.max_missing)
-        vocabulary = build_vocabulary(texts, recipe.text.max_words)
+        vocabulary = build_vocabulary(captions(recipe.data, recipe.text.max_missing), recipe.text.max_words)
         if not vocabulary:
             raise UserError(f"{recipe.data.manifest}: no caption has a word; add captions")
-        cut = sum(bool(TextTokenizer(vocabulary, recipe.model.text_len).encode(text).cut) for text in texts)
-        if cut:
-            logger.warning(
-                "%d of %d captions are longer than model.text_len=%d", cut, len(texts), recipe.model.text_len
-            )
         recipe = dataclasses.replace(recipe, text=dataclasses.replace(recipe.text, vocabulary=vocabulary))
     if not recipe.latent_space:
         opened = open_tokenizer(recipe.tokenizer)

@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,8 +23,9 @@ from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransfo
 from motionaura_jax.models.encoders.text import TextEncoder
 from motionaura_jax.models.encoders.text_tokenizer import PAD, TextTokenizer
 from motionaura_jax.systems.base import Batch, Evaluation
+from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
-from motionaura_jax.systems.text_to_video.resolve import resolve
+from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
 from motionaura_jax.types import Cond, Latent, PyTree
 from motionaura_jax.weights.tokenizer import open_tokenizer
 
@@ -46,7 +47,7 @@ class TextToVideoSystem:
         self.process = make_process(self.recipe)
         self._encoder = TextEncoder(text.encoder, self.words.size, model.text_dim, model.dtype)
         self._nelbo = jax.jit(self._held_out_bound)
-        self._known = TokenCache(lambda video: self._encode(video), self.recipe.token_cache)
+        self._known = TokenCache(lambda video: _encode(self._tokenizer, video), self.recipe.token_cache)
         self._preview = jax.jit(self._sample_and_decode, static_argnames="size")
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -81,6 +82,16 @@ class TextToVideoSystem:
         tokens = jnp.zeros((1, 2, 2, 2), jnp.int32)
         return {**params, "denoiser": network.init(denoiser_key, tokens, jnp.ones(1), cond)["params"]}, {}
 
+    def check_data(self) -> None:
+        """Warns of captions and of settings for samples that will not act as they read.
+
+        Raises:
+          UserError: captions that cannot teach any text.
+        """
+        check_captions(self.recipe)
+        advice.warn_of_words(self.words, self.recipe.sample.prompts)
+        advice.warn_of_settings(self.recipe, self.recipe.sample)
+
     def frozen(self) -> PyTree:
         """The tokenizer.  Raises UserError where its latent space is not the one that the recipe was made with."""
         return {"tokenizer": self._tokenizer}
@@ -100,7 +111,7 @@ class TextToVideoSystem:
         x_t, target = self.process.corrupt(x0, u, corrupt_keys)
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.recipe.diffusion.text_dropout))(drop_keys)
         cond = self._condition(params, jnp.where(dropped[:, None], PAD, batch["text"]), batch["fps"])
-        logits = self._denoise(params, x_t, self.process.level(u, math.prod(x0.shape[1:])), cond)
+        logits = self._denoiser(params, cond)(x_t, self.process.level(u, math.prod(x0.shape[1:])))
         masked = jnp.mean(x_t == self.process.mask_id)
         return self.process.loss(logits, target, x_t, u).mean(), ({}, {"masked": masked, "dropped": dropped.mean()})
 
@@ -114,19 +125,25 @@ class TextToVideoSystem:
         """Bound of the negative log likelihood on held-out clips (nats per token), overall and by masking level.
 
         `nelbo_25` is the cross entropy with up to 25 % of the tokens masked, and so on; `nelbo_shuffled` is the bound
-        with the captions of other clips, which is higher as soon as the model reads them.  The videos show a real clip
-        beside one sampled from its caption, or samples of `sample.prompts`.
+        with the captions of other clips, which is higher as soon as the model reads them; a single clip has no other.
+        The videos show a real clip beside one sampled from its caption, or samples of `sample.prompts`.
         """
-        batches = list(batches)
-        rows = [self._nelbo(params, frozen, dict(batch), index) for index, batch in enumerate(batches)]
+        batches = [dict(batch) for batch in batches]
+        shifted = np.roll(np.concatenate([batch["text"] for batch in batches]), 1, axis=0)
+        others = np.split(shifted, np.cumsum([len(batch["text"]) for batch in batches])[:-1])
+        rows = [
+            self._nelbo(params, frozen, batch, other, index)
+            for index, (batch, other) in enumerate(zip(batches, others, strict=True))
+        ]
         true, shuffled = (np.concatenate(part, axis=1) for part in zip(*jax.device_get(rows), strict=True))
         by_level = true.mean(axis=1)
-        metrics = {"nelbo": float(true.mean()), "nelbo_shuffled": float(shuffled.mean())}
+        metrics = {"nelbo": float(true.mean())}
+        metrics |= {"nelbo_shuffled": float(shuffled.mean())} if len(shifted) > 1 else {}
         metrics |= {
             f"nelbo_{round(100 * (index + 1) / len(by_level))}": float(value) for index, value in enumerate(by_level)
         }
         videos = self._pictures(params, frozen, batches[0])
-        return Evaluation(metrics=metrics, videos=videos, fps=self.recipe.data.fps)
+        return Evaluation(metrics=metrics, videos=videos, fps=float(batches[0]["fps"][0]))
 
     def folded(self, params: PyTree) -> PyTree:
         """The parameters that `sample_tokens` takes: transforms along the embedding are merged into the kernels."""
@@ -167,11 +184,6 @@ class TextToVideoSystem:
     def _tokenizer(self) -> Tokenizer:
         return self._opened or open_tokenizer(self.recipe.tokenizer, self.recipe.latent_space)
 
-    @functools.cached_property
-    def _encode(self) -> Any:
-        tokenizer = self._tokenizer
-        return jax.jit(lambda video: tokenizer.encode(video).tokens)
-
     def _global_batch(self, shape: Sequence[int]) -> int:
         """Clips in a whole step of this shape, of which the batch at hand may be a part."""
         sizes = (
@@ -183,21 +195,26 @@ class TextToVideoSystem:
         features = self._encoder.apply({"params": params["text"]}, ids)
         return Cond(tokens=features, token_mask=ids != PAD, scalars={"fps": fps})  # type: ignore[arg-type]
 
-    def _denoise(self, params: PyTree, x_t: Array, m: Array, cond: Cond) -> Any:
-        return SpectralTransformer(self.recipe.model).apply({"params": params["denoiser"]}, x_t, m, cond)
+    def _denoiser(self, params: PyTree, cond: Cond) -> Callable[[Array, Array], Any]:
+        """`(x_t, m) -> logits` under `cond`; with `model.folded_training` in the folded form, which gradients pass."""
+        config = self.recipe.model
+        network = SpectralTransformer(config, folded=config.folded_training)
+        weights = {"params": (self.folded(params) if config.folded_training else params)["denoiser"]}
+        return lambda x_t, m: network.apply(weights, x_t, m, cond)
 
-    def _held_out_bound(self, params: PyTree, frozen: PyTree, batch: Batch, index: Array) -> tuple[Array, Array]:
-        """Levels by clips, with the right captions and with those of the next clip."""
+    def _held_out_bound(
+        self, params: PyTree, frozen: PyTree, batch: Batch, other: Array, index: Array
+    ) -> tuple[Array, Array]:
+        """Levels by clips, with the captions of the batch and with `other` ones."""
         x0 = _tokens(frozen, batch)
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), index)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
 
         def bound(text: Array) -> Array:
             cond = self._condition(params, text, batch["fps"])
-            denoise = lambda x, m: self._denoise(params, x, m, cond)  # noqa: E731
-            return nelbo(self.process, denoise, x0, keys, levels=self.recipe.sample.levels)
+            return nelbo(self.process, self._denoiser(params, cond), x0, keys, levels=self.recipe.sample.levels)
 
-        return bound(batch["text"]), bound(jnp.roll(batch["text"], 1, axis=0))
+        return bound(batch["text"]), bound(other)
 
     def _pictures(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, np.ndarray]:
         prompts, count = self.recipe.sample.prompts, min(self.recipe.evaluate.pictures, len(batch["sample"]))
@@ -230,6 +247,11 @@ class TextToVideoSystem:
             steps=config.num_inference_steps,
         )
         return tokenizer.decode(Latent(tokens=samples.tokens, size=size, latent_space=tokenizer.latent_space))
+
+
+@jax.jit
+def _encode(tokenizer: Tokenizer, video: Array) -> Any:
+    return tokenizer.encode(video).tokens
 
 
 def _tokens(frozen: PyTree, batch: Batch) -> Int[Array, "b t h w"]:
