@@ -102,16 +102,20 @@ class Parser(argparse.ArgumentParser):
         sys.exit(_fail(f"{self.prog}: {message}; see {self.prog} --help"))
 
 
-def at_least(kind: Callable[[str], Number], least: Number) -> Callable[[str], Number]:
-    """Returns an argparse type for numbers that are not below `least`: `type=at_least(int, 1)`."""
+def at_least(kind: Callable[[str], Number], least: Number, most: Number | None = None) -> Callable[[str], Number]:
+    """Returns an argparse type for finite numbers from `least` to `most`: `type=at_least(int, 1)`."""
 
     def parse(text: str) -> Number:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of this kind") from None
-        if not value >= least:
+            value = None
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of this kind")
+        if value < least:
             raise argparse.ArgumentTypeError(f"{text} is too small; at least {least:g} is needed")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"{text} is too large; at most {most:.10g} is allowed")
         return value
 
     return parse
@@ -162,7 +166,10 @@ def _one_line(error: Exception) -> str | None:
     # The exception type lives in jaxlib, whose import a command that needs no device should not pay for.
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
         first = str(error).splitlines()[0]
-        return f"out of device memory ({first}); lower the batch size, raise train.accumulation or shrink the clip"
+        return (
+            f"out of device memory ({first}); lower the batch size, raise train.accumulation or shrink the clip "
+            f"(a workdir that has a checkpoint takes the change with train --override)"
+        )
     return None
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import pathlib
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ SAMPLE_FLAGS = (
     "sampler",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_ramp",
     "temperature",
     "choice_temperature",
     "top_k",
@@ -56,7 +58,7 @@ def _parser() -> cli.Parser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="what to show")
     source.add_argument(
-        "--prompts_file", type=path, help=".txt with a prompt per line, or .jsonl; resumes when repeated"
+        "--prompts_file", type=path, help=".txt with a prompt per line, or .jsonl; draws what is missing when repeated"
     )
     parser.add_argument(
         "--output", default=path("sample.mp4"), type=path, help=".mp4, .gif, .npz or .png (numbered frames)"
@@ -70,13 +72,14 @@ def _parser() -> cli.Parser:
     parser.add_argument("--window_frames", type=whole, help="frames drawn at once; longer videos are continued")
     parser.add_argument("--num_inference_steps", type=whole, help="steps of the sampler")
     parser.add_argument("--guidance_scale", type=cli.at_least(float, 1.0), help="1 is no guidance")
+    parser.add_argument("--guidance_ramp", choices=("linear", "constant"), help="from 0 up to the scale, or all along")
     parser.add_argument("--sampler", choices=SAMPLERS, help="order in which tokens are revealed")
     parser.add_argument("--temperature", type=real, help="of the drawn tokens; 0 takes the most likely one")
     parser.add_argument("--choice_temperature", type=real, help="of the choice of positions")
     parser.add_argument("--top_k", type=whole, help="draw among this many most likely tokens")
-    parser.add_argument("--top_p", type=cli.at_least(float, 1e-6), help="draw among tokens of this total probability")
+    parser.add_argument("--top_p", type=cli.at_least(float, 1e-6, 1.0), help="draw among tokens of this probability")
     parser.add_argument("--remask", type=cli.at_least(int, 0), help="late steps that may revise revealed tokens")
-    parser.add_argument("--seed", type=cli.at_least(int, 0), default=0, help="the same seed gives the same videos")
+    parser.add_argument("--seed", type=cli.at_least(int, 0, 2**32 - 1), default=0, help="the same one, the same videos")
     parser.add_argument("--batch_size", type=whole, help="videos drawn together; changes no video")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     return parser
@@ -84,7 +87,11 @@ def _parser() -> cli.Parser:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """One video to be drawn, the file it goes to, and the settings that its sidecar will record."""
+    """One video to be drawn, the `--output` it goes to, and the settings that its sidecar will record.
+
+    The sidecar is written first.  A file without one is thus never ours, and a video that is missing beside its sidecar is
+    one at which a call was stopped.
+    """
 
     job: "Job"
     path: pathlib.Path
@@ -92,8 +99,29 @@ class Target:
 
     @property
     def sidecar(self) -> pathlib.Path:
-        """The JSON file beside the video, written after it."""
+        """The JSON file beside the video."""
         return self.path.with_suffix(".json")
+
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """The files of the video."""
+        from motionaura_jax.data import media
+
+        return media.output_files(self.path, self.record["num_frames"])
+
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """What the sidecar says, if there is one that this command wrote."""
+        try:
+            found = json.loads(self.sidecar.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and "checkpoint_hash" in found else None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the sidecar is that of this very video, from the same weights wherever they lie now."""
+        return {**(self.recorded or {}), "checkpoint": ""} == {**self.record, "checkpoint": ""}
 
 
 def _sample(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,21 +129,20 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.pipelines.prompts import Prompt, read_prompts
 
     media.check_suffix(args.output)
+    sheet = args.output.with_name(f"{args.output.stem}_sheet.png")
     prompts = read_prompts(args.prompts_file) if args.prompts_file else [Prompt(text=args.prompt)]
     prompts = [dataclasses.replace(p, negative=p.negative or args.negative_prompt) for p in prompts]
-    if not args.prompts_file and not args.overwrite:
-        for path in _paths(args, prompts[0]):
-            media.check_output(path, overwrite=False)
 
     from motionaura_jax.pipelines.text_to_video import TextToVideo
 
     pipeline = TextToVideo(args.checkpoint, args.tokenizer)
     settings = _settings(pipeline, args, len(prompts))
-    pipeline.check(prompts, settings.sample)
+    pipeline.check(prompts, settings.sample, settings.fps)
     targets = _targets(pipeline, args, prompts, settings)
     left = [target for target in targets if args.overwrite or not _is_done(target)]
+    media.check_free(sheet, overwrite=args.overwrite or any(target.is_ours for target in targets))
     started = time.perf_counter()
-    sheet = _draw(pipeline, left, settings, args.output)
+    _draw(pipeline, targets, left, settings, sheet)
     return {
         "outputs": [str(target.path) for target in targets],
         "sheet": sheet,
@@ -135,7 +162,7 @@ def _settings(pipeline: "TextToVideo", args: argparse.Namespace, prompts: int) -
     size = pipeline.size(args.num_frames, args.height, args.width)
     return Settings(
         size=size,
-        fps=args.fps or pipeline.recipe.data.fps,
+        fps=args.fps or pipeline.recipe.data.rates[0],
         seed=args.seed,
         sample=sample,
         window=pipeline.window(args.window_frames, size[0]),
@@ -173,53 +200,66 @@ def _targets(
     targets = []
     for prompt in prompts:
         for number, path in enumerate(_paths(args, prompt)):
-            index = prompt.position * args.num_videos_per_prompt + number
-            record = {"prompt": prompt.text, "negative_prompt": prompt.negative, "sample_index": index, **common}
-            targets.append(Target(job=Job(prompt=prompt, index=index), path=path, record=record))
+            place = {"prompt_position": prompt.position, "video_number": number}
+            record = {"prompt": prompt.text, "negative_prompt": prompt.negative, **place, **common}
+            targets.append(Target(job=Job(prompt=prompt, number=number), path=path, record=record))
     return targets
 
 
 def _is_done(target: Target) -> bool:
-    """Whether an earlier call wrote this very video.
+    """Whether an earlier call wrote this very video; one that it was stopped at is drawn again.
 
     Raises:
-      UserError: the file is there, but comes from elsewhere or was drawn with other settings.
+      UserError: a file is there that comes from elsewhere, or a video that was drawn with other settings.
     """
     from motionaura_jax.data import media
 
-    try:
-        found = json.loads(target.sidecar.read_text("utf-8"))
-    except (OSError, ValueError):
-        found = None
-    try:
-        media.check_output(target.path, overwrite=False)
-    except UserError:
-        if found == target.record:
-            return True
-        if found is None:
-            raise
-        raise UserError(
-            f"{target.path}: was drawn with other settings; choose another --output or add --overwrite"
-        ) from None
+    if target.is_ours:
+        return all(file.exists() for file in target.files)
+    if target.recorded:
+        raise UserError(f"{target.path}: was drawn with other settings; choose another --output or add --overwrite")
+    media.check_free(*target.files, target.sidecar, overwrite=False)
     return False
 
 
 def _draw(
-    pipeline: "TextToVideo", targets: Sequence[Target], settings: "Settings", output: pathlib.Path
-) -> pathlib.Path | None:
-    """Draws and writes the videos; returns the contact sheet of the first ones."""
+    pipeline: "TextToVideo",
+    targets: Sequence[Target],
+    left: Sequence[Target],
+    settings: "Settings",
+    sheet: pathlib.Path,
+) -> None:
+    """Draws and writes the videos that are left, and the contact sheet of the first ones of all."""
     from motionaura_jax.data import media
 
-    rows: list[tuple[str, Any]] = []
-    videos = pipeline.draw([target.job for target in targets], settings)
-    for target, video in zip(targets, _with_progress(videos, len(targets)), strict=True):
-        media.write_video(target.path, video, settings.fps)
+    first, drawn = targets[:SHEET_ROWS], {}
+    videos = pipeline.draw([target.job for target in left], settings)
+    for target, video in zip(left, _with_progress(videos, len(left)), strict=True):
+        for file in target.files:  # what --overwrite replaces must never lie beside a sidecar that is not its own
+            file.unlink(missing_ok=True)
         media.write_json(target.sidecar, target.record)
-        if len(rows) < SHEET_ROWS:
-            rows.append((target.job.prompt.text, video))
-    if not rows:
-        return None
-    return media.contact_sheet(rows, output.with_name(f"{output.stem}_sheet.png"))
+        media.write_video(target.path, video, settings.fps)
+        if target in first:
+            drawn[target.path] = video
+    if left or not sheet.exists():
+        media.contact_sheet([(target.job.prompt.text, _shown(target, drawn)) for target in first], sheet)
+
+
+def _shown(target: Target, drawn: dict[pathlib.Path, Any]) -> Any:
+    """The frames of a video that was drawn now or lies there from an earlier call, without what pads an .mp4."""
+    import numpy as np
+
+    from motionaura_jax.data.video import read_video
+
+    if target.path in drawn:
+        return drawn[target.path]
+    if target.path.suffix.lower() == ".npz":
+        try:
+            return np.load(target.path)["video"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{target.path}: is damaged ({error}); remove it and run the same command again") from error
+    frames = np.concatenate([read_video(file)[0] for file in target.files])
+    return frames[:, : target.record["height"], : target.record["width"]]
 
 
 def _with_progress(videos: Iterator[Any], total: int) -> Iterator[Any]:

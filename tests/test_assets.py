@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 
 from motionaura_jax import assets, sample
 from motionaura_jax.data.scene_reader import read_scene
 from motionaura_jax.data.scene_set import PRESETS, held_out_prompts
+from motionaura_jax.pipelines.adherence import measure, prompts_for
+from motionaura_jax.pipelines.text_to_video import TextToVideo
 
 
 def test_the_committed_model_draws_a_prompt_that_it_was_never_trained_on(tmp_path):
@@ -17,6 +20,16 @@ def test_the_committed_model_draws_a_prompt_that_it_was_never_trained_on(tmp_pat
     read = read_scene(video)
     assert video.shape == (8, 64, 64, 3)
     assert (read.color, read.shape, read.motion) == (wanted.color, wanted.shape, wanted.motion)
+
+
+@pytest.mark.slow
+def test_the_committed_model_obeys_prompts_that_it_was_never_trained_on():
+    pipeline = TextToVideo(assets.SCENES)
+    rows = {row.attribute: row for row in measure(pipeline, prompts_for(pipeline, 16)).rows}
+    for name in ("color", "motion", "shape"):
+        row = rows[name]
+        assert row.n == 16 and row.share >= 0.9
+        assert abs(row.shuffled - row.chance) < 0.25, name
 
 
 def test_the_committed_model_says_how_it_was_made():

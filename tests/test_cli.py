@@ -1,5 +1,6 @@
 """The `motionaura` command line: dispatch, one-line errors, results, start-up without heavy libraries."""
 
+import argparse
 import errno
 import json
 import os
@@ -216,3 +217,22 @@ def test_compiled_programs_are_kept(tmp_path: Path) -> None:
     child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert json.loads(child.stdout) == {"sum": 2}
     assert any((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (int, "0", "0 is too small; at least 1 is needed"),
+        (float, "7.5", "7.5 is too large; at most 7 is allowed"),
+        (float, "inf", "'inf' is no number of this kind"),
+        (float, "nan", "'nan' is no number of this kind"),
+        (int, "1.5", "'1.5' is no number of this kind"),
+        (int, "9" * 400, "is too large"),
+    ],
+)
+def test_numbers_are_finite_and_within_their_bounds(kind: type, text: str, message: str) -> None:
+    parse = cli.at_least(kind, 1, 7)
+    assert (parse("1"), parse("7")) == (1, 7)
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        parse(text)
+    assert message in str(error.value)

@@ -1,9 +1,6 @@
 """The commands as people run them: train on mp4 files, be killed, resume, reconstruct."""
 
-import json
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 from motionaura_jax.data import scene_set
 from motionaura_jax.data.video import read_video
 from motionaura_jax.training.writers import read_metrics
+from tests.processes import finish, start
 
 SMALL = [
     "--config.model.channels=8,16",
@@ -26,22 +24,6 @@ SMALL = [
     "--config.data.width=32",
     "--config.evaluate.clips=4",
 ]
-
-
-def command(name, *flags, root):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"motionaura_jax.{name}", *flags],
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out)
 
 
 @pytest.mark.slow
@@ -59,18 +41,17 @@ def test_train_kill_resume_reconstruct(root, tmp_path):
         "--config.train.log_every=1",
         "--config.checkpoint.every=5",
         "--config.evaluate.every=1000",
-        "--json",
     ]
     killed = [*flags, f"--workdir={tmp_path / 'killed'}", "--config.train.steps=40"]
-    process = command("train", *killed, root=root)
+    process = start("train", *killed, root=root)
     deadline = time.monotonic() + 400
     while not list((tmp_path / "killed" / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    resumed = finish(command("train", *killed, root=root))
-    whole = finish(command("train", *flags, f"--workdir={tmp_path / 'whole'}", "--config.train.steps=40", root=root))
+    resumed = finish(start("train", *killed, root=root))
+    whole = finish(start("train", *flags, f"--workdir={tmp_path / 'whole'}", "--config.train.steps=40", root=root))
     assert resumed["step"] == whole["step"] == 40
     assert resumed["loss"] == whole["loss"] and resumed["eval_psnr"] == whole["eval_psnr"]
     steps = [row["step"] for row in read_metrics(tmp_path / "killed" / "metrics.jsonl") if "loss" in row]
@@ -78,8 +59,8 @@ def test_train_kill_resume_reconstruct(root, tmp_path):
     assert "broken.mp4" in (tmp_path / "killed" / "rejected.jsonl").read_text()
 
     source = next(videos.rglob("0*.mp4"))
-    flags = [f"--checkpoint={tmp_path / 'killed'}", f"--input={source}", f"--output={tmp_path / 'r.mp4'}", "--json"]
-    result = finish(command("reconstruct", *flags, root=root))
+    flags = [f"--checkpoint={tmp_path / 'killed'}", f"--input={source}", f"--output={tmp_path / 'r.mp4'}"]
+    result = finish(start("reconstruct", *flags, root=root))
     frames, fps = read_video(tmp_path / "r.mp4")
     assert frames.shape == read_video(source)[0].shape and fps == 8.0
     assert np.isfinite(result["psnr"]) and result["psnr"] > 8
@@ -93,8 +74,8 @@ def test_a_second_start_compiles_from_the_cache(root, tmp_path, monkeypatch):
         videos, count=6, split="train", options=scene_set.PRESETS["easy"], num_frames=4, height=32, width=32, fps=8.0
     )
     flags = ["--config=configs/tokenizer.py:tiny", *SMALL, f"--config.data.manifest={videos}", "--config.train.steps=1"]
-    flags += ["--config.data.held_out=0.3", "--json"]
-    finish(command("train", *flags, f"--workdir={tmp_path / 'a'}", root=root))
+    flags += ["--config.data.held_out=0.3"]
+    finish(start("train", *flags, f"--workdir={tmp_path / 'a'}", root=root))
     programs = sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name.endswith("-cache"))
-    finish(command("train", *flags, f"--workdir={tmp_path / 'b'}", root=root))
+    finish(start("train", *flags, f"--workdir={tmp_path / 'b'}", root=root))
     assert programs and programs == sorted(p.name for p in (tmp_path / "cache").iterdir() if p.name.endswith("-cache"))

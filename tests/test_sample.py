@@ -1,18 +1,22 @@
 """`motionaura sample`: files, sidecars, resuming, refusals; and the whole way from scenes to a sampled video."""
 
+import dataclasses
 import json
 import signal
-import subprocess
-import sys
 import time
+import typing
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from motionaura_jax import sample
-from motionaura_jax.data import scene_set
+from motionaura_jax.data import media, scene_set
 from motionaura_jax.data.video import probe, read_video
+from motionaura_jax.systems.text_to_video.recipe import SampleConfig
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training.writers import read_metrics
+from tests.processes import finish, start
 from tests.systems import tiny
 
 
@@ -32,13 +36,16 @@ def test_the_command_writes_video_sidecar_and_sheet(checkpoint, tmp_path, capsys
     output = tmp_path / "new" / "out.mp4"
     flags = ["--prompt=a red circle", "--negative_prompt=blue", "--fps=6", "--num_frames=6", "--height=12", "--seed=5"]
     flags += ["--sampler=halton", "--temperature=0.9", "--choice_temperature=2", "--top_k=8", "--top_p=0.9"]
-    assert run(checkpoint, f"--output={output}", *flags, "--guidance_scale=2.5", "--json") == 0
+    assert (
+        run(checkpoint, f"--output={output}", *flags, "--guidance_scale=2.5", "--guidance_ramp=constant", "--json") == 0
+    )
     result = json.loads(capsys.readouterr().out)
     info = probe(output)
     assert (info.frames, info.height, info.width, info.fps) == (6, 12, 16, 6.0)
     record = json.loads(output.with_suffix(".json").read_text())
     expected = {"prompt": "a red circle", "negative_prompt": "blue", "seed": 5, "num_inference_steps": 3, "fps": 6.0}
     expected |= {"guidance_scale": 2.5, "sampler": "halton", "top_k": 8, "top_p": 0.9, "temperature": 0.9, "height": 12}
+    expected["guidance_ramp"] = "constant"
     assert {key: record[key] for key in expected} == expected
     assert len(record["checkpoint_hash"]) == len(record["latent_space"]) == 16 and record["versions"]["jax"]
     assert result["outputs"] == [str(output)] and result["drawn"] == 1
@@ -77,6 +84,78 @@ def test_a_prompts_file_resumes_and_leaves_out_broken_lines(checkpoint, tmp_path
     assert run(checkpoint, *flags, "--seed=1", "--overwrite") == 0
 
 
+def test_the_same_command_again_keeps_what_it_drew(checkpoint, tmp_path, capsys):
+    flags = ["--prompt=a red circle", f"--output={tmp_path / 'o.mp4'}", "--json"]
+    results = []
+    for place in (checkpoint, checkpoint / "checkpoints" / "0"):  # the same weights by another path
+        assert run(place, *flags) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert [(result["drawn"], result["kept"]) for result in results] == [(1, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["write_video", "write_json"])
+@pytest.mark.parametrize("suffix", [".npz", ".png"])
+def test_a_call_stopped_between_two_files_goes_on(checkpoint, tmp_path, capsys, monkeypatch, name, suffix):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue square\na green star\n")
+    flags = [f"--prompts_file={prompts}", f"--output={tmp_path / f'o{suffix}'}", "--json"]
+    original, calls = getattr(media, name), []
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media, name, stopped)
+        assert run(checkpoint, *flags) == 130
+    capsys.readouterr()
+    assert run(checkpoint, *flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["drawn"], result["kept"]) == (2, 1)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".png", ".mp4", ".gif"])
+def test_a_resumed_call_keeps_the_sheet_whole(checkpoint, tmp_path, suffix):
+    prompts, sheet = tmp_path / "prompts.txt", tmp_path / "o_sheet.png"
+    prompts.write_text("a red circle\na blue square\n")
+    flags = [f"--prompts_file={prompts}", f"--output={tmp_path / f'o{suffix}'}"]
+    assert run(checkpoint, *flags) == 0
+    whole = np.asarray(Image.open(sheet)).astype(int)
+    missing = next(path for path in sorted(tmp_path.iterdir()) if path.match(f"o_0002*{suffix}"))
+    missing.unlink()
+    sheet.write_bytes(b"")
+    assert run(checkpoint, *flags) == 0
+    again = np.asarray(Image.open(sheet)).astype(int)
+    assert again.shape == whole.shape and np.abs(again - whole).mean() < (4 if suffix in (".mp4", ".gif") else 1e-9)
+
+
+@pytest.mark.parametrize("name", ["config.json", "config_sheet.png"])
+def test_files_beside_the_output_are_kept_too(checkpoint, tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"mine")
+    flags = ["--prompt=a red circle", f"--output={tmp_path / 'config.npz'}"]
+    assert run(checkpoint, *flags) == 2 and (tmp_path / name).read_bytes() == b"mine"
+    assert f"{name}: exists already; choose another name or add --overwrite" in capsys.readouterr().err
+    assert run(checkpoint, *flags, "--overwrite") == 0 and (tmp_path / name).read_bytes() != b"mine"
+
+
+def test_a_line_has_the_same_video_however_many_are_drawn_of_each(checkpoint, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue square\n")
+    assert run(checkpoint, f"--prompts_file={prompts}", f"--output={tmp_path / 'one.npz'}") == 0
+    several = [f"--prompts_file={prompts}", "--num_videos_per_prompt=2", f"--output={tmp_path / 'two.npz'}"]
+    assert run(checkpoint, *several) == 0
+    one, two = (np.load(tmp_path / name)["video"] for name in ("one_0002.npz", "two_0002_00.npz"))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_flags_and_settings_agree():
+    settings = {field.name for field in dataclasses.fields(SampleConfig)} - {"schedule", "prompts", "levels"}
+    assert set(sample.SAMPLE_FLAGS) == settings
+    assert typing.get_args(typing.get_type_hints(SampleConfig)["sampler"]) == sample.SAMPLERS
+
+
 def test_longer_videos_and_revised_tokens(checkpoint, tmp_path):
     flags = [
         "--prompt=a red circle",
@@ -94,6 +173,7 @@ def test_longer_videos_and_revised_tokens(checkpoint, tmp_path):
     [
         (["--prompt=a", "--output=o.avi"], "cannot write suffix"),
         (["--prompt=a", "--output=o.mp4", "--num_frames=7"], "the nearest is 6 or 8"),
+        (["--prompt=a", "--output=o.mp4", "--window_frames=5"], "--window_frames=5: this model makes 2, 4, 6"),
         (["--prompt=a", "--output=o.mp4", "--checkpoint=nowhere"], "nowhere: no such checkpoint"),
         (["--prompts_file=absent.txt", "--output=o.mp4"], "absent.txt: cannot be read"),
         (["--prompt=a", "--output=o.mp4", "--sampler=halton", "--remask=2"], "remask=2"),
@@ -102,6 +182,7 @@ def test_longer_videos_and_revised_tokens(checkpoint, tmp_path):
 )
 def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TextToVideoSystem, "folded", None)  # the first work of the device
     assert run(checkpoint, *flags) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0] and not list(tmp_path.iterdir())
@@ -114,7 +195,11 @@ def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags,
         ("--num_inference_steps=-3", "-3 is too small; at least 1"),
         ("--guidance_scale=0.5", "0.5 is too small; at least 1"),
         ("--temperature=hot", "'hot' is no number"),
-        ("--guidance=3", "did you mean '--guidance_scale'"),
+        ("--temperature=nan", "'nan' is no number"),
+        ("--fps=inf", "'inf' is no number"),
+        ("--top_p=5", "5 is too large; at most 1 is allowed"),
+        ("--seed=4294967296", "is too large; at most 4294967295"),
+        ("--guidance_scal=3", "did you mean '--guidance_scale'"),
         ("--prompts_file=also.txt", "not allowed with argument --prompt"),
     ],
 )
@@ -142,17 +227,6 @@ TOKENIZER += [f"--config.model.{n}={','.join(map(str, v))}" for n, v in tiny.TOK
 MODEL = ["--config.model.width=16", "--config.model.heads=2", "--config.model.blocks=1", "--config.model.text_dim=8"]
 MODEL += ["--config.train.steps=60", "--config.train.log_every=1", "--config.checkpoint.every=5"]
 MODEL += ["--config.evaluate.every=1000", "--config.sample.num_inference_steps=4"]
-
-
-def start(name, *flags, root):
-    command = [sys.executable, "-m", f"motionaura_jax.{name}", *flags, "--json"]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out)
 
 
 @pytest.mark.slow

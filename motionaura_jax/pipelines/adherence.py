@@ -76,7 +76,7 @@ def measure(
       keep: number of prompts of which a video is returned.
     """
     jobs = [
-        Job(prompt=Prompt(text=text, position=position), index=position * seeds + number)
+        Job(prompt=Prompt(text=text, position=position), number=number)
         for position, (text, _) in enumerate(prompts)
         for number in range(seeds)
     ]
@@ -95,7 +95,7 @@ def measure(
     for job, video in zip(jobs, pipeline.draw(jobs, settings), strict=True):
         scene = prompts[job.prompt.position][1]
         pairs.append((scene, read_scene(video)))
-        if job.index % seeds == 0 and len(shown) < keep:
+        if job.number == 0 and len(shown) < keep:
             shown.append(Shown(prompt=job.prompt.text, video=video, right=score_reading(pairs[-1][1], scene)))
     return Measured(rows=adherence(pairs, scene_options(pipeline)), shown=shown)
 

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What to show, what to avoid, and the position (0, 1, ...) that fixes the randomness."""
+    """What to show, what to avoid, and the position (0, 1, ...) from which its videos take their randomness."""
 
     text: str
     negative: str = ""

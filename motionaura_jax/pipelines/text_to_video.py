@@ -1,6 +1,7 @@
 """Videos from text: prompts through text encoder, denoiser and tokenizer, in batches of one compiled size."""
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import math
@@ -10,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import Array, Int32, Key, UInt8, UInt32
 
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.errors import UserError
@@ -19,6 +20,7 @@ from motionaura_jax.models.autoencoders.tiling import tiled_decode
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.reconstruct import TILE, WHOLE_PIXELS
+from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.types import Latent, PyTree
@@ -37,7 +39,7 @@ class Settings:
     Attributes:
       size: frames, height and width; from `TextToVideo.size`.
       fps: frame rate that the model is told.
-      seed: video i of a call draws from `fold_in(seed, i)`.
+      seed: a video draws from `fold_in(fold_in(seed, prompt.position), number)`, see `Job`.
       sample: sampler, steps, guidance.
       window: frames drawn at once; longer videos are continued window by window, half of each being known already.
       batch_size: videos drawn together.  The last batch is filled up, so that one program serves all.
@@ -53,10 +55,10 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video: `index` is the number that its randomness comes from."""
+    """One video: `number` (0, 1, ...) tells the videos of a prompt apart; with its position it fixes the randomness."""
 
     prompt: Prompt
-    index: int
+    number: int = 0
 
 
 class TextToVideo:
@@ -86,8 +88,15 @@ class TextToVideo:
             raise UserError(f"{place}: the tokenizer of {checkpoint} is not there; name its folder with --tokenizer")
         self.tokenizer = open_tokenizer(place, self.recipe.latent_space)
         self.digest = _digest(loaded.params)
-        self._params = jax.jit(self._system.folded)(loaded.params)
+        self._loaded: PyTree = loaded.params
         self._sample = jax.jit(self._system.sample_tokens, static_argnames="steps")
+
+    @functools.cached_property
+    def _params(self) -> PyTree:
+        # The first work of the device: by then all that can be refused has been refused.
+        params = jax.jit(self._system.folded)(self._loaded)
+        self._loaded = None  # two copies would take twice the memory
+        return params
 
     def size(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size:
         """Checks a size, or takes that of the first training bucket where it is None.
@@ -95,40 +104,39 @@ class TextToVideo:
         Raises:
           UserError: a value that the tokenizer cannot make; names the nearest possible ones.
         """
-        buckets = self.recipe.data.all_buckets()
-        config, size = self.tokenizer.config, []
-        wanted = {"num_frames": num_frames, "height": height, "width": width}
-        for (name, given), stride in zip(wanted.items(), config.strides, strict=True):
-            trained = [getattr(bucket, name) for bucket in buckets]
-            value = trained[0] if given is None else given
-            first = 1 if config.causal and name == "num_frames" else stride
-            if value not in trained and (value < first or (value - first) % stride):
-                below = first + max(0, value - first) // stride * stride
-                near = [below] if value < first else [below, below + stride]
-                raise UserError(
-                    f"--{name}={value}: this model makes {first}, {first + stride}, {first + 2 * stride}, ...; "
-                    f"the nearest is {' or '.join(map(str, near))}"
-                )
-            size.append(value)
-        return size[0], size[1], size[2]
+        return self._length("num_frames", num_frames), self._length("height", height), self._length("width", width)
 
     def window(self, frames: int | None, num_frames: int) -> int:
-        """Frames drawn at once: `frames`, else at most the longest clips that the model was trained on."""
-        longest = max(bucket.num_frames for bucket in self.recipe.data.all_buckets())
-        return min(num_frames, self.size(frames or longest)[0])
+        """Frames drawn at once: `frames`, else at most the longest clips that the model was trained on.
 
-    def check(self, prompts: Sequence[Prompt], sample: SampleConfig) -> None:
-        """Warns of everything that will not act as it reads: words cut off or unknown, guidance that cannot work."""
-        for text in dict.fromkeys(part for prompt in prompts for part in (prompt.text, prompt.negative)):
-            encoded = self._system.words.encode(text)
-            if encoded.cut:
-                logger.warning(
-                    "prompt %r is longer than %d words; cut: %r", text, self._system.words.length, encoded.cut
-                )
-            if encoded.unknown:
-                logger.warning("prompt %r: the model has never seen %s", text, ", ".join(map(repr, encoded.unknown)))
-        if sample.guidance is not None and not self.recipe.diffusion.text_dropout:
-            logger.warning("this model was trained without text dropout: it has no null text to guide away from")
+        Raises:
+          UserError: see `size`.
+        """
+        longest = max(bucket.num_frames for bucket in self.recipe.data.all_buckets())
+        return min(num_frames, self._length("num_frames", frames or longest, "window_frames"))
+
+    def _length(self, name: str, given: int | None, flag: str = "") -> int:
+        """Checks frames, height or width (`name`), which `flag` sets; see `size`."""
+        config = self.tokenizer.config
+        trained = [getattr(bucket, name) for bucket in self.recipe.data.all_buckets()]
+        value = trained[0] if given is None else given
+        stride = dict(zip(("num_frames", "height", "width"), config.strides, strict=True))[name]
+        first = 1 if config.causal and name == "num_frames" else stride
+        if value not in trained and (value < first or (value - first) % stride):
+            below = first + max(0, value - first) // stride * stride
+            near = [below] if value < first else [below, below + stride]
+            raise UserError(
+                f"--{flag or name}={value}: this model makes {first}, {first + stride}, {first + 2 * stride}, ...; "
+                f"the nearest is {' or '.join(map(str, near))}"
+            )
+        return value
+
+    def check(self, prompts: Sequence[Prompt], sample: SampleConfig, fps: float | None = None) -> None:
+        """Warns of everything that will not act as it reads, as `systems.text_to_video.advice` lists it."""
+        advice.warn_of_words(self._system.words, (part for one in prompts for part in (one.text, one.negative)))
+        advice.warn_of_settings(self.recipe, sample)
+        if fps is not None:
+            advice.warn_of_rate(self.recipe, fps)
         if sample.guidance is None and any(prompt.negative for prompt in prompts):
             logger.warning("a negative prompt has no effect without guidance; raise --guidance_scale above 1")
 
@@ -149,14 +157,14 @@ class TextToVideo:
         text = words.batch(job.prompt.text for job in jobs)
         negative = words.batch(job.prompt.negative for job in jobs)
         fps = np.full(len(jobs), settings.fps, np.float32)
-        indices = np.array([job.index for job in jobs], np.uint32)
+        places = np.array([(job.prompt.position, job.number) for job in jobs], np.uint32)
         for number, start in enumerate(window_starts(grid[0], length)):
             drawn = self._sample(
                 self._params,
                 text,
                 negative,
                 fps,
-                _keys(settings.seed, indices, number),
+                _keys(settings.seed, places, number),
                 tokens[:, start : start + length],
                 make_sampler(sample, process.vocab_size),
                 sample.guidance,
@@ -195,9 +203,13 @@ def window_starts(total: int, length: int) -> list[int]:
     return [*range(0, max(0, total - length), step), max(0, total - length)]
 
 
-def _keys(seed: int, indices: Int32[np.ndarray, " b"], window: int) -> Array:
-    one = lambda index: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), window)  # noqa: E731
-    return jax.vmap(one)(indices)
+def _keys(seed: int, places: UInt32[np.ndarray, "b 2"], window: int) -> Key[Array, " b"]:
+    """One key per video, from seed, position of the prompt, number of the video and window."""
+
+    def one(place: Array) -> Array:
+        return functools.reduce(jax.random.fold_in, [*place, window], jax.random.key(seed))
+
+    return jax.vmap(one)(jnp.asarray(places))
 
 
 @jax.jit

@@ -7,8 +7,10 @@ import logging
 import numpy as np
 import pytest
 
+from motionaura_jax import assets
 from motionaura_jax.errors import UserError
 from motionaura_jax.pipelines import text_to_video
+from motionaura_jax.pipelines.adherence import prompts_for
 from motionaura_jax.pipelines.prompts import Prompt, read_prompts
 from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo, window_starts
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
@@ -56,7 +58,7 @@ def settings(pipeline, batch_size=2, num_frames=4, **sample):
     )
 
 
-JOBS = [Job(prompt=Prompt(text=text), index=index) for index, text in enumerate(tiny.CAPTIONS[:3])]
+JOBS = [Job(prompt=Prompt(text=text, position=position)) for position, text in enumerate(tiny.CAPTIONS[:3])]
 
 
 def test_a_seed_gives_the_same_video_whatever_it_is_drawn_with(pipeline):
@@ -69,9 +71,52 @@ def test_a_seed_gives_the_same_video_whatever_it_is_drawn_with(pipeline):
     assert [np.abs(a.astype(int) - b).max() for a, b in zip(together, one_by_one, strict=True)] == [0, 0, 0]
 
 
-def test_another_index_is_another_video(pipeline):
-    first, second = (next(pipeline.draw([Job(prompt=JOBS[0].prompt, index=i)], settings(pipeline))) for i in (0, 1))
-    assert (first != second).any()
+def test_position_and_number_each_make_another_video(pipeline):
+    places = itertools.product((0, 1, 2), (0, 1, 2))
+    jobs = [Job(prompt=Prompt(text=tiny.CAPTIONS[0], position=p), number=n) for p, n in places]
+    tokens = pipeline.tokens(jobs, settings(pipeline))
+    assert len(np.unique(tokens.reshape(len(jobs), -1), axis=0)) == len(jobs)
+
+
+def test_nothing_runs_on_the_device_before_something_is_drawn(workdirs, monkeypatch):
+    monkeypatch.setattr(TextToVideoSystem, "folded", None)
+    fresh = TextToVideo(workdirs[1])
+    assert fresh.size() == (4, 16, 16) and list(fresh.draw([], settings(fresh))) == []
+    with pytest.raises(TypeError):
+        next(fresh.draw(JOBS[:1], settings(fresh)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["confidence", "halton", "ancestral"])
+def test_the_committed_model_draws_the_same_at_any_batch_size(sampler):
+    """With real weights every gate is open, and programs are compiled as users do."""
+    trained = TextToVideo(assets.SCENES)
+    size = trained.size()
+    jobs = [Job(prompt=Prompt(text=text, position=p)) for p, (text, _) in enumerate(prompts_for(trained, 6))]
+    videos, sample = [], dataclasses.replace(trained.recipe.sample, sampler=sampler)
+    for batch_size in (1, 3):
+        chosen = Settings(size=size, fps=8.0, seed=0, sample=sample, window=size[0], batch_size=batch_size)
+        videos.append(list(trained.draw(jobs, chosen)))
+    np.testing.assert_array_equal(*videos)
+
+
+@pytest.fixture(scope="module")
+def lively(workdirs, tmp_path_factory):
+    """A model whose gates are open, so that text matters."""
+    folder = tmp_path_factory.mktemp("lively")
+    tiny.save_untrained(folder, noise=0.3, **tiny.text_to_video(workdirs[0]))
+    return TextToVideo(folder)
+
+
+def test_a_negative_prompt_guides(lively):
+    def tokens(negative, scale):
+        jobs = [Job(prompt=dataclasses.replace(job.prompt, negative=negative or job.prompt.text)) for job in JOBS]
+        return lively.tokens(jobs, settings(lively, guidance_scale=scale, temperature=0.5))
+
+    alone = tokens("", 1.0)
+    np.testing.assert_array_equal(tokens("", 6.0), alone)  # away from the prompt itself is nowhere
+    first, second = tokens("two red circles", 6.0), tokens("still", 6.0)
+    assert (first != alone).any() and (second != alone).any() and (first != second).any()
 
 
 def test_prompts_temperatures_and_guidance_strengths_do_not_recompile(pipeline, traced):
@@ -130,6 +175,14 @@ def test_an_impossible_size_names_the_nearest_possible_ones(pipeline, size, mess
     assert str(error.value) == message
 
 
+def test_an_impossible_window_is_called_by_its_own_name(pipeline):
+    with pytest.raises(
+        UserError, match=r"^--window_frames=5: this model makes 2, 4, 6, \.\.\.; the nearest is 4 or 6$"
+    ):
+        pipeline.window(5, 8)
+    assert pipeline.window(6, 8) == 6 and pipeline.window(6, 4) == 4
+
+
 def test_the_default_size_is_that_of_training(pipeline):
     assert pipeline.size() == (4, 16, 16) and pipeline.size(8, 12, None) == (8, 12, 16)
 
@@ -142,6 +195,29 @@ def test_what_will_not_work_as_it_reads_is_said(pipeline, caplog):
     for expected in ("is longer than 12 words; cut: 'a a '", "never seen 'zebra'", "never seen 'stars'"):
         assert expected in caplog.text
     assert "without text dropout" in caplog.text and "no effect without guidance" in caplog.text
+    assert "ancestral" not in caplog.text and "corrupt_visible" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sample", "warning"),
+    [
+        ({"remask": 2}, "remask=2: this model was trained without diffusion.corrupt_visible"),
+        ({"sampler": "ancestral", "num_inference_steps": 63}, "needs 64 to 256 steps; raise num_inference_steps=63"),
+        ({"sampler": "ancestral", "num_inference_steps": 64}, ""),
+    ],
+)
+def test_settings_that_the_training_does_not_support_are_named(pipeline, caplog, sample, warning):
+    with caplog.at_level(logging.WARNING, "motionaura_jax"):
+        pipeline.check([], dataclasses.replace(pipeline.recipe.sample, guidance_scale=1.0, **sample))
+    assert warning in caplog.text and bool(caplog.text) == bool(warning)
+
+
+def test_a_frame_rate_that_was_never_trained_is_said(pipeline, caplog):
+    with caplog.at_level(logging.WARNING, "motionaura_jax"):
+        pipeline.check([], pipeline.recipe.sample, 8.0)
+        assert "fps" not in caplog.text
+        pipeline.check([], pipeline.recipe.sample, 12.0)
+    assert "trained at 8 fps; how things move at 12 is a guess" in caplog.text
 
 
 def test_the_tokenizer_may_move_but_must_be_the_same(workdirs, pipeline, tmp_path):
