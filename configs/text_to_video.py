@@ -84,7 +84,7 @@ PRESETS = {
         "optimizer.learning_rate": 2e-3,
         "optimizer.b2": 0.96,
         "optimizer.warmup_steps": 30,
-        "train.steps": 2200,
+        "train.steps": 1800,
         "train.ema_decay": 0.98,
         "checkpoint.every": 100,
         "evaluate.every": 500,
