@@ -25,9 +25,7 @@ EXTRAS = {
     "cuda13": Extra(distributions=("jax-cuda13-plugin",), without="no NVIDIA GPU with a CUDA 13 driver"),
     "tpu": Extra(distributions=("libtpu",), without="no TPU"),
     "parity": Extra(distributions=("torch",), without="no comparison with PyTorch in the tests"),
-    "tfds": Extra(
-        distributions=("tensorflow-datasets", "importlib-resources"), without="no TensorFlow Datasets"
-    ),
+    "tfds": Extra(distributions=("tensorflow-datasets", "importlib-resources"), without="no TensorFlow Datasets"),
     "eval": Extra(distributions=("scikit-learn",), without="no embedding plots and neighbor searches of evaluations"),
     "demo": Extra(distributions=("gradio",), without="no browser application"),
     "curate": Extra(
