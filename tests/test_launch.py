@@ -57,6 +57,9 @@ class Checkout:
         return [" ".join(line.split()[:2]) if "pip" in line else line for line in lines]
 
 
+PYTEST = "-m pytest -n auto --maxprocesses=4 --dist=loadfile"
+
+
 @pytest.fixture
 def checkout(root: Path, tmp_path: Path) -> Checkout:
     return Checkout(root, tmp_path)
@@ -115,9 +118,9 @@ def test_moved_checkout_is_installed_again(checkout: Checkout) -> None:
 def test_linters_run_before_the_tests(checkout: Checkout) -> None:
     checkout.run("test.sh", "-k", "a b")
     lint = ["-m ruff check --output-format=concise .", "-m ruff format --check ."]
-    assert checkout.called() == [*INSTALL, *lint, "-m pytest -k a b"]
+    assert checkout.called() == [*INSTALL, *lint, f"{PYTEST} -k a b"]
     checkout.run("test.sh", "--all", "-x")
-    assert checkout.called() == [*lint, "-m mypy", "-m pytest -m  -x"]
+    assert checkout.called() == [*lint, "-m mypy", f"{PYTEST} -m  -x"]
 
 
 @pytest.mark.parametrize("module", ["ruff", "mypy", "pytest"])
