@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from motionaura_jax import cli
+from motionaura_jax.limits import Count, Several
 
 PREFIX = "--sample."
 SHEET_ROWS = 16
@@ -23,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = "benchmarks.adherence"
     parser.add_argument("--checkpoint", required=True, help="workdir, step or release folder of a text_to_video model")
     parser.add_argument("--tokenizer", default="", help="folder of its tokenizer, where that has moved")
-    parser.add_argument("--prompts", type=cli.at_least(int, 2), default=64, help="number of held-out prompts")
-    parser.add_argument("--seeds", type=cli.at_least(int, 1), default=4, help="videos of each prompt")
+    parser.add_argument("--prompts", type=cli.number(Several), default=64, help="number of held-out prompts")
+    parser.add_argument("--seeds", type=cli.number(Count), default=4, help="videos of each prompt")
     parser.add_argument("--sheet", type=pathlib.Path, default=pathlib.Path("runs/adherence.png"), help="contact sheet")
     args, flags = parser.parse_with_overrides(argv, prefix=PREFIX)
 

@@ -19,8 +19,9 @@ import json
 import logging
 import math
 import sys
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import motionaura_jax
 from motionaura_jax import process
@@ -40,7 +41,6 @@ COMMANDS = {
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 Result = Mapping[str, Any]
-Number = TypeVar("Number", int, float)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,20 +102,17 @@ class Parser(argparse.ArgumentParser):
         sys.exit(_fail(f"{self.prog}: {message}; see {self.prog} --help"))
 
 
-def at_least(kind: Callable[[str], Number], least: Number, most: Number | None = None) -> Callable[[str], Number]:
-    """Returns an argparse type for finite numbers from `least` to `most`: `type=at_least(int, 1)`."""
+def number(hint: Any) -> Callable[[str], Any]:
+    """Returns the argparse type of a number that `motionaura_jax.limits` declares: `type=number(Count)`."""
+    kind, limit = typing.get_args(hint)
 
-    def parse(text: str) -> Number:
+    def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of this kind")
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is too small; at least {least:g} is needed")
-        if most is not None and value > most:
-            raise argparse.ArgumentTypeError(f"{text} is too large; at most {most:.10g} is allowed")
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of this kind") from None
+        if not limit.holds(value):
+            raise argparse.ArgumentTypeError(f"{text}: must be {limit.words}")
         return value
 
     return parse

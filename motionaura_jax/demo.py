@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from motionaura_jax import assets, cli, demo_page
 from motionaura_jax.errors import UserError
+from motionaura_jax.limits import Count, Several
 
 if TYPE_CHECKING:
     from motionaura_jax.recipe import Recipe
@@ -34,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("demo", "Train text to video on rendered scenes and measure how well it obeys its prompts.")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="folder of the demo")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="start from the committed checkpoint")
-    parser.add_argument("--prompts", type=cli.at_least(int, 2), default=32, help="held-out prompts, never trained")
-    parser.add_argument("--seeds", type=cli.at_least(int, 1), default=1, help="videos of each prompt")
+    parser.add_argument("--prompts", type=cli.number(Several), default=32, help="held-out prompts, never trained")
+    parser.add_argument("--seeds", type=cli.number(Count), default=1, help="videos of each prompt")
     parser.epilog = "Every key of both trainings can be set: --tokenizer.KEY=VALUE, --denoiser.KEY=VALUE"
     args, flags = parser.parse_with_overrides(argv, prefix=tuple(f"--{stage}." for stage in CONFIGS))
     return cli.run(lambda: _demo(args, flags), as_json=args.json, show=demo_page.show)

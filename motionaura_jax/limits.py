@@ -1,4 +1,4 @@
-"""What a setting may be, declared in the annotation of its field: `steps: Count = 1000`, `share: Share = 0.5`."""
+"""What a number may be, declared once, for settings (`steps: Count = 1000`) and for flags (`cli.number(Count)`) alike."""
 
 import dataclasses
 import math
@@ -25,10 +25,14 @@ def at_least(low: int) -> Limit:
 
 Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
+Several = Annotated[int, at_least(2)]
 Seed = Annotated[int, Limit("at least 0 and below 2^63", lambda value: 0 <= value < 2**63)]
+KeySeed = Annotated[int, Limit("at least 0 and below 2^32", lambda value: 0 <= value < 2**32)]
 NonNegative = Annotated[float, at_least(0)]
+OneOrMore = Annotated[float, at_least(1)]
 Positive = Annotated[float, Limit("above 0 and finite", lambda value: 0 < value < math.inf)]
 Share = Annotated[float, Limit("between 0 and 1", lambda value: 0 <= value <= 1)]
+PositiveShare = Annotated[float, Limit("above 0 and at most 1", lambda value: 0 < value <= 1)]
 ShareBelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= value < 1)]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from motionaura_jax import cli
+from motionaura_jax.limits import Count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--input", required=True, type=pathlib.Path, help="video or image")
     parser.add_argument("--output", required=True, type=pathlib.Path, help=".mp4, .gif, .npz or .png (numbered frames)")
-    parser.add_argument("--max_frames", type=cli.at_least(int, 1), help="stop after this many frames of the input")
+    parser.add_argument("--max_frames", type=cli.number(Count), help="stop after this many frames of the input")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     args = parser.parse_args(argv)
     return cli.run(lambda: _reconstruct(args), as_json=args.json)

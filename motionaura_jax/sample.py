@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import motionaura_jax
 from motionaura_jax import assets, cli
 from motionaura_jax.errors import UserError
+from motionaura_jax.limits import Count, KeySeed, Natural, NonNegative, OneOrMore, Positive, PositiveShare
 
 if TYPE_CHECKING:
     from motionaura_jax.pipelines.prompts import Prompt
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("sample", "Draw videos from text.  What is not given is as in the training of the checkpoint.")
-    path, whole, real = pathlib.Path, cli.at_least(int, 1), cli.at_least(float, 0.0)
+    path, whole, real = pathlib.Path, cli.number(Count), cli.number(NonNegative)
     parser.add_argument(
         "--checkpoint",
         default=assets.SCENES,
@@ -68,18 +69,18 @@ def _parser() -> cli.Parser:
     parser.add_argument("--num_frames", type=whole, help="length")
     parser.add_argument("--height", type=whole, help="pixels")
     parser.add_argument("--width", type=whole, help="pixels")
-    parser.add_argument("--fps", type=cli.at_least(float, 1e-3), help="frames a second")
+    parser.add_argument("--fps", type=cli.number(Positive), help="frames a second")
     parser.add_argument("--window_frames", type=whole, help="frames drawn at once; longer videos are continued")
     parser.add_argument("--num_inference_steps", type=whole, help="steps of the sampler")
-    parser.add_argument("--guidance_scale", type=cli.at_least(float, 1.0), help="1 is no guidance")
+    parser.add_argument("--guidance_scale", type=cli.number(OneOrMore), help="1 is no guidance")
     parser.add_argument("--guidance_ramp", choices=("linear", "constant"), help="from 0 up to the scale, or all along")
     parser.add_argument("--sampler", choices=SAMPLERS, help="order in which tokens are revealed")
     parser.add_argument("--temperature", type=real, help="of the drawn tokens; 0 takes the most likely one")
     parser.add_argument("--choice_temperature", type=real, help="of the choice of positions")
     parser.add_argument("--top_k", type=whole, help="draw among this many most likely tokens")
-    parser.add_argument("--top_p", type=cli.at_least(float, 1e-6, 1.0), help="draw among tokens of this probability")
-    parser.add_argument("--remask", type=cli.at_least(int, 0), help="late steps that may revise revealed tokens")
-    parser.add_argument("--seed", type=cli.at_least(int, 0, 2**32 - 1), default=0, help="the same one, the same videos")
+    parser.add_argument("--top_p", type=cli.number(PositiveShare), help="draw among tokens of this probability")
+    parser.add_argument("--remask", type=cli.number(Natural), help="late steps that may revise revealed tokens")
+    parser.add_argument("--seed", type=cli.number(KeySeed), default=0, help="the same one, the same videos")
     parser.add_argument("--batch_size", type=whole, help="videos drawn together; changes no video")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     return parser

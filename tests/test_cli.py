@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from motionaura_jax import __version__, cli
+from motionaura_jax import __version__, cli, limits
 from motionaura_jax.errors import UserError
 
 HEAVY = ("av", "flax", "grain", "jax", "numpy", "optax", "orbax", "rich", "scipy", "torch", "transformers")
@@ -220,19 +220,19 @@ def test_compiled_programs_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "message"),
+    ("hint", "text", "message"),
     [
-        (int, "0", "0 is too small; at least 1 is needed"),
-        (float, "7.5", "7.5 is too large; at most 7 is allowed"),
-        (float, "inf", "'inf' is no number of this kind"),
-        (float, "nan", "'nan' is no number of this kind"),
-        (int, "1.5", "'1.5' is no number of this kind"),
-        (int, "9" * 400, "is too large"),
+        (limits.Count, "0", "0: must be at least 1"),
+        (limits.PositiveShare, "7.5", "7.5: must be above 0 and at most 1"),
+        (limits.Positive, "inf", "inf: must be above 0 and finite"),
+        (limits.NonNegative, "nan", "nan: must be at least 0"),
+        (limits.Count, "1.5", "'1.5' is no number of this kind"),
+        (limits.KeySeed, "9" * 400, "must be at least 0 and below 2^32"),
     ],
 )
-def test_numbers_are_finite_and_within_their_bounds(kind: type, text: str, message: str) -> None:
-    parse = cli.at_least(kind, 1, 7)
-    assert (parse("1"), parse("7")) == (1, 7)
+def test_numbers_keep_the_limits_of_settings(hint: object, text: str, message: str) -> None:
+    parse = cli.number(hint)
+    assert parse("1") == 1
     with pytest.raises(argparse.ArgumentTypeError) as error:
         parse(text)
     assert message in str(error.value)

@@ -93,7 +93,7 @@ def test_bad_input_is_one_line_before_any_training(tmp_path, capsys, flags, mess
 def test_too_few_prompts_for_a_control_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         demo.main([f"--output={tmp_path / 'new'}", "--prompts=1"])
-    assert "argument --prompts: 1 is too small; at least 2 is needed" in capsys.readouterr().err
+    assert "argument --prompts: 1: must be at least 2" in capsys.readouterr().err
 
 
 def test_going_on_starts_from_the_committed_checkpoint(finished, tmp_path, capsys, monkeypatch):

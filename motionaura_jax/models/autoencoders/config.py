@@ -3,10 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from motionaura_jax.errors import UserError, nearest
-from motionaura_jax.limits import Checked, Count, Natural, NonNegative, Positive, Share, ShareBelowOne, at_least
+from motionaura_jax.limits import Checked, Count, Natural, NonNegative, Positive, Several, Share, ShareBelowOne
 
 IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl")
 """Keys of MBQVAEConfig that change speed and rounding only: weights and latents mean the same whatever they say."""
@@ -60,7 +60,7 @@ class MBQVAEConfig(Checked):
     restart_patience: Count = 50
     restart_until: Share = 0.8
     restart_pool: Count = 64
-    fsq_levels: tuple[Annotated[int, at_least(2)], ...] = (8, 5, 5, 5)
+    fsq_levels: tuple[Several, ...] = (8, 5, 5, 5)
     entropy_weight: NonNegative = 0.1
     entropy_boost: NonNegative = 10.0
     entropy_boost_until: Positive = 0.1

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from motionaura_jax.diffusion import samplers, schedules
 from motionaura_jax.diffusion.absorbing import Absorbing
 from motionaura_jax.diffusion.guidance import Guidance
 from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, Count, Natural, NonNegative, Share, ShareBelowOne, at_least
+from motionaura_jax.limits import Checked, Count, Natural, NonNegative, OneOrMore, PositiveShare, Share, ShareBelowOne
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
 from motionaura_jax.models.encoders.config import TextEncoderConfig
 from motionaura_jax.recipe import Recipe
@@ -59,23 +59,19 @@ class SampleConfig(Checked):
 
     sampler: Literal["confidence", "halton", "random", "ancestral"] = "confidence"
     num_inference_steps: Count = 32
-    guidance_scale: Annotated[float, at_least(1)] = 4.0
+    guidance_scale: OneOrMore = 4.0
     guidance_ramp: Literal["linear", "constant"] = "linear"
     schedule: str = "cosine"
     temperature: NonNegative = 1.0
     choice_temperature: NonNegative = 4.5
-    top_k: int | None = None
-    top_p: float | None = None
+    top_k: Count | None = None
+    top_p: PositiveShare | None = None
     remask: Natural = 0
     prompts: tuple[str, ...] = ()
     levels: Count = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"SampleConfig.top_k={self.top_k}: must be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"SampleConfig.top_p={self.top_p}: must be above 0 and at most 1")
         schedules.schedule(self.schedule)
         make_sampler(self, 1)
 
