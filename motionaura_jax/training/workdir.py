@@ -12,8 +12,8 @@ from motionaura_jax.training import data
 from motionaura_jax.weights import steps
 
 # Keys that may change between two runs of one workdir: they move no parameter and no sample.
-FREE_SECTIONS = ("checkpoint", "evaluate", "sample")
-FREE_KEYS = ("data.threads", "train.log_every")
+FREE_SECTIONS = ("checkpoint", "evaluate", "profile", "sample", "watchdog")
+FREE_KEYS = ("data.threads", "train.log_every", "train.max_rollbacks")
 
 
 def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from motionaura_jax import config
+from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.systems import base
 from motionaura_jax.training import checkpoint, optimizer, state
@@ -41,7 +42,8 @@ def save_untrained(folder: Path, noise: float = 0.0, **values):
     store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
     optimize = optimizer.build(system.recipe.optimizer, 1)
     current = jax.jit(lambda: state.create(system, optimize, 0))()
-    store.save(state.restart(current, perturb(current.params, noise), current.extra) if noise else current)
+    noisy = state.restart(current, perturb(current.params, noise), current.extra) if noise else current
+    store.save(noisy, SkippedWindows())
     store.close()
     return system
 
