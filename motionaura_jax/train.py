@@ -36,7 +36,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(kw_only=True)
 class Run:
-    """What one training run holds on to; `state` is replaced at every step."""
+    """What one training run holds on to; `state` is replaced at every step.
+
+    Attributes:
+      open_window: metrics of the steps since the last log step, as the run starts or goes back.
+    """
 
     system: "System"
     workdir: pathlib.Path
@@ -47,6 +51,7 @@ class Run:
     writer: "MetricWriter"
     state: "TrainState"
     goodput: "Goodput"
+    open_window: Sequence[tuple[int, Mapping[str, float]]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -87,6 +92,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
     """Opens the workdir, the data and the state; all that can be refused is refused here."""
     import jax
 
+    from motionaura_jax.data.windows import SkippedWindows
     from motionaura_jax.training import checkpoint, data, optimizer, provenance, state, step, writers
     from motionaura_jax.training import workdir as workdirs
     from motionaura_jax.weights import steps
@@ -95,9 +101,10 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
     # ---------------------------------------------------------------- Weights of other runs
     # Before the workdir takes its config: a wrong path can then be mended without another workdir.
     recipe = system.recipe
-    fresh = steps.newest(steps.folder_of(workdir, recipe.checkpoint.folder)) is None
-    if recipe.meaning and not fresh:
-        recipe.check_start(load_recipe(workdir, type(recipe), recipe.system), str(workdir))
+    newest = steps.newest(steps.folder_of(workdir, recipe.checkpoint.folder))
+    fresh = newest is None
+    if recipe.meaning and newest:
+        recipe.check_start(load_recipe(newest, type(recipe), recipe.system), str(workdir))
     system.check_data()
     frozen = system.frozen()
     start = load_start(system) if recipe.init_from and fresh else None
@@ -118,12 +125,15 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
     origin = provenance.provenance(clips.content_hash)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved, origin)
     if fresh:
+        checkpoints.check_new()
         current = jax.jit(create)()
         batches = (system.to_arrays(batch) for batch in clips.preparation())
         start = start or system.prepare(current.params, current.extra, batches)
-        current = state.restart(current, *start)
+        current, beside = state.restart(current, *start), checkpoint.Beside()
     else:
-        current, clips.skipped = checkpoints.restore(abstract)
+        current, beside = checkpoints.restore(abstract)
+        clips.skipped = SkippedWindows.of(beside.skipped_windows)
+        checkpoints.rate_again(writers.read_metrics(workdir / writers.FILE))
     goodput.resume(int(current.step))
     return Run(
         system=system,
@@ -135,6 +145,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
         writer=writers.MetricWriter(workdir, int(current.step)),
         state=current,
         goodput=goodput,
+        open_window=beside.open_window,
     )
 
 
@@ -164,7 +175,8 @@ def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
                 return _steps(run, watch, first, last)
             except recovery.NonFiniteStreak:
                 dog.rest()
-                run.state = watch.recovery.roll_back(run.state)
+                run.state, beside = watch.recovery.roll_back(run.state)
+                run.open_window = beside.open_window
                 first = int(run.state.step)
                 run.goodput.lose(first)
                 run.writer.close()
@@ -180,7 +192,7 @@ def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
 
     recipe, goodput, bar = run.system.recipe, run.goodput, watch.bar
     result: dict[str, Any] = {}
-    in_flight, save_due = InFlight(), False
+    in_flight, save_due = InFlight(run.open_window), False
     with Prefetch(run.data.batches(first), lambda batch: _place(run.system.to_arrays(batch))) as batches:
         for number in range(first + 1, last + 1):
             batch = next(batches)
@@ -200,18 +212,17 @@ def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
                 watch.watchdog.rest()
             goodput.book("steps")
             stopping = watch.stop.after(number)
-            final = number == last or stopping
             evaluating = (number % recipe.evaluate.every == 0 or number == last) and not stopping
             save_due = save_due or number % recipe.checkpoint.every == 0 or stopping
 
             # ------------------------------------------------------------ Log: a step late, so that the device has work
-            known = number if final or evaluating or save_due else number - 1
-            for until, rows in in_flight.windows(recipe.train.log_every, known, rest=final):
+            known = number if evaluating or save_due else number - 1
+            for until, rows in in_flight.windows(recipe.train.log_every, known, rest=number == last):
                 result |= _log(run, watch, until, rows)
 
             # ------------------------------------------------------------ Checkpoint: never while steps are not finite
             if number == last or (save_due and not in_flight.latest("skipped")):
-                _save(run, watch, number)
+                _save(run, watch, number, in_flight.open_window())
                 save_due = False
 
             # ------------------------------------------------------------ Evaluate
@@ -223,7 +234,7 @@ def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
                 goodput.book("evaluation")
             if stopping:
                 bar.note(f"stopped by a signal after step {number}; run the same command again to resume")
-                return {**result, "stopped": True}
+                return {**result, "step": number, "stopped": True}
     return result
 
 
@@ -249,10 +260,12 @@ def _log(run: Run, watch: Watch, number: int, rows: Sequence[Mapping[str, float]
     return {"step": number, "loss": means["loss"], "goodput": speed["goodput"]}
 
 
-def _save(run: Run, watch: Watch, number: int) -> None:
+def _save(run: Run, watch: Watch, number: int, open_window: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    from motionaura_jax.training.checkpoint import Beside
+
     run.goodput.book("steps")
     watch.watchdog.rest()
-    run.checkpoints.save(run.state, run.data.skipped)
+    run.checkpoints.save(run.state, Beside(run.data.skipped.ranges, open_window))
     watch.recovery.saved()
     run.goodput.saved(number)
     run.goodput.book("checkpoint")
@@ -289,8 +302,9 @@ def open_system(recipe: "Recipe", workdir: pathlib.Path) -> "System":
     from motionaura_jax.weights import steps
     from motionaura_jax.weights.load import load_recipe
 
-    if recipe.meaning and steps.newest(workdir) is not None:
-        recipe = recipe.completed(load_recipe(workdir, type(recipe), recipe.system))
+    newest = steps.newest(steps.folder_of(workdir, recipe.checkpoint.folder))
+    if recipe.meaning and newest:
+        recipe = recipe.completed(load_recipe(newest, type(recipe), recipe.system))
     return base.system_class(recipe.system)(recipe)
 
 

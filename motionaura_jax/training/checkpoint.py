@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from motionaura_jax import __version__
-from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.errors import UserError, nearest
 from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training.state import TrainState
@@ -29,6 +28,19 @@ from motionaura_jax.weights import steps
 logger = logging.getLogger(__name__)
 
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What a run needs besides its arrays in order to go on as if it had not stopped; plain JSON values.
+
+    Attributes:
+      skipped_windows: ranges of data steps that it has given up (see `data.windows`).
+      open_window: (step, metrics) of the steps since the last log step.
+    """
+
+    skipped_windows: Sequence[Sequence[int]] = ()
+    open_window: Sequence[tuple[int, Mapping[str, float]]] = ()
 
 
 class Checkpoints:
@@ -55,6 +67,15 @@ class Checkpoints:
         with _writing(self._folder):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
 
+    def check_new(self) -> None:
+        """Raises UserError where there are steps although none of them can be opened: a fresh start would write over them."""
+        step = self.latest()
+        if step is not None:
+            raise UserError(
+                f"{self._folder}: no checkpoint can be read, not even step {step}; restore the folder from a copy, "
+                f"or move it away to start anew"
+            )
+
     def latest(self) -> int | None:
         """The newest committed step, or None."""
         return self._manager.latest_step()
@@ -72,8 +93,14 @@ class Checkpoints:
         if value is not None and math.isfinite(value):
             self._scores[step] = value if self._config.best_mode == "max" else -value
 
-    def save(self, state: TrainState, skipped: SkippedWindows) -> None:
-        """Starts saving `state` and the data that the run has given up; returns once the arrays are out of the next step's way.
+    def rate_again(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Notes what earlier starts found, from the rows of `metrics.jsonl`."""
+        for row in rows:
+            if self._config.best in row:
+                self.rate(row["step"], row)
+
+    def save(self, state: TrainState, beside: Beside) -> None:
+        """Starts saving `state` and what goes beside it; returns once the arrays are out of the way of the next step.
 
         Raises:
           UserError: the disk is full or not writable; what was committed before stays intact.
@@ -81,11 +108,11 @@ class Checkpoints:
         step = int(state.step)
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         meta = {"recipe": self._recipe, "step": step, "version": __version__, "jax": jax.__version__}
-        meta |= {"provenance": self._provenance, "skipped_windows": [list(window) for window in skipped.ranges]}
+        meta |= {"provenance": self._provenance, **dataclasses.asdict(beside)}
         with _writing(self._folder):
             self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, SkippedWindows]:
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Beside]:
         """Restores the newest step that can be read into the shapes, dtypes and shardings of `abstract`.
 
         Newer ones that are damaged are renamed, so that the run can save these steps again.
@@ -116,7 +143,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, SkippedWindows]:
+    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Beside]:
         folder, meta = steps.read_meta(self._folder / str(step))
         items = {name: steps.read_item(folder, name, tree) for name, tree in _items(abstract).items()}
         rest = items["optimizer"]
@@ -128,7 +155,7 @@ class Checkpoints:
             ema=items.get("ema"),
             skipped=rest["skipped"],
         )
-        return state, SkippedWindows.of(meta.get("skipped_windows", ()))
+        return state, Beside(**{field.name: meta.get(field.name, ()) for field in dataclasses.fields(Beside)})
 
     def _set_aside(self, damaged: list[tuple[int, steps.Damaged]], step: int) -> None:
         for number, damage in damaged:

@@ -1,7 +1,7 @@
 """Steps that were sent to the device and metrics on their way back, without the device ever waiting for the host."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ Row = Mapping[str, Any]
 class InFlight:
     """The metrics of the steps since the last log, in order."""
 
-    def __init__(self) -> None:
-        self._rows: collections.deque[tuple[int, Row]] = collections.deque()
+    def __init__(self, rows: Iterable[tuple[int, Row]] = ()) -> None:
+        """Begins with `rows` of (step, metrics) from before a restart."""
+        self._rows: collections.deque[tuple[int, Row]] = collections.deque((int(step), row) for step, row in rows)
         self._running: collections.deque[Row] = collections.deque()
 
     @property
@@ -41,6 +42,10 @@ class InFlight:
         """Fetches one metric of the last step."""
         return float(jax.device_get(self._running[-1][name]))
 
+    def open_window(self) -> list[tuple[int, dict[str, float]]]:
+        """Fetches what no window has given yet."""
+        return [(number, _numbers(row)) for number, row in jax.device_get(list(self._rows))]
+
     def windows(self, every: int, until: int, *, rest: bool) -> Iterator[tuple[int, list[dict[str, float]]]]:
         """Yields (last step, rows) of the stretches that end at a multiple of `every`, up to step `until`.
 
@@ -51,6 +56,10 @@ class InFlight:
         for number in numbers:
             window.append(self._rows.popleft()[1])
             if number % every == 0 or (rest and number == until):
-                yield number, [{name: float(value) for name, value in row.items()} for row in jax.device_get(window)]
+                yield number, [_numbers(row) for row in jax.device_get(window)]
                 window = []
         self._rows.extendleft((number, row) for number, row in zip(reversed(numbers), reversed(window), strict=False))
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from motionaura_jax.data.media import write_json
 from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import Recipe
-from motionaura_jax.training.checkpoint import Checkpoints
+from motionaura_jax.training.checkpoint import Beside, Checkpoints
 from motionaura_jax.training.data import TrainingData
 from motionaura_jax.training.state import TrainState
 
@@ -59,8 +59,8 @@ class Recovery:
         """Notes a new checkpoint: rollbacks are counted anew."""
         self.rollbacks = 0
 
-    def roll_back(self, state: TrainState) -> TrainState:
-        """Returns the state of the last checkpoint, in the shardings of `state`; the data of the streak is given up.
+    def roll_back(self, state: TrainState) -> tuple[TrainState, Beside]:
+        """Returns the last checkpoint, in the shardings of `state`; the data of the streak is given up.
 
         The caller must not hold `state` any more where the memory of a device cannot hold two.
 
@@ -76,14 +76,14 @@ class Recovery:
         self.rollbacks += 1
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         del state
-        restored, _ = self.checkpoints.restore(abstract)
+        restored, beside = self.checkpoints.restore(abstract)
         positions = [self.data.skipped.data_step(step) for step in (first, last - 1)]
         self.data.skipped = self.data.skipped.with_window(positions[0], positions[1] + 1)
         logger.warning(
             "loss or gradient was not finite for %d steps up to step %d; going back to step %d and leaving their data out (%s)",
             *(len(streak), last, int(restored.step), report),
         )
-        return restored
+        return restored, beside
 
     def _report(self, streak: list[dict[str, Any]]) -> pathlib.Path:
         """Writes what is needed to run the steps again by hand; every process writes its part of the batches."""

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from motionaura_jax import config
-from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.systems import base
 from motionaura_jax.training import checkpoint, optimizer, state
@@ -43,7 +42,7 @@ def save_untrained(folder: Path, noise: float = 0.0, **values):
     optimize = optimizer.build(system.recipe.optimizer, 1)
     current = jax.jit(lambda: state.create(system, optimize, 0))()
     noisy = state.restart(current, perturb(current.params, noise), current.extra) if noise else current
-    store.save(noisy, SkippedWindows())
+    store.save(noisy, checkpoint.Beside())
     store.close()
     return system
 

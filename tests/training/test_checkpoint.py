@@ -16,7 +16,6 @@ from etils import epath
 
 from motionaura_jax import config
 from motionaura_jax.data import media
-from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training import checkpoint, optimizer, provenance, state
@@ -40,7 +39,7 @@ def saved(system, tmp_path):
         current = dataclasses.replace(
             current, step=jnp.int32(step), ema={**current.ema, "color": jnp.full(3, 1.0 * step)}
         )
-        store.save(current, SkippedWindows())
+        store.save(current, checkpoint.Beside())
     store.close()
     return tmp_path, current
 
@@ -57,9 +56,8 @@ def test_everything_comes_back_bit_for_bit(system, saved):
     workdir, expected = saved
     store = checkpoint.Checkpoints(workdir, CheckpointConfig(), RECIPE)
     assert store.latest() == 3
-    restored, skipped = store.restore(abstract(system))
+    restored, _ = store.restore(abstract(system))
     store.close()
-    assert skipped == SkippedWindows()
     assert jax.tree.structure(restored) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -110,7 +108,7 @@ def test_a_damaged_newest_step_is_put_aside_for_the_one_before(system, saved, ca
     assert int(restored.step) == 2
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
     assert "checkpoints/3: is damaged" in line and "going on from step 2" in line and "damaged-3" in line
-    store.save(dataclasses.replace(restored, step=jnp.int32(3)), SkippedWindows())  # the run saves the step again
+    store.save(dataclasses.replace(restored, step=jnp.int32(3)), checkpoint.Beside())  # the run saves the step again
     store.close()
     assert steps.newest(workdir).name == "3"
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3", "damaged-3"]
@@ -149,7 +147,7 @@ def save_all(system, workdir, config, metrics):
     store = checkpoint.Checkpoints(workdir, config, RECIPE)
     for step, value in enumerate(metrics, start=1):
         current = dataclasses.replace(fresh(system), step=jnp.int32(step))
-        store.save(current, SkippedWindows())
+        store.save(current, checkpoint.Beside())
         if value is not None:
             store.rate(step, {"eval_psnr": value})
     store.close()
@@ -174,9 +172,9 @@ def test_a_checkpoint_says_where_it_comes_from_and_what_data_was_given_up(system
     origin = provenance.provenance("0123")
     assert origin["data"] == "0123" and origin["versions"]["jax"] == jax.__version__
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE, origin)
-    windows = SkippedWindows.of([(3, 5), (9, 11)])
-    store.save(fresh(system), windows)
-    assert store.restore(abstract(system))[1] == windows
+    beside = checkpoint.Beside([[3, 5], [9, 11]], [[8, {"loss": 0.1}], [9, {"loss": 1 / 3}]])
+    store.save(fresh(system), beside)
+    assert store.restore(abstract(system))[1] == beside
     store.close()
     assert steps.read_meta(tmp_path)[1]["provenance"] == origin
 
@@ -200,7 +198,7 @@ def test_checkpoints_may_live_elsewhere(system, tmp_path):
     workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     settings = CheckpointConfig(folder=str(elsewhere))
     store = checkpoint.Checkpoints(workdir, settings, RECIPE)
-    store.save(fresh(system), SkippedWindows())
+    store.save(fresh(system), checkpoint.Beside())
     store.close()
     media.write_json(workdir / "config.json", {"checkpoint": {"folder": str(elsewhere)}})
     assert {str(steps.newest(place)) for place in (workdir, elsewhere, elsewhere / "0")} == {str(elsewhere / "0")}
@@ -253,7 +251,7 @@ def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypat
 
     monkeypatch.setattr(store._manager, "save", fail)
     with pytest.raises(UserError, match=f"checkpoints: could not save a checkpoint .*{message}"):
-        store.save(fresh(system), SkippedWindows())
+        store.save(fresh(system), checkpoint.Beside())
     store.close()
 
 
@@ -272,7 +270,7 @@ def save():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
     try:
-        store.save(state, SkippedWindows())
+        store.save(state, checkpoint.Beside())
     finally:
         store.close()
 

@@ -71,7 +71,11 @@ def test_rows_come_once_in_windows_that_end_at_log_steps():
         last = number == 8
         for until, rows in flight.windows(3, number if last else number - 1, rest=last):
             seen.append((number, until, [row["loss"] for row in rows]))
+        if number == 5:
+            again = in_flight.InFlight(flight.open_window())
     assert seen == [(4, 3, [1, 2, 3]), (7, 6, [4, 5, 6]), (8, 8, [7, 8])]
+    again.add(6, {"loss": jnp.float32(6)})  # after a restart from step 5
+    assert [rows for _, rows in again.windows(3, 6, rest=False)] == [[{"loss": 4.0}, {"loss": 5.0}, {"loss": 6.0}]]
     assert flight.latest("loss") == 8 and list(flight.windows(3, 8, rest=True)) == []
     flight.wait()
     assert flight.idle
