@@ -205,7 +205,7 @@ class MBQVAESystem:
         return Evaluation(metrics=metrics, videos=videos, fps=self.recipe.data.fps)
 
     def _apply(self, tokenizer: PyTree, method: str, *arguments: Any) -> Any:
-        return self._network.apply({"params": tokenizer["network"]}, *arguments, method=method)
+        return self._network.apply({"params": constraints.gathered(tokenizer["network"])}, *arguments, method=method)
 
     def _encode(self, tokenizer: PyTree, video: Array) -> Array:
         padded, _ = pad_to_multiple(self.recipe.model, video)
@@ -242,7 +242,7 @@ class MBQVAESystem:
         weights = self.recipe.loss
 
         def judge(weights: PyTree, video: Array) -> Any:
-            return self._discriminator.apply({"params": weights}, video)
+            return self._discriminator.apply({"params": constraints.gathered(weights)}, video)
 
         generator = generator_loss(judge(jax.lax.stop_gradient(params), fake))
         discriminator = discriminator_loss(judge(params, real), judge(params, jax.lax.stop_gradient(fake)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def shardings(state: TrainState, mesh: Mesh) -> TrainState:
     def follow(tree: PyTree) -> PyTree:
         return rules.shardings(tree, rules.follow(tree, leaders), mesh)
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere: Any = NamedSharding(mesh, PartitionSpec())
     return TrainState(
         step=everywhere,
         params=rules.shardings(state.params, leaders, mesh),

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from motionaura_jax.parallel import constraints
@@ -48,12 +47,11 @@ def make_train_step(
 
     if shardings is None:
         return jax.jit(train_step, donate_argnums=0)
-    everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
     return jax.jit(
         train_step,
         donate_argnums=0,
         in_shardings=(shardings, None, None),
-        out_shardings=(shardings, everywhere),
+        out_shardings=(shardings, shardings.step),  # metrics, like the step, on every device
     )
 
 

@@ -172,7 +172,7 @@ class TextToVideoSystem:
         """
         ids = text if guidance is None else jnp.concatenate([text, negative])
         network = SpectralTransformer(self.recipe.model, folded=True)
-        weights = {"params": params["denoiser"]}
+        weights = {"params": constraints.gathered(params["denoiser"])}
         cond = self._condition(params, ids, jnp.resize(fps, (len(ids),)))
         memory = network.apply(weights, cond, method="encode_text")
 
@@ -193,14 +193,17 @@ class TextToVideoSystem:
         return max(sizes, default=shape[0])
 
     def _condition(self, params: PyTree, ids: Array, fps: Array) -> Cond:
-        features = self._encoder.apply({"params": params["text"]}, ids)
+        features = self._encoder.apply({"params": constraints.gathered(params["text"])}, ids)
         return Cond(tokens=features, token_mask=ids != PAD, scalars={"fps": fps})  # type: ignore[arg-type]
 
     def _denoiser(self, params: PyTree, cond: Cond) -> Callable[[Array, Array], Any]:
-        """`(x_t, m) -> logits` under `cond`; with `model.folded_training` in the folded form, which gradients pass."""
-        config = self.recipe.model
-        network = SpectralTransformer(config, folded=config.folded_training)
-        weights = {"params": (self.folded(params) if config.folded_training else params)["denoiser"]}
+        """`(x_t, m) -> logits` under `cond`; with `model.folded_training` in the folded form, which gradients pass.
+
+        Where a mesh splits the tokens it is used anyway: only transforms along the sequence alone leave channels to split.
+        """
+        folded = self.recipe.model.folded_training or constraints.axis_size("sequence") > 1
+        network = SpectralTransformer(self.recipe.model, folded=folded)
+        weights = {"params": constraints.gathered((self.folded(params) if folded else params)["denoiser"])}
         return lambda x_t, m: network.apply(weights, x_t, m, cond)
 
     def _held_out_bound(
