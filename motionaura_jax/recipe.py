@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.errors import UserError, shown
 from motionaura_jax.limits import Checked, Count, Limit, Natural, NonNegative, Positive, Seed, Several, ShareBelowOne
+from motionaura_jax.parallel.config import MeshConfig
 
 SCENES = "scenes"
 
@@ -193,6 +194,7 @@ class Recipe(Checked):
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

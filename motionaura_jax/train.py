@@ -16,19 +16,14 @@ from motionaura_jax import cli
 
 if TYPE_CHECKING:
     from motionaura_jax.recipe import Recipe
-    from motionaura_jax.systems.base import Batch, System
-    from motionaura_jax.training.alarms import Alarms
+    from motionaura_jax.systems.base import System
     from motionaura_jax.training.checkpoint import Checkpoints
     from motionaura_jax.training.data import TrainingData
-    from motionaura_jax.training.flops import ModelFlops
     from motionaura_jax.training.goodput import Goodput
-    from motionaura_jax.training.profile import Profiler
     from motionaura_jax.training.progress import TrainingProgress
-    from motionaura_jax.training.recovery import Recovery
-    from motionaura_jax.training.signals import StopSignal
     from motionaura_jax.training.state import TrainState
     from motionaura_jax.training.step import StepFunction
-    from motionaura_jax.training.watchdog import Watchdog
+    from motionaura_jax.training.watch import Watch
     from motionaura_jax.training.writers import MetricWriter
 
 logger = logging.getLogger(__name__)
@@ -54,19 +49,6 @@ class Run:
     open_window: Sequence[tuple[int, Mapping[str, float]]]
 
 
-@dataclasses.dataclass(kw_only=True)
-class Watch:
-    """What looks at a run while it goes on."""
-
-    stop: "StopSignal"
-    bar: "TrainingProgress"
-    watchdog: "Watchdog"
-    profiler: "Profiler"
-    recovery: "Recovery"
-    alarms: "Alarms"
-    flops: "ModelFlops"
-
-
 def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> dict[str, Any]:
     """Trains `system` in `workdir` until `train.steps`, resuming from its newest checkpoint.
 
@@ -74,12 +56,17 @@ def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> d
       `step`, `loss`, the last held-out metrics, and `stopped` where a signal ended the run early.
 
     Raises:
-      UserError: unusable data, another config in the workdir, a full disk, a loss that stays non-finite.
+      UserError: unusable data, another config in the workdir, a mesh that the devices, the batch or the tokens do not
+        divide over, a full disk, a loss that stays non-finite.
     """
+    import jax
+
+    from motionaura_jax.parallel.mesh import make_mesh
     from motionaura_jax.training.goodput import Goodput
 
     with contextlib.ExitStack() as closing:
         goodput = closing.enter_context(Goodput(workdir))
+        closing.enter_context(jax.set_mesh(make_mesh(system.recipe.mesh)))
         run = _start(system, workdir, override, goodput)
         first, last = int(run.state.step), system.recipe.train.steps
         logger.info("training steps %d to %d in %s", first, last, workdir)
@@ -93,6 +80,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
     import jax
 
     from motionaura_jax.data.windows import SkippedWindows
+    from motionaura_jax.parallel import mesh as meshes
     from motionaura_jax.training import checkpoint, data, optimizer, provenance, state, step, writers
     from motionaura_jax.training import workdir as workdirs
     from motionaura_jax.weights import steps
@@ -100,33 +88,31 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
 
     # ---------------------------------------------------------------- Weights of other runs
     # Before the workdir takes its config: a wrong path can then be mended without another workdir.
-    recipe = system.recipe
+    recipe, mesh = system.recipe, jax.sharding.get_mesh()
+    for bucket in recipe.data.all_buckets():
+        meshes.check_batch(mesh.shape, bucket.batch_size, recipe.train.accumulation)
     newest = steps.newest(steps.folder_of(workdir, recipe.checkpoint.folder))
-    fresh = newest is None
     if recipe.meaning and newest:
         recipe.check_start(load_recipe(newest, type(recipe), recipe.system), str(workdir))
     system.check_data()
     frozen = system.frozen()
-    start = load_start(system) if recipe.init_from and fresh else None
+    start = load_start(system) if recipe.init_from and newest is None else None
 
     # ---------------------------------------------------------------- Config and data
     saved = workdirs.open_workdir(workdir, recipe, override=override)
-    clips = data.TrainingData(recipe, workdir)
+    clips = data.TrainingData(recipe, workdir, *meshes.batch_part(mesh))
     logger.info("%s", clips.describe())
 
     # ---------------------------------------------------------------- State
     optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
-    create = lambda: state.create(system, optimize, recipe.seed)  # noqa: E731
-    abstract = jax.eval_shape(create)
-    count = state.parameter_count(abstract.params) / 1e6
-    logger.info(
-        "%s: %.2f M parameters on %d x %s", recipe.system, count, jax.device_count(), jax.devices()[0].device_kind
-    )
+    abstract = state.abstract(system, optimize, mesh)
+    shardings = state.shardings(abstract, mesh)
+    state.describe(recipe.system, abstract, mesh)
     origin = provenance.provenance(clips.content_hash)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved, origin)
-    if fresh:
+    if newest is None:
         checkpoints.check_new()
-        current = jax.jit(create)()
+        current = jax.jit(lambda: state.create(system, optimize, recipe.seed), out_shardings=shardings)()
         batches = (system.to_arrays(batch) for batch in clips.preparation())
         start = start or system.prepare(current.params, current.extra, batches)
         current, beside = state.restart(current, *start), checkpoint.Beside()
@@ -139,8 +125,8 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
         system=system,
         workdir=workdir,
         data=clips,
-        frozen=frozen,
-        train_step=step.make_train_step(system, optimize),
+        frozen=jax.device_put(frozen, state.frozen_shardings(frozen, mesh)),
+        train_step=step.make_train_step(system, optimize, shardings),
         checkpoints=checkpoints,
         writer=writers.MetricWriter(workdir, int(current.step)),
         state=current,
@@ -151,49 +137,37 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
 
 def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
     """Trains to step `last`, back from the last checkpoint wherever loss or gradient does not stay finite."""
-    from motionaura_jax.training import alarms, flops, profile, progress, recovery, signals, watchdog, writers
+    from motionaura_jax.training.recovery import NonFiniteStreak
+    from motionaura_jax.training.watch import watching
+    from motionaura_jax.training.writers import MetricWriter
 
-    recipe, workdir = run.system.recipe, run.workdir
-    with (
-        signals.StopSignal() as stop,
-        progress.TrainingProgress(last, first) as bar,
-        watchdog.Watchdog(workdir, recipe.watchdog) as dog,
-        profile.Profiler(workdir, recipe.profile) as profiler,
-    ):
-        watch = Watch(
-            stop=stop,
-            bar=bar,
-            watchdog=dog,
-            profiler=profiler,
-            recovery=recovery.Recovery(workdir, recipe, run.data, run.checkpoints),
-            alarms=alarms.Alarms(recipe.watchdog),
-            flops=flops.ModelFlops(run.system),
-        )
+    with watching(run.system, run.workdir, run.data, run.checkpoints, first) as watch:
         while True:
+            watch.pause(first)
             run.goodput.book("start")
             try:
                 return _steps(run, watch, first, last)
-            except recovery.NonFiniteStreak:
-                dog.rest()
+            except NonFiniteStreak:
                 run.state, beside = watch.recovery.roll_back(run.state)
-                run.open_window = beside.open_window
-                first = int(run.state.step)
+                run.open_window, first = beside.open_window, int(run.state.step)
                 run.goodput.lose(first)
                 run.writer.close()
-                run.writer = writers.MetricWriter(workdir, first)
+                run.writer = MetricWriter(run.workdir, first)
                 run.writer.scalars(first, {"alarm_rollback": watch.recovery.rollbacks})
 
 
-def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
+def _steps(run: Run, watch: "Watch", first: int, last: int) -> dict[str, Any]:
     import jax
 
+    from motionaura_jax.parallel.mesh import spread_batch
     from motionaura_jax.training.in_flight import InFlight
     from motionaura_jax.training.prefetch import Prefetch
 
-    recipe, goodput, bar = run.system.recipe, run.goodput, watch.bar
+    recipe, goodput, mesh = run.system.recipe, run.goodput, jax.sharding.get_mesh()
     result: dict[str, Any] = {}
     in_flight, save_due = InFlight(run.open_window), False
-    with Prefetch(run.data.batches(first), lambda batch: _place(run.system.to_arrays(batch))) as batches:
+    place = lambda batch: spread_batch(mesh, run.system.to_arrays(batch))  # noqa: E731
+    with Prefetch(run.data.batches(first), place) as batches:
         for number in range(first + 1, last + 1):
             batch = next(batches)
             goodput.book("data" if in_flight.idle else "steps")
@@ -208,8 +182,7 @@ def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
             watch.watchdog.beat(number)
             if goodput.compiled:
                 in_flight.wait()
-                bar.pause(number)
-                watch.watchdog.rest()
+                watch.pause(number)
             goodput.book("steps")
             stopping = watch.stop.after(number)
             evaluating = (number % recipe.evaluate.every == 0 or number == last) and not stopping
@@ -228,24 +201,17 @@ def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
             # ------------------------------------------------------------ Evaluate
             if evaluating:
                 goodput.book("steps")
-                watch.watchdog.rest()
-                result |= _evaluate(run, number, bar)
-                bar.pause(number)
+                watch.pause(number)
+                result |= _evaluate(run, number, watch.bar)
+                watch.pause(number)
                 goodput.book("evaluation")
             if stopping:
-                bar.note(f"stopped by a signal after step {number}; run the same command again to resume")
+                watch.bar.note(f"stopped by a signal after step {number}; run the same command again to resume")
                 return {**result, "step": number, "stopped": True}
     return result
 
 
-def _place(batch: "Batch") -> "Batch":
-    """Starts the transfer of a batch to the device."""
-    import jax
-
-    return jax.device_put(dict(batch))
-
-
-def _log(run: Run, watch: Watch, number: int, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _log(run: Run, watch: "Watch", number: int, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Averages the metrics of the steps since the last log and looks at each for what should not be."""
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} | {"skipped": rows[-1]["skipped"]}
     speed = watch.bar.report(number, means, run.data.clips_per_step)
@@ -260,17 +226,17 @@ def _log(run: Run, watch: Watch, number: int, rows: Sequence[Mapping[str, float]
     return {"step": number, "loss": means["loss"], "goodput": speed["goodput"]}
 
 
-def _save(run: Run, watch: Watch, number: int, open_window: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+def _save(run: Run, watch: "Watch", number: int, open_window: Sequence[tuple[int, Mapping[str, float]]]) -> None:
     from motionaura_jax.training.checkpoint import Beside
 
     run.goodput.book("steps")
-    watch.watchdog.rest()
+    watch.pause(number)
     run.checkpoints.save(run.state, Beside(run.data.skipped.ranges, open_window))
     watch.recovery.saved()
     run.goodput.saved(number)
     run.goodput.book("checkpoint")
     run.goodput.write()
-    watch.bar.pause(number)
+    watch.pause(number)
 
 
 def _evaluate(run: Run, number: int, bar: "TrainingProgress") -> dict[str, float]:

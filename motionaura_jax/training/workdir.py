@@ -14,7 +14,7 @@ from motionaura_jax.training import data
 from motionaura_jax.weights import steps
 
 # Keys that may change between two runs of one workdir: they move no parameter and no sample.  Elsewhere is another run.
-FREE_SECTIONS = ("checkpoint", "evaluate", "profile", "sample", "watchdog")
+FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "profile", "sample", "watchdog")
 BOUND_KEYS = ("checkpoint.folder",)
 FREE_KEYS = ("data.threads", "train.log_every", "train.max_rollbacks")
 
