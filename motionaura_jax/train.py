@@ -137,6 +137,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
 
 def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
     """Trains to step `last`, back from the last checkpoint wherever loss or gradient does not stay finite."""
+    from motionaura_jax.training import state
     from motionaura_jax.training.recovery import NonFiniteStreak
     from motionaura_jax.training.watch import watching
     from motionaura_jax.training.writers import MetricWriter
@@ -148,6 +149,7 @@ def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
             try:
                 return _steps(run, watch, first, last)
             except NonFiniteStreak:
+                run.state = state.outline(run.state)  # frees the memory that the restored one needs
                 run.state, beside = watch.recovery.roll_back(run.state)
                 run.open_window, first = beside.open_window, int(run.state.step)
                 run.goodput.lose(first)
