@@ -15,8 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from motionaura_jax.torch_export.modeling_spectral_layers import (
+    Grid,
+    SpectralInput,
+    SpectralOutput,
+    paired_order,
+    spectrum,
+)
 from motionaura_jax.torch_export.modeling_utils import Pretrained
-from motionaura_jax.torch_export.spectral import Grid, SpectralInput, SpectralOutput, paired_order, spectrum
 
 _EPSILON = 1e-6
 _FEATURES, _BASE = 256, 10000.0
