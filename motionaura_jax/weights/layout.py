@@ -13,7 +13,7 @@ import dataclasses
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -98,7 +98,7 @@ class Layout:
     """The rules of a network.
 
     Attributes:
-      prefixes: published tensors may all carry one of them before the name in the rule.
+      prefixes: a published tensor may carry one of them before the name in the rule.
       ignored: tensors that files may hold and the network does not need, e.g. "decoder.*".
       new: leaves that no file fills, e.g. "adapter/*"; both as in `fnmatch`.
     """
@@ -186,11 +186,16 @@ def export_tensors(layout: Layout, params: PyTree) -> Iterator[tuple[str, np.nda
         yield name, np.asarray(slot.view(np.asarray(slot.of(leaves[slot.leaf]))), order="C")
 
 
+def without_ignored(layout: Layout, names: Iterable[str]) -> list[str]:
+    """Those of `names` that the layout does not ignore."""
+    return [name for name in names if not _matches(name, layout.ignored)]
+
+
 def _match(files: TensorFiles, layout: Layout, places: Mapping[str, Slot], leaves: Mapping[str, Any]) -> dict[str, str]:
     """Maps the names in the files that are used to those in the rules."""
-    held = [name for name in files if not _matches(name, layout.ignored)]
-    prefix = max(("", *layout.prefixes), key=lambda prefix: sum(prefix + name in files for name in places))
-    sources = {prefix + name: name for name in places}
+    held = without_ignored(layout, files)
+    named = {name: [prefix + name for prefix in ("", *layout.prefixes) if prefix + name in files] for name in places}
+    sources = {(found or [name])[0]: name for name, found in named.items()}
     missing, unused = sorted(sources.keys() - set(held)), sorted(set(held) - sources.keys())
     if missing or unused:
         raise UserError(

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,35 @@ class TensorFiles(Mapping[str, Tensor]):
         Raises:
           UserError: the file was damaged after it had been opened.
         """
+        rows = 0
+        for piece in self._pieces(name):
+            if not self[name].shape:
+                into[...] = piece
+            else:
+                into[rows : rows + len(piece)] = piece
+                rows += len(piece)
+
+    def digest(self, names: Iterable[str]) -> bytes:
+        """Hash of these tensors with their names, in alphabetical order; reads all of them."""
+        digest = hashlib.sha256()
+        for name in sorted(names):
+            digest.update(repr((name, self[name].dtype, self[name].shape)).encode())
+            for piece in self._pieces(name):
+                digest.update(piece.tobytes())
+        return digest.digest()
+
+    def _pieces(self, name: str) -> Iterator[np.ndarray]:
+        """The tensor in slices along its first axis, or whole where it has none."""
         tensor = self[name]
         # Opened for each tensor, because what was read of a mapped file counts as resident until it is closed.
         with _opened(tensor.file) as file:
             if not tensor.shape:
-                into[...] = file.get_tensor(name)
+                yield file.get_tensor(name)
                 return
-            rows = max(1, _PIECE // max(1, into.nbytes // max(1, len(into))))
-            part = file.get_slice(name)
-            for start in range(0, len(into), rows):
-                into[start : start + rows] = part[start : min(start + rows, len(into))]
+            part, row = file.get_slice(name), 8 * int(np.prod(tensor.shape[1:], dtype=np.int64))
+            rows = max(1, _PIECE // max(1, row))
+            for start in range(0, tensor.shape[0], rows):
+                yield part[start : min(start + rows, tensor.shape[0])]
 
 
 def listed(names: list[str]) -> str:

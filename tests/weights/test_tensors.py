@@ -29,7 +29,7 @@ def refused(path):
 
 
 def test_a_file_a_folder_and_shards_give_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensors, "_PIECE", 12)  # a row of `a`
+    monkeypatch.setattr(tensors, "_PIECE", 24)  # a row of `a`
     for name in ("s", "f"):
         (tmp_path / name).mkdir()
     shards(tmp_path / "s", {"a": "x.safetensors", "b": "y.safetensors"}, x=A, y=B)

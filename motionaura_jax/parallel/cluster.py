@@ -1,0 +1,155 @@
+"""Where this process stands in a run of several: told by flags, by the environment, or found out from the cluster."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from motionaura_jax.errors import UserError
+from motionaura_jax.limits import Checked, Count, Limit, Natural
+
+VARIABLES = {
+    "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+"""Variables that stand for the flags of the same meaning; launch/local.sh sets them."""
+
+Seconds = Annotated[int, Limit("at least 1", lambda value: value >= 1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """One process among those of a run.
+
+    Attributes:
+      coordinator: HOST:PORT at which process 0 waits for the others.
+      count, index: number of processes, and which of them this is.
+      devices: the accelerators of the machine that this process may use; None means all that it sees.
+    """
+
+    coordinator: str
+    count: int
+    index: int
+    devices: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted(Checked):
+    """What the flags of a command say about its place; what they leave open is found out.
+
+    Attributes:
+      heartbeat_timeout: seconds of silence after which a process counts as gone and the others end.
+      start_timeout: seconds that processes wait for each other at the start.
+    """
+
+    coordinator_address: str | None = None
+    num_processes: Count | None = None
+    process_id: Natural | None = None
+    heartbeat_timeout: Seconds = 100
+    start_timeout: Seconds = 120
+
+
+def find(wanted: Wanted, environment: Mapping[str, str] | None = None) -> Place | None:
+    """Returns the place of this process, or None where it runs alone: flags first, then `VARIABLES`, then the cluster.
+
+    Clusters are those that JAX knows (SLURM, Open MPI, TPU pods, indexed jobs of Kubernetes).  A cluster of one process
+    is none.
+
+    Raises:
+      UserError: a part is missing, is no number, or contradicts another.
+    """
+    environment = os.environ if environment is None else environment
+    told = {name: _first(getattr(wanted, name), _variable(environment, name)) for name in VARIABLES}
+    if None in told.values():
+        found = _from_cluster(environment, wanted.start_timeout) or {}
+        told = {name: _first(value, found.get(name)) for name, value in told.items()}
+    if all(value is None for value in told.values()):
+        return None
+    for name, value in told.items():
+        if value is None:
+            raise UserError(f"--{name} is not given and no cluster tells it; pass --{name} or set {VARIABLES[name]}")
+    if not told["process_id"] < told["num_processes"]:
+        raise UserError(
+            f"process_id={told['process_id']} of num_processes={told['num_processes']}; processes count from 0"
+        )
+    if not re.fullmatch(r".+:\d+", told["coordinator_address"]):
+        raise UserError(f"coordinator_address={told['coordinator_address']}: give HOST:PORT of process 0")
+    return Place(
+        coordinator=told["coordinator_address"],
+        count=told["num_processes"],
+        index=told["process_id"],
+        devices=share_of_devices(environment),
+    )
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def _variable(environment: Mapping[str, str], name: str) -> Any:
+    text = environment.get(VARIABLES[name])
+    if not text or name == "coordinator_address":
+        return text or None
+    if not text.isdecimal():
+        raise UserError(f"{VARIABLES[name]}={text}: is no number; set it to a whole number or unset it")
+    return int(text)
+
+
+def _from_cluster(environment: Mapping[str, str], timeout: int) -> dict[str, Any] | None:
+    """Asks JAX's detectors; they have no public entrance but `initialize`, which would take one GPU of a node only."""
+    from jax._src.clusters import ClusterEnv, K8sCluster
+
+    for cluster in ClusterEnv._cluster_types:
+        # A pod that is not one of an indexed job is alone, and asking Kubernetes about it needs rights that it may lack.
+        lone_pod = cluster is K8sCluster and "JOB_COMPLETION_INDEX" not in environment
+        if cluster.opt_in_only_method or lone_pod or not cluster.is_env_present():
+            continue
+        try:
+            if cluster.get_process_count() == 1:
+                return None
+            return {
+                "coordinator_address": cluster.get_coordinator_address(
+                    timeout, environment.get("JAX_COORDINATOR_PORT")
+                ),
+                "num_processes": cluster.get_process_count(),
+                "process_id": cluster.get_process_id(),
+            }
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(
+                f"{cluster.__name__}: cannot tell the place of this process ({error}); "
+                f"pass --coordinator_address, --num_processes and --process_id"
+            ) from error
+    return None
+
+
+def share_of_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
+    """Returns the GPUs of this process where several of one node see the same ones; None where it may use all it sees.
+
+    Raises:
+      UserError: more processes on the node than GPUs.
+    """
+    if environment.get("JAX_LOCAL_DEVICE_IDS"):
+        return None  # JAX reads the variable itself
+    local, tasks = _on_this_node(environment)
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if tasks == 1 or len(visible) < 2:
+        return None
+    if len(visible) < tasks:
+        raise UserError(f"{tasks} processes on a node with {len(visible)} GPUs; start at most one process for each GPU")
+    share = len(visible) // tasks
+    return tuple(range(local * share, (local + 1) * share))
+
+
+def _on_this_node(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Returns which process of its node this is, and how many there are."""
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in environment:
+        return int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]), int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    counts = [  # "2(x3),1" stands for three nodes with two tasks and one with one
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        for _ in range(int(times or 1))
+    ]
+    node = int(environment.get("SLURM_NODEID", 0))
+    return int(environment.get("SLURM_LOCALID", 0)), counts[node] if node < len(counts) else 1
