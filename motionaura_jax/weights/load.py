@@ -1,4 +1,4 @@
-"""Opens trained weights: a workdir, one of its step folders, or a release folder."""
+"""Opens trained weights: a workdir, one of its step folders, a release folder, or one exported to PyTorch."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems import base
 from motionaura_jax.types import PyTree
-from motionaura_jax.weights import release, steps
+from motionaura_jax.weights import exported, release, steps
 
 R = TypeVar("R", bound=Recipe)
 
@@ -108,7 +108,7 @@ def load_tokenizer(path: str | pathlib.Path, latent_space: str = "") -> tuple[To
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Weights on disk, not yet read; one face for step folders and release folders."""
+    """Weights on disk, not yet read; one face for step folders, release folders and exported ones."""
 
     path: str
     folder: pathlib.Path
@@ -133,7 +133,9 @@ class _Source:
 
 def _open(path: str | pathlib.Path) -> _Source:
     folder = pathlib.Path(path)
-    if release.is_release(folder):
+    if exported.is_export(folder):
+        meta, reader = exported.read_meta(folder), functools.partial(exported.read_weights, folder)
+    elif release.is_release(folder):
         meta, reader = release.read_meta(folder), functools.partial(release.read_weights, folder)
     else:
         folder, meta = steps.read_meta(folder)
