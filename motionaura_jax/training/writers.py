@@ -15,6 +15,8 @@ from PIL import Image
 from motionaura_jax.data.media import write_text
 from motionaura_jax.errors import UserError
 
+FILE = "metrics.jsonl"
+
 
 class MetricWriter:
     """Appends one JSON object per logged step and mirrors it to TensorBoard events in `workdir/tensorboard`.
@@ -25,7 +27,7 @@ class MetricWriter:
 
     def __init__(self, workdir: pathlib.Path, resumed_step: int):
         """Drops lines after `resumed_step`: those steps will be run, and logged, again."""
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / FILE
         rows = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         with _named(self._path):
