@@ -77,6 +77,7 @@ PRESETS = {
     # Rendered scenes on a few processor cores; goes with the tokenizer of `configs/tokenizer.py:demo`.
     "demo": {
         **_model("tiny", spectral="hartley"),
+        "model.folded_training": True,
         "token_cache": 8192,
         "data.scenes": 1024,
         "data.scene_style": "easy",

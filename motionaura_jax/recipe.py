@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.errors import UserError, shown
 from motionaura_jax.limits import Checked, Count, Limit, Natural, NonNegative, Positive, Seed, ShareBelowOne
+from motionaura_jax.parallel.config import MeshConfig
 
 SCENES = "scenes"
 
@@ -147,6 +148,7 @@ class Recipe(Checked):
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,12 +51,18 @@ def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> d
       `step`, `loss`, the last held-out metrics, and `stopped` where a signal ended the run early.
 
     Raises:
-      UserError: unusable data, another config in the workdir, a full disk, a loss that stays non-finite.
+      UserError: unusable data, another config in the workdir, a mesh that the devices, the batch or the tokens do not
+        divide over, a full disk, a loss that stays non-finite.
     """
-    run = _start(system, workdir, override)
-    first, last = int(run.state.step), system.recipe.train.steps
-    logger.info("training steps %d to %d in %s", first, last, workdir)
+    import jax
+
+    from motionaura_jax.parallel.mesh import make_mesh
+
     with contextlib.ExitStack() as closing:
+        closing.enter_context(jax.set_mesh(make_mesh(system.recipe.mesh)))
+        run = _start(system, workdir, override)
+        first, last = int(run.state.step), system.recipe.train.steps
+        logger.info("training steps %d to %d in %s", first, last, workdir)
         closing.callback(run.writer.close)
         closing.callback(run.checkpoints.close)
         return {"workdir": str(workdir), "step": first, **_loop(run, first, last)}
@@ -66,6 +72,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
     """Opens the workdir, the data and the state; all that can be refused is refused here."""
     import jax
 
+    from motionaura_jax.parallel import mesh as meshes
     from motionaura_jax.training import checkpoint, data, optimizer, state, step, writers
     from motionaura_jax.training import workdir as workdirs
     from motionaura_jax.weights import steps
@@ -73,7 +80,9 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
 
     # ---------------------------------------------------------------- Weights of other runs
     # Before the workdir takes its config: a wrong path can then be mended without another workdir.
-    recipe, fresh = system.recipe, steps.newest(workdir) is None
+    recipe, fresh, mesh = system.recipe, steps.newest(workdir) is None, jax.sharding.get_mesh()
+    for bucket in recipe.data.all_buckets():
+        meshes.check_batch(mesh.shape, bucket.batch_size, recipe.train.accumulation)
     if recipe.meaning and not fresh:
         recipe.check_start(load_recipe(workdir, type(recipe), recipe.system), str(workdir))
     system.check_data()
@@ -82,20 +91,17 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
 
     # ---------------------------------------------------------------- Config and data
     saved = workdirs.open_workdir(workdir, recipe, override=override)
-    clips = data.TrainingData(recipe, workdir)
+    clips = data.TrainingData(recipe, workdir, *meshes.batch_part(mesh))
     logger.info("%s", clips.describe())
 
     # ---------------------------------------------------------------- State
     optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
-    create = lambda: state.create(system, optimize, recipe.seed)  # noqa: E731
-    abstract = jax.eval_shape(create)
-    count = state.parameter_count(abstract.params) / 1e6
-    logger.info(
-        "%s: %.2f M parameters on %d x %s", recipe.system, count, jax.device_count(), jax.devices()[0].device_kind
-    )
+    abstract = state.abstract(system, optimize, mesh)
+    shardings = state.shardings(abstract, mesh)
+    state.describe(recipe.system, abstract, mesh)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved)
     if fresh:
-        current = jax.jit(create)()
+        current = jax.jit(lambda: state.create(system, optimize, recipe.seed), out_shardings=shardings)()
         batches = (system.to_arrays(batch) for batch in clips.preparation())
         start = start or system.prepare(current.params, current.extra, batches)
         current = state.restart(current, *start)
@@ -105,8 +111,8 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
         system=system,
         workdir=workdir,
         data=clips,
-        frozen=frozen,
-        train_step=step.make_train_step(system, optimize),
+        frozen=jax.device_put(frozen, state.frozen_shardings(frozen, mesh)),
+        train_step=step.make_train_step(system, optimize, shardings),
         checkpoints=checkpoints,
         writer=writers.MetricWriter(workdir, int(current.step)),
         state=current,
@@ -116,15 +122,16 @@ def _start(system: "System", workdir: pathlib.Path, override: bool) -> Run:
 def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
     import jax
 
+    from motionaura_jax.parallel.mesh import spread_batch
     from motionaura_jax.training.progress import TrainingProgress
 
-    recipe = run.system.recipe
+    recipe, mesh = run.system.recipe, jax.sharding.get_mesh()
     result: dict[str, Any] = {}
     window: list[Any] = []
     with _StopSignal() as stop, TrainingProgress(last, first) as bar:
         batches = run.data.batches(first)
         for number in range(first + 1, last + 1):
-            batch = run.system.to_arrays(next(batches))
+            batch = spread_batch(mesh, run.system.to_arrays(next(batches)))
             run.state, metrics = run.train_step(run.state, run.frozen, batch)
             window.append(metrics)
             if number == first + 1:

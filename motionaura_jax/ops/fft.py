@@ -5,6 +5,7 @@ whole onto every device.  Each transform here therefore runs in a `jax.shard_map
 transformed axes local and the others split.  Everything computes in float32 or wider and returns its input's dtype.
 """
 
+import functools
 import math
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Complex, Float
 
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that prefer to split the first free axis of an array; all others prefer the last (channels)."""
+
+WEIGHT_AXES = (*BATCH_AXES, "tensor", "sequence")
+ACTIVATION_AXES = (*BATCH_AXES, "sequence")
+"""Mesh axes over which weights and activations are transformed; along `tensor` each device transforms its own copy."""
 
 _LINE = 16  # float32 numbers in a cache line
 
@@ -29,7 +34,8 @@ def fft2(x: Float[Array, "b s d"]) -> Complex[Array, "b s d"]:
 def dft(x: Array, axis: int) -> Complex[Array, "..."]:
     """Returns the complex transform along one axis of a real array, e.g. of a weight that is being folded."""
     layout = string.ascii_lowercase[: x.ndim]
-    return _island(lambda a: jnp.fft.fft(a, axis=axis, norm="ortho"), layout, layout, layout[axis], _wide(x))
+    local = functools.partial(jnp.fft.fft, axis=axis, norm="ortho")
+    return _island(local, layout, layout, layout[axis], _wide(x), over=WEIGHT_AXES)
 
 
 def re_fft2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -121,15 +127,30 @@ def mirror(x: Array, axes: Sequence[int]) -> Array:
 
 def fold_columns(x: Float[Array, "b s d"]) -> Float[Array, "b s c"]:
     """Returns columns 0..d/2 of the point-even half (x[s, d] + x[-s, -d]) / 2; the rest is their reflection."""
+    columns, opposite = column_pairs(x)
+    return 0.5 * (columns + seq_mirror(opposite))
+
+
+def column_pairs(x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s c"], Float[Array, "b s c"]]:
+    """Returns the columns 0..d/2 and, beside each of them, column -d."""
     kept = x.shape[-1] // 2 + 1
-    reflected = mirror(jnp.concatenate([x[..., :1], x[..., x.shape[-1] - kept + 1 :][..., ::-1]], axis=-1), (-2,))
-    return 0.5 * (x[..., :kept] + reflected)
+    return x[..., :kept], jnp.concatenate([x[..., :1], x[..., x.shape[-1] - kept + 1 :][..., ::-1]], axis=-1)
 
 
 def unfold_columns(columns: Float[Array, "b s c"], width: int) -> Float[Array, "b s d"]:
     """Completes the columns 0..width/2 of a point-symmetric array."""
+    return join_columns(columns, seq_mirror(columns), width)
+
+
+def join_columns(columns: Float[Array, "b s c"], mirrored: Float[Array, "b s c"], width: int) -> Float[Array, "b s d"]:
+    """Completes the columns 0..width/2 of a point-symmetric array, given `seq_mirror` of them."""
     count = width - (width // 2 + 1)
-    return jnp.concatenate([columns[..., : width // 2 + 1], mirror(columns[..., count:0:-1], (-2,))], axis=-1)
+    return jnp.concatenate([columns[..., : width // 2 + 1], mirrored[..., count:0:-1]], axis=-1)
+
+
+def seq_mirror(x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
+    """Reverses the sequence, s -> -s."""
+    return _island(lambda a: mirror(a, (-2,)), "bsc", "bsc", "s", x)
 
 
 def _wide(x: Array) -> Array:
@@ -142,13 +163,23 @@ def _spread(x: Float[Array, "b s c"]) -> Float[Array, "b s k"]:
     return jnp.concatenate([x, x[..., :_LINE]], axis=-1) if jax.default_backend() == "cpu" else x
 
 
-def _island(function: Callable[..., Any], inputs: str, outputs: str, local: str, *arrays: Array) -> Any:
-    """Applies `function` device by device; letters name axes, and those in `local` or in one layout only stay whole."""
+def _island(
+    function: Callable[..., Any],
+    inputs: str,
+    outputs: str,
+    local: str,
+    *arrays: Array,
+    over: Sequence[str] = ACTIVATION_AXES,
+) -> Any:
+    """Applies `function` device by device; letters name axes, and those in `local` or in one layout only stay whole.
+
+    `over` names the mesh axes that split the others.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types:
         return function(*arrays)
     free = {c: n for c, n in zip(inputs, arrays[0].shape, strict=True) if c in outputs and c not in local}
-    split = _assign(mesh, free)
+    split = _assign({name: size for name, size in mesh.shape.items() if name in over}, free)
 
     def spec(layout: str) -> PartitionSpec:
         return PartitionSpec(*(split.get(c) or None for c in layout))
@@ -156,11 +187,11 @@ def _island(function: Callable[..., Any], inputs: str, outputs: str, local: str,
     return jax.shard_map(function, in_specs=spec(inputs), out_specs=spec(outputs))(*arrays)
 
 
-def _assign(mesh: AbstractMesh, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+def _assign(mesh: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     """Gives every mesh axis to the first array axis that it divides; an axis that divides none replicates the work."""
     split: dict[str, tuple[str, ...]] = dict.fromkeys(sizes, ())
     shards = dict.fromkeys(sizes, 1)
-    for name, devices in zip(mesh.axis_names, mesh.axis_sizes, strict=True):
+    for name, devices in mesh.items():
         for letter in sizes if name in BATCH_AXES else reversed(list(sizes)):
             if sizes[letter] % (shards[letter] * devices) == 0:
                 split[letter] += (name,)

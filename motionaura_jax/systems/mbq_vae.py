@@ -27,6 +27,7 @@ from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer, m
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
 from motionaura_jax.models.features import squeezenet
 from motionaura_jax.models.features.perceptual import FeatureNetwork
+from motionaura_jax.parallel import constraints
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.types import PyTree
@@ -68,6 +69,11 @@ class MBQVAERecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mesh.sequence > 1:
+            raise UserError(
+                f"config.mesh.sequence={self.mesh.sequence}: a tokenizer has no sequence of tokens to split; give these "
+                f"devices to --config.mesh.fsdp or --config.mesh.data"
+            )
         if self.loss.perceptual and not self.loss.perceptual_weights:
             raise UserError(
                 "config.loss.perceptual_weights: name the file (SqueezeNet: .npz) that the perceptual loss reads"
@@ -199,7 +205,7 @@ class MBQVAESystem:
         return Evaluation(metrics=metrics, videos=videos, fps=self.recipe.data.fps)
 
     def _apply(self, tokenizer: PyTree, method: str, *arguments: Any) -> Any:
-        return self._network.apply({"params": tokenizer["network"]}, *arguments, method=method)
+        return self._network.apply({"params": constraints.gathered(tokenizer["network"])}, *arguments, method=method)
 
     def _encode(self, tokenizer: PyTree, video: Array) -> Array:
         padded, _ = pad_to_multiple(self.recipe.model, video)
@@ -213,6 +219,7 @@ class MBQVAESystem:
         self, tokenizer: PyTree, extra: PyTree, video: Array
     ) -> tuple[Array, Array, Array | None]:
         """Reconstructions with and without quantization, and the codes."""
+        video = constraints.batch(video)
         z = self._encode(tokenizer, video)
         code = quantizers.quantize(self.recipe.model, tokenizer["quantizer"], extra, z)
         # Both decodes as one batch: the decoder is compiled once.
@@ -220,7 +227,7 @@ class MBQVAESystem:
             tokenizer, jnp.concatenate([code.values, quantizers.continuous_values(self.recipe.model, z)]), video.shape
         )
         output, continuous = jnp.split(jnp.clip(both, -1.0, 1.0), 2)
-        return output, continuous, code.codes
+        return constraints.whole((output, continuous, code.codes))
 
     def _mask(self, tokenizer: PyTree, batch: Batch, key: Array, progress: Array) -> tuple[Array, Array]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
@@ -235,7 +242,7 @@ class MBQVAESystem:
         weights = self.recipe.loss
 
         def judge(weights: PyTree, video: Array) -> Any:
-            return self._discriminator.apply({"params": weights}, video)
+            return self._discriminator.apply({"params": constraints.gathered(weights)}, video)
 
         generator = generator_loss(judge(jax.lax.stop_gradient(params), fake))
         discriminator = discriminator_loss(judge(params, real), judge(params, jax.lax.stop_gradient(fake)))

@@ -23,6 +23,9 @@ EVALUATION_SEED = 2**31 - 1
 class TrainingData:
     """Training batches as a function of the step, and fixed held-out batches.
 
+    Args:
+      part, parts: this process reads the `part`-th of `parts` equal parts of every training batch.
+
     Attributes:
       evaluation: the held-out batches: the same clips, crops and order at every evaluation.  They are decoded here, so that
         no file can fail once training is under way.
@@ -31,8 +34,8 @@ class TrainingData:
       UserError: a manifest that is missing, empty or without a usable clip on either side.
     """
 
-    def __init__(self, recipe: Recipe, workdir: pathlib.Path):
-        self._recipe, self._buckets = recipe, recipe.data.all_buckets()
+    def __init__(self, recipe: Recipe, workdir: pathlib.Path, part: int = 0, parts: int = 1):
+        self._recipe, self._buckets, self._part = recipe, recipe.data.all_buckets(), (part, parts)
         self._rejections = Rejections(workdir / _rejected())
         train, held_out = _records(recipe.data, recipe.evaluate, workdir)
         self._checked = preflight(train, self._buckets, fps=recipe.data.fps, rejections=self._rejections)
@@ -57,14 +60,14 @@ class TrainingData:
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches of the steps `first_step`, `first_step` + 1, ...; the same for every start."""
-        return iter(self._loader(first_step))
+        return iter(self._loader(first_step, *self._part))
 
     def preparation(self) -> Iterator[Batch]:
-        """The first training batches, for a data-dependent start."""
+        """The first training batches, whole in every process, for a data-dependent start."""
         loader = self._loader(0)
         return (loader.batch(step) for step in range(PREPARATION_BATCHES))
 
-    def _loader(self, first_step: int) -> Loader:
+    def _loader(self, first_step: int, part: int = 0, parts: int = 1) -> Loader:
         return Loader(
             self._train,
             self._buckets,
@@ -74,6 +77,8 @@ class TrainingData:
             end_step=self._recipe.train.steps,
             threads=self._recipe.data.threads,
             rejections=self._rejections,
+            process_index=part,
+            process_count=parts,
         )
 
     def _hold_out(self, train: list[Record], held_out: list[Record]) -> tuple[list[Record], list[Record], list[Batch]]:

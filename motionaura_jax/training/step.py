@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.training.state import TrainState
 from motionaura_jax.types import PyTree
@@ -18,16 +19,21 @@ _NO_SAMPLE = 2**32 - 1  # the key of what belongs to the step, not to one of its
 StepFunction = Callable[[TrainState, PyTree, Batch], tuple[TrainState, dict[str, Array]]]
 
 
-def make_train_step(system: System, optimizer: optax.GradientTransformation) -> StepFunction:
+def make_train_step(
+    system: System, optimizer: optax.GradientTransformation, shardings: TrainState | None = None
+) -> StepFunction:
     """Returns the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
 
-    The key of a step is `fold_in(seed, step)`, so a resumed run repeats it exactly.
+    With `shardings` (see `state.shardings`) the state comes and goes as they say, gradients lie like the parameters and
+    metrics on every device; trace it under `jax.set_mesh`.  The key of a step is `fold_in(seed, step)`, so a resumed run
+    repeats it exactly.
     """
     train, seed = system.recipe.train, system.recipe.seed
+    gradient = _gradient(system, None if shardings is None else shardings.params)
 
     def train_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, loss, stats, metrics = _accumulate(system, state, frozen, batch, key, train.accumulation)
+        gradients, loss, stats, metrics = _accumulate(gradient, state, frozen, batch, key, train.accumulation)
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -39,15 +45,39 @@ def make_train_step(system: System, optimizer: optax.GradientTransformation) -> 
         metrics = {"loss": loss, "gradient_norm": norm, "skipped": skipped, **metrics, **advanced}
         return dataclasses.replace(kept, step=state.step + 1, skipped=skipped), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(shardings, None, None),
+        out_shardings=(shardings, shardings.step),  # metrics, like the step, on every device
+    )
+
+
+def _gradient(system: System, places: PyTree | None) -> Callable[..., tuple[Any, PyTree]]:
+    """`((loss, (stats, metrics)), gradients)` of the arguments of `system.loss`, gradients lying like `places`."""
+    gradient = jax.value_and_grad(system.loss, has_aux=True)
+    if places is None:
+        return gradient
+
+    def pinned(*arguments: Any) -> tuple[Any, PyTree]:
+        value, gradients = gradient(*arguments)
+        return value, jax.lax.with_sharding_constraint(gradients, places)
+
+    return pinned
 
 
 def _accumulate(
-    system: System, state: TrainState, frozen: PyTree, batch: Batch, key: Key[Array, ""], count: int
+    gradient: Callable[..., tuple[Any, PyTree]],
+    state: TrainState,
+    frozen: PyTree,
+    batch: Batch,
+    key: Key[Array, ""],
+    count: int,
 ) -> tuple[PyTree, Float[Array, ""], PyTree, Mapping[str, Any]]:
     """Means of gradients, loss and metrics over `count` microbatches, and the stacked stats."""
-    gradient = jax.value_and_grad(system.loss, has_aux=True)
-    micro = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), dict(batch))
+    micro = constraints.microbatches(dict(batch), count)
 
     def one(total: PyTree, part: Batch) -> tuple[PyTree, PyTree]:
         (loss, (stats, metrics)), grads = gradient(state.params, state.extra, frozen, part, key, state.step)

@@ -13,7 +13,7 @@ from motionaura_jax.training import data
 from motionaura_jax.weights import steps
 
 # Keys that may change between two runs of one workdir: they move no parameter and no sample.
-FREE_SECTIONS = ("checkpoint", "evaluate", "sample")
+FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "sample")
 FREE_KEYS = ("data.threads", "train.log_every")
 
 

@@ -131,7 +131,7 @@ def along_sequence(a):
 x = np.random.default_rng(0).standard_normal((4, 6, 8)).astype(np.float32)
 assert compiled(transforms, x, (4,), ("data",), P("data")) == []
 assert compiled(jax.grad(lambda a: jnp.sum(transforms(a) ** 2)), x, (2, 2), ("data", "fsdp"), P(("data", "fsdp"))) == []
-assert compiled(along_sequence, x, (2, 2), ("data", "tensor"), P("data", None, "tensor")) == []
+assert compiled(along_sequence, x, (2, 2), ("data", "sequence"), P("data", None, "sequence")) == []
 assert compiled(along_sequence, x[:1], (4,), ("data",), P(None, None, "data")) == []
 assert "all-gather" in compiled(lambda a: jnp.fft.fft2(a).real, x, (4,), ("data",), P("data"))
 """

@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from motionaura_jax import train
 from motionaura_jax.errors import UserError
+from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.training.writers import MetricWriter, read_metrics
 
 
@@ -121,6 +122,8 @@ def test_the_writer_is_closed_though_the_last_save_fails(tmp_path, monkeypatch):
 
     class System:
         class recipe:
+            mesh = MeshConfig()
+
             class train:
                 steps = 1
 

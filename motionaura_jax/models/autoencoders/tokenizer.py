@@ -19,6 +19,7 @@ from motionaura_jax.models.autoencoders.quantizers import (
     continuous_values,
     quantize,
 )
+from motionaura_jax.parallel import constraints
 from motionaura_jax.types import Latent, PyTree
 
 
@@ -84,7 +85,8 @@ class Tokenizer:
         return codes_to_values(self.config, self.params["quantizer"], self.extra, tokens)
 
     def _apply(self, method: str, value: Array) -> Any:
-        return MBQVAE(self.config).apply({"params": self.params["network"]}, value, method=method)
+        weights = constraints.gathered(self.params["network"])
+        return MBQVAE(self.config).apply({"params": weights}, value, method=method)
 
 
 def fingerprint(config: MBQVAEConfig, params: PyTree, extra: PyTree) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.layers import spectral
 from motionaura_jax.models.layers.attention import Attention, normalize, split_heads
+from motionaura_jax.parallel import constraints
 
 Tokens = Float[Array, "b s d"]
 Vector = Float[Array, "b 1 d"]
@@ -47,7 +48,8 @@ class KeysValues(nn.Module):
             )(text)[0]
             for name in "kv"
         )
-        return text, (normalize(split_heads(key, config.heads)), split_heads(value, config.heads))
+        key, value = (split_heads(constraints.heads(x, config.heads), config.heads) for x in (key, value))
+        return text, (normalize(key), value)
 
 
 class Modulation(nn.Module):
@@ -108,7 +110,7 @@ class Block(nn.Module):
         angle: Float[Array, "s half"] | None,
         mask: Bool[Array, "b l"] | None,
     ) -> tuple[Tokens, None]:
-        config = self.config
+        config, z = self.config, constraints.tokens(z)
         vectors = Modulation(config, modulation_count(config), name="modulation")(condition)
         self_attention = self._attention("self_attention", config.spectral, ("q", "k", "v"))
         cross_attention = self._attention("cross_attention", config.cross_kind, ("q",))
@@ -118,11 +120,11 @@ class Block(nn.Module):
             z = self._norm("self_norm", self_attention(adapted, angle=angle)) + adapted
             crossed = self._norm("cross_norm", cross_attention(z, context=context, mask=mask))
             z = crossed + self._adapt(z, vectors[2], vectors[3])
-            return z + self._gate(vectors[6], mlp(self._adapt(z, vectors[4], vectors[5]))), None
+            return constraints.tokens(z + self._gate(vectors[6], mlp(self._adapt(z, vectors[4], vectors[5])))), None
         z = z + self._gate(vectors[6], self_attention(adapted, angle=angle))
         adapted = self._adapt(z, vectors[2], vectors[3])
         z = z + self._gate(vectors[7], cross_attention(adapted, context=context, mask=mask))
-        return z + self._gate(vectors[8], mlp(self._adapt(z, vectors[4], vectors[5]))), None
+        return constraints.tokens(z + self._gate(vectors[8], mlp(self._adapt(z, vectors[4], vectors[5])))), None
 
     def _attention(self, name: str, kind: str, names: tuple[str, ...]) -> Attention:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
@@ -130,7 +132,8 @@ class Block(nn.Module):
         into: nn.Module
         out: nn.Module
         if self.folded and kind in spectral.FOLDED_KINDS:
-            into = spectral.FoldedInput(names, config.inner, kind == "re_fft2" and not learned, dtype, parent=None)
+            half = kind == "re_fft2" and not learned
+            into = spectral.FoldedInput(names, config.inner, half, dtype, config.heads, parent=None)
             out = spectral.FoldedOutput(config.width, kind != "hartley", dtype, parent=None)
         else:
             into = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, dtype, parent=None)

@@ -5,6 +5,9 @@ A transform is written T(x) = Re(w * F x) with the unitary Fourier transform F o
 exists in two forms that compute equal values: `SpectralInput` and `SpectralOutput` apply T to activations;
 `FoldedInput` and `FoldedOutput` hold kernels into which the transform along the embedding was merged beforehand
 (performance.md 2.2) and return their rows in the order of `paired_order`.
+
+Where a mesh splits the tokens, everything that acts on single tokens works on that split; for a transform along the
+sequence channels are split instead, and for attention heads.  Devices exchange pieces in between, all to all.
 """
 
 import flax.linen as nn
@@ -14,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from motionaura_jax.ops import fft
+from motionaura_jax.parallel import constraints
 
 Grid = tuple[int, int, int]
 Sequence = Float[Array, "b s d"]
@@ -34,14 +38,20 @@ def transform(x: Sequence, kind: str, grid: Grid) -> Sequence:
         return x
     if kind in ("re_fft2", "filter"):
         return fft.re_fft2(x)
+    if kind == "seq_hartley":
+        real, imaginary = _seq_parts(x)
+        return real - imaginary
     shape, axes = _domain(x, kind, grid)
     return fft.hartley_nd(x.reshape(shape), axes).reshape(x.shape)
 
 
 def weighted_transform(x: Sequence, weight: Float[Array, "2 d"], kind: str, grid: Grid) -> Sequence:
     """Applies Re(w * F x), w = weight[0] + i weight[1] for each embedding frequency (channel for `seq_hartley`)."""
-    shape, axes = _domain(x, kind, grid)
-    real, imaginary = fft.fft_parts(x.reshape(shape), axes)
+    if kind == "seq_hartley":
+        real, imaginary = _seq_parts(x)
+    else:
+        shape, axes = _domain(x, kind, grid)
+        real, imaginary = fft.fft_parts(x.reshape(shape), axes)
     return (weight[0] * real - weight[1] * imaginary).reshape(x.shape).astype(x.dtype)
 
 
@@ -102,6 +112,7 @@ class SpectralOutput(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b s n"]) -> Sequence:
         kernel = self.param("o", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        x = _to_tokens(x, x.shape[-1], "tensor")
         return transform(_dot(x, kernel, self.dtype), self.kind, self.grid)
 
 
@@ -117,20 +128,26 @@ class FoldedInput(nn.Module):
     features: int
     half: bool
     dtype: jnp.dtype
+    heads: int = 1
 
     @nn.compact
     def __call__(self, x: Sequence) -> tuple[Float[Array, "b s n"], ...]:
-        width = folded_width(x.shape[-1]) if self.half else x.shape[-1]
+        length, width = x.shape[1:]
         if self.half:
-            x = fft.fold_columns(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-            x = jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1])))
-        real, imaginary = (part.astype(self.dtype) for part in fft.seq_rfft(x))
-        return tuple(self._bins(name, real, imaginary, x.shape[1]) for name in self.names)
+            width = folded_width(width)
+            pairs = fft.column_pairs(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+            columns, opposite = (_to_channels(part, width) for part in pairs)
+            x = _fill(0.5 * (columns + fft.seq_mirror(opposite)), -1, width)
+        else:
+            x = _to_channels(x, width)
+        real, imaginary = (_to_tokens(part.astype(self.dtype), width) for part in fft.seq_rfft(x))
+        return tuple(self._bins(name, real, imaginary, length) for name in self.names)
 
     def _bins(self, name: str, real: Array, imaginary: Array, length: int) -> Float[Array, "b s n"]:
         init, shape = nn.initializers.lecun_normal(), (real.shape[-1], self.features)
         even, odd = (self.param(f"{name}_{part}", init, shape) for part in ("even", "odd"))
-        a, b = _dot(real, even, self.dtype), _dot(imaginary, odd, self.dtype)
+        products = _dot(real, even, self.dtype), _dot(imaginary, odd, self.dtype)
+        a, b = (constraints.heads(part, self.heads)[:, : length // 2 + 1] for part in products)
         return jnp.concatenate([a + b, (a - b)[:, 1 : (length + 1) // 2]], axis=1)
 
 
@@ -155,17 +172,51 @@ class FoldedOutput(nn.Module):
         # Bins 0 and length / 2 are their own mirror images.
         own = [x[:, kept - 1 : kept]] if length % 2 == 0 and length > 1 else []
         negative = jnp.concatenate([x[:, :1], x[:, kept:], *own], axis=1)
-        real, imaginary = _dot(positive + negative, even, self.dtype), _dot(positive - negative, odd, self.dtype)
+        parts = (_to_tokens(part, x.shape[-1], "tensor") for part in (positive + negative, positive - negative))
+        products = (_dot(part, kernel, self.dtype) for part, kernel in zip(parts, (even, odd), strict=True))
+        real, imaginary = (_to_channels(part, width)[:, :kept] for part in products)
         out = fft.seq_irfft(real, imaginary, length)
-        return fft.unfold_columns(out, self.features) if self.half else out
+        if not self.half:
+            return _to_tokens(out, width)
+        columns, mirrored = (_to_tokens(part, width) for part in (out, fft.seq_mirror(out)))
+        return fft.join_columns(columns, mirrored, self.features)
 
 
 def _dot(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
     return x.astype(dtype) @ kernel.astype(dtype)
 
 
+def _seq_parts(x: Sequence) -> tuple[Sequence, Sequence]:
+    """Returns real and imaginary part of the transform along the sequence alone."""
+    width = x.shape[-1]
+    real, imaginary = (constraints.tokens(part)[..., :width] for part in fft.fft_parts(_to_channels(x, width), (1,)))
+    return real, imaginary
+
+
+def _to_channels(x: Sequence, width: int) -> Sequence:
+    """Goes from split tokens to split channels: at least `width` of them, filled up until the devices divide them."""
+    devices = constraints.axis_size("sequence")
+    return x if devices == 1 else constraints.channels(_fill(x, -1, -(-width // devices) * devices))
+
+
+def _to_tokens(x: Sequence, width: int, *features: str) -> Sequence:
+    """Goes from split channels (or heads) to split tokens, filled up likewise, of `width` channels.
+
+    `features` is the mesh axis that splits the channels nevertheless.
+    """
+    devices = constraints.axis_size("sequence")
+    if devices == 1:
+        return x
+    return constraints.tokens(_fill(x, 1, -(-x.shape[1] // devices) * devices), *features)[..., :width]
+
+
+def _fill(x: Sequence, axis: int, size: int) -> Sequence:
+    """Appends zeros up to `size`."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, max(size - x.shape[axis], 0))
+    return jnp.pad(x, padding)
+
+
 def _domain(x: Sequence, kind: str, grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the shape in which `kind` sees x, and the axes that it transforms."""
-    if kind == "hartley3d":
-        return (x.shape[0], *grid, x.shape[-1]), (1, 2, 3, 4)
-    return x.shape, ((1,) if kind == "seq_hartley" else (1, 2))
+    """Returns the shape in which `kind`, which is not along the sequence alone, sees x, and the axes that it transforms."""
+    return ((x.shape[0], *grid, x.shape[-1]), (1, 2, 3, 4)) if kind == "hartley3d" else (x.shape, (1, 2))

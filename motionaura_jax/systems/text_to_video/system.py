@@ -22,6 +22,7 @@ from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
 from motionaura_jax.models.encoders.text_tokenizer import PAD, TextTokenizer
+from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
@@ -171,7 +172,7 @@ class TextToVideoSystem:
         """
         ids = text if guidance is None else jnp.concatenate([text, negative])
         network = SpectralTransformer(self.recipe.model, folded=True)
-        weights = {"params": params["denoiser"]}
+        weights = {"params": constraints.gathered(params["denoiser"])}
         cond = self._condition(params, ids, jnp.resize(fps, (len(ids),)))
         memory = network.apply(weights, cond, method="encode_text")
 
@@ -192,20 +193,24 @@ class TextToVideoSystem:
         return max(sizes, default=shape[0])
 
     def _condition(self, params: PyTree, ids: Array, fps: Array) -> Cond:
-        features = self._encoder.apply({"params": params["text"]}, ids)
+        features = self._encoder.apply({"params": constraints.gathered(params["text"])}, ids)
         return Cond(tokens=features, token_mask=ids != PAD, scalars={"fps": fps})  # type: ignore[arg-type]
 
     def _denoiser(self, params: PyTree, cond: Cond) -> Callable[[Array, Array], Any]:
-        """`(x_t, m) -> logits` under `cond`; with `model.folded_training` in the folded form, which gradients pass."""
-        config = self.recipe.model
-        network = SpectralTransformer(config, folded=config.folded_training)
-        weights = {"params": (self.folded(params) if config.folded_training else params)["denoiser"]}
+        """`(x_t, m) -> logits` under `cond`; with `model.folded_training` in the folded form, which gradients pass.
+
+        Where a mesh splits the tokens it is used anyway: only transforms along the sequence alone leave channels to split.
+        """
+        folded = self.recipe.model.folded_training or constraints.axis_size("sequence") > 1
+        network = SpectralTransformer(self.recipe.model, folded=folded)
+        weights = {"params": constraints.gathered((self.folded(params) if folded else params)["denoiser"])}
         return lambda x_t, m: network.apply(weights, x_t, m, cond)
 
     def _held_out_bound(
         self, params: PyTree, frozen: PyTree, batch: Batch, other: Array, index: Array
     ) -> tuple[Array, Array]:
         """Levels by clips, with the captions of the batch and with `other` ones."""
+        batch, other = constraints.batch((dict(batch), other))
         x0 = _tokens(frozen, batch)
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), index)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
@@ -214,7 +219,7 @@ class TextToVideoSystem:
             cond = self._condition(params, text, batch["fps"])
             return nelbo(self.process, self._denoiser(params, cond), x0, keys, levels=self.recipe.sample.levels)
 
-        return bound(batch["text"]), bound(other)
+        return constraints.whole((bound(batch["text"]), bound(other)))
 
     def _pictures(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, np.ndarray]:
         prompts, count = self.recipe.sample.prompts, min(self.recipe.evaluate.pictures, len(batch["sample"]))
@@ -233,6 +238,7 @@ class TextToVideoSystem:
         self, params: PyTree, frozen: PyTree, text: Array, fps: Array, *, size: tuple[int, int, int]
     ) -> Array:
         """Videos of `size` for the same keys at every evaluation."""
+        text, fps = constraints.batch((text, fps))
         config, tokenizer, count = self.recipe.sample, frozen["tokenizer"], len(text)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.recipe.seed), jnp.arange(count))
         samples = self.sample_tokens(
@@ -246,7 +252,8 @@ class TextToVideoSystem:
             config.guidance,
             steps=config.num_inference_steps,
         )
-        return tokenizer.decode(Latent(tokens=samples.tokens, size=size, latent_space=tokenizer.latent_space))
+        latent = Latent(tokens=samples.tokens, size=size, latent_space=tokenizer.latent_space)
+        return constraints.whole(tokenizer.decode(latent))
 
 
 @jax.jit

@@ -1,0 +1,76 @@
+"""What a compiled program moves between devices, read from its text."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_COLLECTIVE = re.compile(rf"= (\(?.*?\)?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction.
+
+    Attributes:
+      shapes: of its results on each device.
+      bytes: of its results on each device, each time that it runs.
+      times: how often it runs in one call of the program; a loop of unknown length counts once.
+    """
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    bytes: int
+    times: int
+
+
+def collectives(program: str) -> list[Collective]:
+    """Reads the text of a compiled program, `jax.stages.Compiled.as_text()`."""
+    bodies, entry = _computations(program)
+    return list(_walk(bodies, entry, 1))
+
+
+def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
+    """Adds up bytes on each device per call of the program."""
+    return {kind: sum(one.bytes * one.times for one in found if one.kind == kind) for kind in KINDS}
+
+
+def _computations(program: str) -> tuple[dict[str, list[str]], str]:
+    bodies: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in program.splitlines():
+        if header := _COMPUTATION.match(line):
+            name = header[2]
+            bodies[name] = []
+            entry = name if header[1] else entry
+        elif name:
+            bodies[name].append(line)
+    return bodies, entry
+
+
+def _walk(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[Collective]:
+    for line in bodies.get(name, ()):
+        if found := _COLLECTIVE.search(line):
+            yield _read(found[1], found[2], bool(found[3]), times)
+            continue
+        trips = int(count[1]) if " while(" in line and (count := _TRIPS.search(line)) else 1
+        branches = [part.strip().lstrip("%") for group in _BRANCHES.findall(line) for part in group.split(",")]
+        for called in [*_CALLED.findall(line), *branches]:
+            yield from _walk(bodies, called, times * trips)
+
+
+def _read(result: str, kind: str, started: bool, times: int) -> Collective:
+    arrays = _ARRAY.findall(result)
+    if started and kind != "all-reduce":
+        arrays = arrays[len(arrays) // 2 :]  # the operands come first
+    shapes = tuple(tuple(int(size) for size in dims.split(",") if size) for _, dims in arrays)
+    widths = (max(int(re.sub(r"\D", "", dtype) or 8) // 8, 1) for dtype, _ in arrays)
+    total = sum(width * math.prod(shape) for width, shape in zip(widths, shapes, strict=True))
+    return Collective(kind, shapes, total, times)

@@ -1,0 +1,70 @@
+"""How devices share the work, as settings; free of jax imports."""
+
+import dataclasses
+import math
+from typing import Annotated
+
+from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.limits import Checked, Count, Limit
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+"""Names of the mesh axes, from the one that talks least to the ones that talk in every layer."""
+
+Rest = Annotated[int, Limit("at least 1, or -1 for all devices that the other axes leave", lambda value: value >= -1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig(Checked):
+    """Devices along each axis of the mesh; their product is the number of devices.
+
+    Attributes:
+      data: groups that each hold the whole state and take their part of the clips; -1 or 0: all devices that are left.
+      fsdp: devices that split parameters, optimizer state and average among them; each takes its part of the clips.
+      tensor: devices that split each matrix product among them.
+      sequence: devices that split the tokens of a clip among them.
+    """
+
+    data: Rest = -1
+    fsdp: Count = 1
+    tensor: Count = 1
+    sequence: Count = 1
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """Returns the size of every axis on `devices` devices.
+
+        Raises:
+          UserError: the axes do not divide the devices, or leave some without work.
+        """
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        inner = self.fsdp * self.tensor * self.sequence
+        if sizes["data"] < 1:
+            sizes["data"] = max(devices // inner, 1)
+        if math.prod(sizes.values()) != devices:
+            asked = {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) > 1}
+            raise UserError(
+                f"config.mesh={shown(asked)}: {math.prod(asked.values())} does not divide {devices} device(s) or leaves "
+                f"some without work; choose axes with the product {devices}, e.g. --config.mesh.fsdp={devices}"
+            )
+        return sizes
+
+
+def parse(text: str, flag: str = "--mesh") -> MeshConfig:
+    """Reads "data:2,sequence:4"; an axis that is not named has one device, `data` all that are left.
+
+    Raises:
+      UserError: another axis, or a size that is no number above 0.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.strip().partition(":")
+        if axis not in AXES:
+            raise UserError(f"{flag}={text}: {axis!r} is no axis of a mesh{nearest(axis, AXES)}")
+        if axis in sizes or not size.isdecimal() or int(size) < 1:
+            raise UserError(f"{flag}={text}: write each axis once with its number of devices, e.g. data:2,sequence:4")
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
+
+
+def shown(sizes: dict[str, int]) -> str:
+    """Writes sizes as `parse` reads them, without axes of one device."""
+    return ",".join(f"{axis}:{size}" for axis, size in sizes.items() if size > 1) or "data:1"

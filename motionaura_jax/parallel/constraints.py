@@ -1,0 +1,98 @@
+"""Where activations lie on the mesh: the only hints that networks give the compiler.
+
+Each function returns its argument unchanged where no mesh is set, where the mesh has one device, and inside of a
+`jax.shard_map` island.  An axis of the mesh that does not divide an array is left out.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float
+
+from motionaura_jax.parallel import rules
+from motionaura_jax.parallel.mesh import BATCH, batch_shards
+from motionaura_jax.types import PyTree
+
+Axes = str | tuple[str, ...] | None
+
+
+def axis_size(axis: str) -> int:
+    """Returns the number of devices along an axis of the mesh that is set; 1 where there is none."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
+def split(x: Array, *axes: Axes) -> Array:
+    """Splits the leading dimensions of `x` over mesh axes, one entry each; what is not named stays whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types:
+        return x
+    entries = []
+    for length, entry in zip(x.shape, axes, strict=False):
+        kept: list[str] = []
+        for axis in (entry,) if isinstance(entry, str) else entry or ():
+            if length % (mesh.shape[axis] * math.prod(mesh.shape[name] for name in kept)) == 0:
+                kept.append(axis)
+        entries.append(tuple(kept) or None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+
+
+def batch(tree: PyTree) -> PyTree:
+    """Splits the clips, which lead every array."""
+    return jax.tree.map(lambda x: split(x, BATCH), tree)
+
+
+def tokens(x: Float[Array, "b s *f"], *features: Axes) -> Float[Array, "b s *f"]:
+    """Splits clips and tokens; `features` says how the other axes are split, by default not at all."""
+    return split(x, BATCH, "sequence", *features)
+
+
+def channels(x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
+    """Splits clips and, over the devices that shared the tokens, channels: each device then sees whole sequences."""
+    return split(x, BATCH, None, "sequence")
+
+
+def heads(x: Float[Array, "b s n"], count: int) -> Float[Array, "b s n"]:
+    """Splits clips and, between their `count` heads, features: over `tensor` and over the devices that shared the tokens.
+
+    Each of these then attends to whole sequences with some of the heads ("Ulysses", Jacobs et al. 2023).
+    """
+    parts = x.reshape(*x.shape[:2], count, -1)
+    return split(parts, BATCH, None, ("tensor", "sequence")).reshape(x.shape)
+
+
+def whole(tree: PyTree) -> PyTree:
+    """Copies arrays to every device, so that every process can read them."""
+    return jax.tree.map(split, tree)
+
+
+def gathered(params: PyTree) -> PyTree:
+    """Undoes the split of parameters over the devices that share the clips, where they are used.
+
+    Left alone, the compiler would rather exchange activations for some layers.  Layers stacked by a scan stay split: the
+    loop gathers them one by one.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return params
+    sizes = {axis: 1 if axis in BATCH else size for axis, size in mesh.shape.items()}
+
+    def gather(leaf: Array, place: rules.Placement) -> Array:
+        return leaf if place.stacked else jax.lax.with_sharding_constraint(leaf, place.spec)
+
+    leaves = map(gather, jax.tree.leaves(params), rules.place(params, sizes))
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def microbatches(tree: PyTree, count: int) -> PyTree:
+    """Cuts a batch into `count` microbatches along a new leading axis, of which each device keeps its own clips.
+
+    On one device they are consecutive; on several each takes an equal part of the clips of every device.
+    """
+    shards = batch_shards(jax.sharding.get_abstract_mesh())
+
+    def cut(x: Array) -> Array:
+        parts = x.reshape(shards, count, -1, *x.shape[1:]).swapaxes(0, 1)
+        return split(parts.reshape(count, -1, *x.shape[1:]), None, BATCH)
+
+    return jax.tree.map(cut, tree)

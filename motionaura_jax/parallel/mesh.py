@@ -1,0 +1,106 @@
+"""The mesh of a run, what has to divide over it, and batches spread over its devices."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from motionaura_jax.errors import UserError
+from motionaura_jax.parallel.config import AXES, MeshConfig
+from motionaura_jax.types import PyTree
+
+logger = logging.getLogger(__name__)
+
+BATCH = ("data", "fsdp")
+"""The axes over which the clips of a batch are split."""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Arranges `devices` (all of them by default) as `config` says; `jax.set_mesh` puts the mesh to use.
+
+    Where devices form several slices (TPU) or machines (GPU), connected more slowly than within, `data` and then `fsdp`
+    run across them, so that the other axes stay inside.
+
+    Raises:
+      UserError: sizes that do not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = tuple(config.sizes(len(devices)).values())
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, types, devices=devices)
+    outer = across_slices(sizes, slices)
+    inner = [size // part for size, part in zip(sizes, outer, strict=True)]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
+
+
+def across_slices(sizes: Sequence[int], slices: int) -> tuple[int, ...]:
+    """Splits `slices` over the axes from the first on; warns where an axis that talks in every layer is cut.
+
+    Raises:
+      UserError: the slices cannot be split so.
+    """
+    outer, left = [], slices
+    for size in sizes:
+        outer.append(math.gcd(size, left))
+        left //= outer[-1]
+    if left > 1:
+        raise UserError(
+            f"config.mesh: {dict(zip(AXES, sizes, strict=True))} cannot be cut into {slices} slices of devices"
+        )
+    for axis, part in zip(AXES, outer, strict=True):
+        if part > 1 and axis not in BATCH:
+            logger.warning("mesh axis %s runs across %d slices or machines and will be slow", axis, part)
+    return tuple(outer)
+
+
+def batch_shards(mesh: Any) -> int:
+    """Returns into how many parts a batch is split; `mesh` may be abstract, or empty."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
+
+
+def check_batch(sizes: dict[str, int], batch_size: int, accumulation: int = 1) -> None:
+    """Raises UserError unless every microbatch of a batch divides over `data` x `fsdp` of `sizes`."""
+    unit = accumulation * math.prod(sizes[axis] for axis in BATCH)
+    if batch_size % unit:
+        below = batch_size // unit * unit
+        choices = " or ".join(str(size) for size in (below, below + unit) if size)
+        raise UserError(
+            f"config.data.batch_size={batch_size}: does not divide into {accumulation} microbatch(es) over "
+            f"config.mesh.data x fsdp = {sizes['data']} x {sizes['fsdp']} devices; choose {choices}, or another mesh"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of every array of a batch: clips lead."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """Returns (index, count): this process reads the `index`-th of `count` equal parts of every batch.
+
+    Processes whose devices hold the same clips, as along `tensor` and `sequence`, read the same part.
+
+    Raises:
+      UserError: the clips of a process do not lie together, which no usual order of devices gives.
+    """
+    shards = batch_shards(mesh)
+    places = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+    rows = sorted({place[0].indices(shards)[0] for place in places if place is not None})
+    if rows != list(range(rows[0], rows[0] + len(rows))) or shards % len(rows) or rows[0] % len(rows):
+        raise UserError(
+            f"config.mesh: process {jax.process_index()} would read the parts {rows} of {shards}; use another mesh"
+        )
+    return rows[0] // len(rows), shards // len(rows)
+
+
+def spread_batch(mesh: Mesh, batch: PyTree) -> PyTree:
+    """Makes global arrays of a batch of which this process holds `batch_part`."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
