@@ -26,6 +26,7 @@ EXTRAS = {
     "tpu": Extra(distributions=("libtpu",), without="no TPU"),
     "parity": Extra(distributions=("torch",), without="no comparison with PyTorch in the tests"),
     "tfds": Extra(distributions=("tensorflow-datasets", "importlib-resources"), without="no TensorFlow Datasets"),
+    "t5": Extra(distributions=("sentencepiece",), without="no tokenizers that come as spiece.model alone"),
     "eval": Extra(distributions=("scikit-learn",), without="no embedding plots and neighbor searches of evaluations"),
     "demo": Extra(distributions=("gradio",), without="no browser application"),
     "curate": Extra(

@@ -1,1 +1,1 @@
-"""Encoders of conditions: text."""
+"""Encoders of conditions: text and pictures, trained here or published."""

@@ -1,0 +1,1 @@
+"""Which published tensor is which of our leaves: one `Layout` per network."""

@@ -1,0 +1,163 @@
+"""Published weights on disk: a safetensors file, or a folder with one or with shards and their index.  Never a pickle."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from motionaura_jax.errors import UserError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+INDEX = ".index.json"
+
+_AGAIN = "download or copy it again"
+_PIECE = 1 << 26  # bytes read at once
+_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """Where a tensor lies; `dtype` as safetensors calls it: "F32", "BF16", "I64"."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of a safetensors file or folder by name, file after file; only the headers are read here.
+
+    Raises:
+      UserError: no safetensors there (for a pickle, with the command that converts it), a damaged file, an index that
+        does not fit its shards.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._tensors: dict[str, Tensor] = {}
+        index = _locate(self.path)
+        places = _read_index(index) if index.name.endswith(INDEX) else {index.name: None}
+        for name, expected in places.items():
+            found = _read_header(index.with_name(name))
+            if expected is not None and found.keys() != expected:
+                odd = listed(sorted(found.keys() ^ expected))
+                raise UserError(f"{index}: does not fit its shard {name}, which differs in {odd}; {_AGAIN}")
+            self._tensors |= found
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def read(self, name: str, into: np.ndarray) -> None:
+        """Copies a tensor piece by piece into an array of its shape, casting to the dtype there.
+
+        Raises:
+          UserError: the file was damaged after it had been opened.
+        """
+        rows = 0
+        for piece in self._pieces(name):
+            if not self[name].shape:
+                into[...] = piece
+            else:
+                into[rows : rows + len(piece)] = piece
+                rows += len(piece)
+
+    def digest(self, names: Iterable[str]) -> bytes:
+        """Hash of these tensors with their names, in alphabetical order; reads all of them."""
+        digest = hashlib.sha256()
+        for name in sorted(names):
+            digest.update(repr((name, self[name].dtype, self[name].shape)).encode())
+            for piece in self._pieces(name):
+                digest.update(piece.tobytes())
+        return digest.digest()
+
+    def _pieces(self, name: str) -> Iterator[np.ndarray]:
+        """The tensor in slices along its first axis, or whole where it has none."""
+        tensor = self[name]
+        # Opened for each tensor, because what was read of a mapped file counts as resident until it is closed.
+        with _opened(tensor.file) as file:
+            if not tensor.shape:
+                yield file.get_tensor(name)
+                return
+            part, row = file.get_slice(name), 8 * int(np.prod(tensor.shape[1:], dtype=np.int64))
+            rows = max(1, _PIECE // max(1, row))
+            for start in range(0, tensor.shape[0], rows):
+                yield part[start : min(start + rows, tensor.shape[0])]
+
+
+def listed(names: list[str]) -> str:
+    """The first few of `names`, and how many more there are; "none" where there is none."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
+
+
+def _locate(path: Path) -> Path:
+    """The one safetensors file of `path`, or the index of its shards."""
+    if path.is_file():
+        return _refuse_pickle(path, [path])
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; give a folder with config.json and model.safetensors")
+    for pattern in (f"*.safetensors{INDEX}", "*.safetensors"):
+        found = sorted(path.glob(pattern))
+        usual = [file for file in found if file.name.removesuffix(INDEX) in NAMES]
+        if len(usual or found) > 1:
+            raise UserError(f"{path}: holds several weights ({listed([f.name for f in found])}); give one of the files")
+        if found:
+            return (usual or found)[0]
+    return _refuse_pickle(path, sorted(file for file in path.iterdir() if file.suffix in PICKLES))
+
+
+def _refuse_pickle(path: Path, files: list[Path]) -> Path:
+    if path.is_file() and path.suffix not in PICKLES:
+        return path
+    if files:
+        command = f"python -m motionaura_jax.convert_weights {path} --output=FOLDER"
+        raise UserError(
+            f"{files[0]}: a pickle can run any program, so that it is not opened; convert it with `{command}`"
+        )
+    raise UserError(f"{path}: holds no model.safetensors; give the folder of a published model")
+
+
+def _read_index(path: Path) -> dict[str, set[str]]:
+    """File name of each shard -> names of its tensors."""
+    try:
+        places = json.loads(path.read_text("utf-8"))["weight_map"]
+        sound = all(isinstance(file, str) and Path(file).name == file for file in places.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: is no index of shards in the same folder; {_AGAIN}")
+    absent = sorted({file for file in places.values() if not path.with_name(file).is_file()})
+    if absent:
+        raise UserError(f"{path}: names shards that are absent: {listed(absent)}; {_AGAIN}")
+    return {file: {name for name in places if places[name] == file} for file in sorted(set(places.values()))}
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        parts = {name: file.get_slice(name) for name in file.offset_keys()}
+        return {
+            name: Tensor(file=path, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
+            for name, part in parts.items()
+        }
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: is no whole safetensors file ({error}); {_AGAIN}") from None

@@ -1,0 +1,139 @@
+"""Opens published encoders: T5, and the picture and text towers of SigLIP and CLIP, from their folder or hub id."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from motionaura_jax import config
+from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.models.encoders import clip, siglip, t5
+from motionaura_jax.models.encoders import tower_config as settings
+from motionaura_jax.models.encoders.tower import Tower
+from motionaura_jax.types import PyTree
+from motionaura_jax.weights import hub
+from motionaura_jax.weights.layout import Layout, import_tensors, without_ignored
+from motionaura_jax.weights.maps import clip as clip_map
+from motionaura_jax.weights.maps import siglip as siglip_map
+from motionaura_jax.weights.maps import t5 as t5_map
+from motionaura_jax.weights.tensors import TensorFiles
+
+CONFIG = "config.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of tower.
+
+    Attributes:
+      layout: the rules for a file that holds tensors of these names.
+      sections: model type -> key of `config.json` that holds the settings; "" where they are the file itself.
+      projection: the tensor without which the tower has none.
+    """
+
+    config: type[Any]
+    network: type[Any]
+    layout: Callable[[Collection[str]], Layout]
+    sections: Mapping[str, str]
+    projection: str = ""
+
+
+KINDS = {
+    "t5": Kind(config=settings.T5Config, network=t5.T5Encoder, layout=t5_map.layout, sections={"t5": ""}),
+    "siglip_vision": Kind(
+        config=settings.SiglipVisionConfig,
+        network=siglip.SiglipVision,
+        layout=lambda _: siglip_map.VISION,
+        sections={"siglip": "vision_config", "siglip_vision_model": ""},
+    ),
+    "siglip_text": Kind(
+        config=settings.SiglipTextConfig,
+        network=siglip.SiglipText,
+        layout=lambda _: siglip_map.TEXT_TOWER,
+        sections={"siglip": "text_config", "siglip_text_model": ""},
+    ),
+    "clip_vision": Kind(
+        config=settings.ClipVisionConfig,
+        network=clip.ClipVision,
+        layout=lambda _: clip_map.VISION,
+        sections={"clip": "vision_config", "clip_vision_model": ""},
+        projection="visual_projection.weight",
+    ),
+    "clip_text": Kind(
+        config=settings.ClipTextConfig,
+        network=clip.ClipText,
+        layout=lambda _: clip_map.TEXT_TOWER,
+        sections={"clip": "text_config", "clip_text_model": ""},
+        projection="text_projection.weight",
+    ),
+}
+
+
+def open_tower(
+    place: str, kind: str, *, dtype: str = "bfloat16", shard: Callable[[PyTree], PyTree] = lambda tree: tree
+) -> Tower:
+    """Reads a tower that was published as a folder with `config.json` and safetensors.
+
+    Args:
+      place: that folder, or a hub id (see `weights.hub`).
+      kind: one of `KINDS`.
+      dtype: of the weights and of the products.
+      shard: gives each abstract leaf its sharding; by default all are on one device.
+
+    Raises:
+      UserError: no such folder, settings that we do not know, or weights that are damaged, no safetensors, or others
+        than the settings say.
+    """
+    folder = hub.model_folder(place)
+    values, files = read_settings(folder, kind), TensorFiles(folder)
+    layout = KINDS[kind].layout(files)
+    network = KINDS[kind].network(_build(values, kind, folder, files), dtype)
+    abstract = jax.eval_shape(network.init, jax.random.key(0), *_inputs(network.config))["params"]
+    target = shard(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), abstract))
+    params = import_tensors(files, layout, target)
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(network.config), sort_keys=True).encode())
+    digest.update(files.digest(without_ignored(layout, files)))
+    return Tower(network=network, params=params, digest=digest.hexdigest()[:16])
+
+
+def read_settings(folder: Path, kind: str) -> dict[str, Any]:
+    """Reads the part of `config.json` that describes a tower of this kind.
+
+    Raises:
+      UserError: no such file, no JSON, or a model of another type.
+    """
+    path, sections = folder / CONFIG, KINDS[kind].sections
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        name = values["model_type"]
+        if name not in sections:
+            raise UserError(f"{path}: the model type {name!r} is no {kind}{nearest(str(name), sections)}")
+        part = values[sections[name]] if sections[name] else values
+        shared = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
+        return {**part, **shared}
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; give the folder of a published model") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: describes no model ({type(error).__name__}: {error}); download it again") from None
+
+
+def _build(values: Mapping[str, Any], kind: str, folder: Path, files: Collection[str]) -> Any:
+    """The settings that the network has; the others in the file are about training and generation."""
+    cls, projection = KINDS[kind].config, KINDS[kind].projection
+    known = {field.name for field in dataclasses.fields(cls)}
+    picked = {key: value for key, value in values.items() if key in known and value is not None}
+    if projection and projection not in files:
+        picked["projection_dim"] = 0
+    return config.build(cls, picked, str(folder / CONFIG))
+
+
+def _inputs(config: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    if isinstance(config, settings.VisionConfig):
+        return (jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32),)
+    ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    return (ids, jax.ShapeDtypeStruct((1, 4), jnp.bool_)) if isinstance(config, settings.T5Config) else (ids,)
