@@ -132,6 +132,7 @@ def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Res
     """
     try:
         set_up_logging()
+        process.quiet_libraries()
         process.set_up_compilation_cache()
         process.keep_freed_memory()
         with contextlib.redirect_stdout(sys.stderr):

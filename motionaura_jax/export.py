@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = cli.Parser("export", "Write a trained model, with the tokenizer that it needs, as one folder to pass on.")
-    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="workdir, step folder or release")
+    parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release")
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the file")

@@ -16,6 +16,8 @@ from motionaura_jax.data.media import write_text
 from motionaura_jax.errors import UserError
 from motionaura_jax.parallel import distributed
 
+FILE = "metrics.jsonl"
+
 
 class MetricWriter:
     """Appends one JSON object per logged step and mirrors it to TensorBoard events in `workdir/tensorboard`.
@@ -31,7 +33,7 @@ class MetricWriter:
         self._writes = distributed.is_primary()
         if not self._writes:
             return
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / FILE
         rows = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         with _named(self._path):
