@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from motionaura_jax import cli
+from motionaura_jax.limits import Count, Natural
 
 if TYPE_CHECKING:
     from motionaura_jax.recipe import Recipe
@@ -65,8 +66,8 @@ def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> d
     from motionaura_jax.training.goodput import Goodput
 
     with contextlib.ExitStack() as closing:
-        goodput = closing.enter_context(Goodput(workdir))
         closing.enter_context(jax.set_mesh(make_mesh(system.recipe.mesh)))
+        goodput = closing.enter_context(Goodput(workdir))
         run = _start(system, workdir, override, goodput)
         first, last = int(run.state.step), system.recipe.train.steps
         logger.info("training steps %d to %d in %s", first, last, workdir)
@@ -244,6 +245,7 @@ def _save(run: Run, watch: "Watch", number: int, open_window: Sequence[tuple[int
 def _evaluate(run: Run, number: int, bar: "TrainingProgress") -> dict[str, float]:
     """Measures on the held-out clips and keeps the pictures under `samples/`."""
     from motionaura_jax.data.media import contact_sheet, write_video
+    from motionaura_jax.parallel import distributed
 
     batches: Iterable[Any] = (run.system.to_arrays(batch) for batch in run.data.evaluation)
     evaluation = run.system.evaluate(run.state.inference_params, run.state.extra, run.frozen, batches)
@@ -251,7 +253,7 @@ def _evaluate(run: Run, number: int, bar: "TrainingProgress") -> dict[str, float
     run.writer.scalars(number, metrics)
     run.checkpoints.rate(number, metrics)
     bar.note(f"step {number}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-    if evaluation.videos:
+    if evaluation.videos and distributed.is_primary():
         folder = run.workdir / "samples" / f"{number:07d}"
         sheet = contact_sheet(list(evaluation.videos.items()), folder.with_suffix(".png"))
         run.writer.picture(number, "held out", sheet)
@@ -276,13 +278,20 @@ def open_system(recipe: "Recipe", workdir: pathlib.Path) -> "System":
     return base.system_class(recipe.system)(recipe)
 
 
-def _train(location: str, overrides: Sequence[str], workdir: pathlib.Path, override: bool) -> dict[str, Any]:
+def _train(
+    location: str, overrides: Sequence[str], workdir: pathlib.Path, override: bool, place: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Trains together with the other processes of the run, of which the first has the result."""
     from motionaura_jax import config
+    from motionaura_jax.parallel import cluster, distributed, preflight
     from motionaura_jax.systems import base
 
-    values = config.read(location, overrides)
-    recipe = config.build(base.system_class(values.get("system", "")).Recipe, values)
-    return fit(open_system(recipe, workdir), workdir, override=override)
+    with distributed.joined(cluster.Wanted(**place)):
+        values = config.read(location, overrides)
+        recipe = config.build(base.system_class(values.get("system", "")).Recipe, values)
+        preflight.check(workdir, config.to_dict(recipe))
+        result = fit(open_system(recipe, workdir), workdir, override=override)
+        return result if distributed.is_primary() else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -292,8 +301,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--override", action="store_true", help="go on although the workdir has another config")
     parser.epilog = "Every key can be set: --config.KEY=VALUE, e.g. --config.data.manifest=videos/"
+    place = _place_flags(parser)
     args, overrides = parser.parse_with_overrides(argv)
-    return cli.run(lambda: _train(args.config, overrides, args.workdir, args.override), as_json=args.json)
+    told = {name: value for name in place if (value := getattr(args, name)) is not None}
+    work = lambda: _train(args.config, overrides, args.workdir, args.override, told)  # noqa: E731
+    status = cli.run(work, as_json=args.json)
+    from motionaura_jax.parallel import distributed
+
+    return distributed.leave(status)
+
+
+def _place_flags(parser: cli.Parser) -> list[str]:
+    """Adds the flags of a run on several processes, which a cluster makes superfluous; returns their names."""
+    group = parser.add_argument_group("several processes (found out by itself on SLURM, Open MPI, TPU pods)")
+    flags = [
+        group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 waits for the others"),
+        group.add_argument("--num_processes", type=cli.number(Count), help="number of processes"),
+        group.add_argument("--process_id", type=cli.number(Natural), help="which of them this is, from 0"),
+        group.add_argument(
+            "--heartbeat_timeout", type=cli.number(Count), help="seconds after which one counts as gone"
+        ),
+        group.add_argument(
+            "--start_timeout", type=cli.number(Count), help="seconds to wait for each other at the start"
+        ),
+    ]
+    return [flag.dest for flag in flags]
 
 
 if __name__ == "__main__":

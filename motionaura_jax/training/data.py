@@ -16,6 +16,7 @@ from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, 
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.errors import UserError
+from motionaura_jax.parallel import distributed
 from motionaura_jax.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class TrainingData:
 
     def __init__(self, recipe: Recipe, workdir: pathlib.Path, part: int = 0, parts: int = 1):
         self._recipe, self._buckets, self._part = recipe, recipe.data.all_buckets(), (part, parts)
-        self._rejections = Rejections(workdir / REJECTED)
+        self._rejections = Rejections(workdir / _rejected())
         train, held_out = _records(recipe.data, recipe.evaluate, workdir)
         self._checked = preflight(train, self._buckets, fps=recipe.data.fps, rejections=self._rejections)
         self._train, self._held_out, self.evaluation = self._hold_out(train, held_out)
@@ -136,9 +137,16 @@ class TrainingData:
         return list(loader)
 
 
+def _rejected() -> str:
+    """The list of bad files of this process: each reads other files, and two cannot append to one file everywhere."""
+    index = distributed.process_index()
+    return REJECTED if index == 0 else f"rejected-{index}.jsonl"
+
+
 def forget(workdir: pathlib.Path) -> None:
     """Removes what a start that reached no checkpoint left of its data: rendered scenes and the list of bad files."""
-    (workdir / REJECTED).unlink(missing_ok=True)
+    for listed in workdir.glob("rejected*.jsonl"):
+        listed.unlink()
     for marker in (workdir / SCENES).glob(f"*/{scene_set.MARKER}"):
         shutil.rmtree(marker.parent)
 
@@ -155,16 +163,19 @@ def _records(data: DataConfig, evaluate: EvaluateConfig, workdir: pathlib.Path) 
 
 
 def _render(data: DataConfig, folder: pathlib.Path, split: str, count: int) -> list[Record]:
-    scene_set.write_scenes(
-        folder,
-        count=count,
-        split=split,
-        options=scene_set.PRESETS[data.scene_style],
-        num_frames=data.num_frames,
-        height=data.height,
-        width=data.width,
-        fps=data.fps,
-    )
+    """Records of rendered scenes; of several processes the first renders, and the others wait for it."""
+    if distributed.is_primary():
+        scene_set.write_scenes(
+            folder,
+            count=count,
+            split=split,
+            options=scene_set.PRESETS[data.scene_style],
+            num_frames=data.num_frames,
+            height=data.height,
+            width=data.width,
+            fps=data.fps,
+        )
+    distributed.barrier(f"{split} scenes are rendered")
     return read_manifest(folder)
 
 

@@ -9,6 +9,7 @@ from etils import epath
 from motionaura_jax import config
 from motionaura_jax.data.media import write_json
 from motionaura_jax.errors import UserError
+from motionaura_jax.parallel import distributed
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.training import data
 from motionaura_jax.weights import steps
@@ -22,7 +23,8 @@ FREE_KEYS = ("data.threads", "train.log_every", "train.max_rollbacks")
 def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = False) -> dict[str, Any]:
     """Creates the workdir, or checks that it belongs to this recipe, and saves the resolved config.
 
-    Without a finished checkpoint there is nothing that another config could spoil: the workdir starts anew.
+    Of several processes the first does this, and the others wait for it.  Without a finished checkpoint there is nothing
+    that another config could spoil: the workdir starts anew.
 
     Returns:
       The recipe as plain JSON values.
@@ -31,6 +33,13 @@ def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = Fals
       UserError: the folder is not writable, or its checkpoints were made with another config (the differing keys are named).
     """
     wanted = config.to_dict(recipe)
+    if distributed.is_primary():
+        _claim(workdir, recipe, wanted, override)
+    distributed.barrier("workdir is open")
+    return wanted
+
+
+def _claim(workdir: pathlib.Path, recipe: Recipe, wanted: dict[str, Any], override: bool) -> None:
     path, place = workdir / "config.json", steps.folder_of(workdir, recipe.checkpoint.folder)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -47,7 +56,6 @@ def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = Fals
             f"{workdir}: was made with another config ({'; '.join(changed)}); choose another folder, or use train --override"
         )
     write_json(path, wanted)
-    return wanted
 
 
 def _of_checkpoint(place: epath.Path) -> dict[str, Any] | None:

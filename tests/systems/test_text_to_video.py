@@ -236,7 +236,7 @@ def test_folded_training_has_the_same_loss_and_gradients(tokenizer, weights, fro
 
 
 # Each changes what is computed from the same leaves, or nothing.
-NO_MEANING = {"qk_gain", "remat", "folded_training", "scan", "dtype"}
+NO_MEANING = {"qk_gain", "remat", "folded_training", "loss_chunk", "scan", "dtype"}
 OTHERS = {
     "vocab_size": 9, "width": 32, "heads": 4, "blocks": 2, "mlp_ratio": 3.0, "attention_ratio": 0.5,
     "spectral": "hartley", "cross_spectral": False, "residual": "paper", "rope": "flat1d", "abs_pos": False,

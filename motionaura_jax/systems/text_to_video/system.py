@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
 from motionaura_jax.models.encoders.text_tokenizer import PAD, TextTokenizer
+from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.text_to_video import advice
@@ -112,9 +113,10 @@ class TextToVideoSystem:
         x_t, target = self.process.corrupt(x0, u, corrupt_keys)
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.recipe.diffusion.text_dropout))(drop_keys)
         cond = self._condition(params, jnp.where(dropped[:, None], PAD, batch["text"]), batch["fps"])
-        logits = self._denoiser(params, cond)(x_t, self.process.level(u, math.prod(x0.shape[1:])))
+        entropy = self._entropy(params, cond, target, self.process.label_smoothing)
+        losses = self.process.reduce(entropy(x_t, self.process.level(u, math.prod(x0.shape[1:]))), x_t, u)
         masked = jnp.mean(x_t == self.process.mask_id)
-        return self.process.loss(logits, target, x_t, u).mean(), ({}, {"masked": masked, "dropped": dropped.mean()})
+        return losses.mean(), ({}, {"masked": masked, "dropped": dropped.mean()})
 
     def advance(
         self, params: PyTree, extra: PyTree, stats: PyTree, key: Key[Array, ""], step: Int[Array, ""]
@@ -148,7 +150,7 @@ class TextToVideoSystem:
 
     def folded(self, params: PyTree) -> PyTree:
         """The parameters that `sample_tokens` takes: transforms along the embedding are merged into the kernels."""
-        return {**params, "denoiser": fold(params["denoiser"], self.recipe.model)}
+        return {**params, "denoiser": constraints.placed(fold(params["denoiser"], self.recipe.model))}
 
     def sample_tokens(
         self,
@@ -196,15 +198,28 @@ class TextToVideoSystem:
         features = self._encoder.apply({"params": constraints.gathered(params["text"])}, ids)
         return Cond(tokens=features, token_mask=ids != PAD, scalars={"fps": fps})  # type: ignore[arg-type]
 
-    def _denoiser(self, params: PyTree, cond: Cond) -> Callable[[Array, Array], Any]:
-        """`(x_t, m) -> logits` under `cond`; with `model.folded_training` in the folded form, which gradients pass.
+    def _entropy(
+        self, params: PyTree, cond: Cond, target: Int[Array, "b t h w"], label_smoothing: float = 0.0
+    ) -> Callable[[Array, Array], Array]:
+        """`(x_t, m) -> cross entropy of each token of target` under `cond`.
 
-        Where a mesh splits the tokens it is used anyway: only transforms along the sequence alone leave channels to split.
+        With `model.folded_training` in the folded form, which gradients pass.  Where a mesh splits the tokens it is used
+        anyway: only transforms along the sequence alone leave channels to split.
         """
-        folded = self.recipe.model.folded_training or constraints.axis_size("sequence") > 1
-        network = SpectralTransformer(self.recipe.model, folded=folded)
+        config = self.recipe.model
+        folded = config.folded_training or constraints.axis_size("sequence") > 1
+        network = SpectralTransformer(config, folded=folded)
         weights = {"params": constraints.gathered((self.folded(params) if folded else params)["denoiser"])}
-        return lambda x_t, m: network.apply(weights, x_t, m, cond)
+        flat = target.reshape(len(target), -1)
+
+        def entropy(x_t: Array, m: Array) -> Array:
+            features, table = cast(Any, network.apply(weights, x_t, m, cond, method="features"))
+            values = linear_cross_entropy(
+                features, table, flat, chunk=config.loss_chunk, label_smoothing=label_smoothing
+            )
+            return values.reshape(target.shape)
+
+        return entropy
 
     def _held_out_bound(
         self, params: PyTree, frozen: PyTree, batch: Batch, other: Array, index: Array
@@ -217,7 +232,7 @@ class TextToVideoSystem:
 
         def bound(text: Array) -> Array:
             cond = self._condition(params, text, batch["fps"])
-            return nelbo(self.process, self._denoiser(params, cond), x0, keys, levels=self.recipe.sample.levels)
+            return nelbo(self.process, self._entropy(params, cond, x0), x0, keys, levels=self.recipe.sample.levels)
 
         return constraints.whole((bound(batch["text"]), bound(other)))
 
