@@ -35,6 +35,7 @@ COMMANDS = {
     "sample": "draw videos from text with a trained model",
     "reconstruct": "encode and decode a video with a trained tokenizer",
     "export": "write a trained model as one folder that every command takes for a checkpoint",
+    "convert_weights": "turn the pickled weights of a published model into safetensors",
     "estimate": "memory, arithmetic and exchanges of a training run before there are devices for it",
     "demo": "train text to video on rendered scenes, measure how well it obeys its prompts, write a page that shows it",
     "doctor": "what is installed, which devices, what would not work and why",
@@ -133,6 +134,7 @@ def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Res
     """
     try:
         set_up_logging()
+        process.quiet_libraries()
         process.set_up_compilation_cache()
         process.keep_freed_memory()
         with contextlib.redirect_stdout(sys.stderr):

@@ -1,6 +1,7 @@
-"""Writes a trained model as a release folder, which every command takes for a checkpoint.
+"""Writes a trained model as a folder to pass on: a release, PyTorch modules with weights, or compiled graphs.
 
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=releases/t2v
+python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch
 """
 
 import argparse
@@ -13,21 +14,30 @@ from typing import TYPE_CHECKING, Any
 import motionaura_jax
 from motionaura_jax import cli
 from motionaura_jax.errors import UserError
+from motionaura_jax.limits import Count
 
 if TYPE_CHECKING:
     from motionaura_jax.weights.load import Loaded
 
 
+FORMATS = ("release", "pytorch")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = cli.Parser("export", "Write a trained model, with the tokenizer that it needs, as one folder to pass on.")
-    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="workdir, step folder or release")
+    parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release")
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("--format", choices=FORMATS, default="release", help="of the folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the file")
     parser.add_argument(
         "--provenance", type=pathlib.Path, help="JSON object to keep in config.json: command, data, hours"
     )
+    parser.add_argument(
+        "--max_shard_bytes", type=cli.number(Count), default=5 * 10**9, help="pytorch: largest file of weights"
+    )
+    parser.add_argument("--no_check", action="store_true", help="pytorch: do not run the result against this model")
     parser.add_argument("--overwrite", action="store_true", help="replace a release folder that exists")
     args = parser.parse_args(argv)
     return cli.run(lambda: _export(args), as_json=args.json)
@@ -38,25 +48,68 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.weights.load import load
 
     release.check_output(args.output, overwrite=args.overwrite)
+    checked = args.format == "pytorch" and not args.no_check
+    if checked:
+        _require_torch()
     model = _rounded(load(args.checkpoint), args.dtype)
     if args.provenance:
         model = dataclasses.replace(model, provenance=_read_object(args.provenance))
     parts = _parts(model, args.tokenizer, args.dtype)
     with release.draft(args.output, overwrite=args.overwrite) as folder:
-        for name, part in {"": model, **parts}.items():
-            (folder / name).mkdir(exist_ok=True)
-            inside = {key: key for key in parts} if part is model else {}
-            release.write_folder(folder / name, _meta(part, inside), part.params, part.extra, args.dtype)
-            _check(part, folder / name)
+        write = _write_release if args.format == "release" else _write_pytorch
+        write(folder, model, parts, args)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
         "output": args.output,
+        "format": args.format,
         "system": model.recipe.system,
         "checkpoint_step": model.step,
         "weights": model.weights,
         "parts": list(parts),
         "bytes": size,
+        "compared_in_torch": checked,
     }
+
+
+def _require_torch() -> None:
+    from motionaura_jax.torch_export.compare import can_compare
+
+    if not can_compare():
+        raise UserError(
+            "torch is not installed, so that the exported modules cannot be compared with this model; pip install torch, "
+            "or add --no_check to write them without"
+        )
+
+
+def _write_release(
+    folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
+) -> None:
+    from motionaura_jax.weights import release
+
+    for name, part in {"": model, **parts}.items():
+        (folder / name).mkdir(exist_ok=True)
+        inside = {key: key for key in parts} if part is model else {}
+        release.write_folder(folder / name, _meta(part, inside), part.params, part.extra, args.dtype)
+        _check(part, folder / name)
+
+
+def _write_pytorch(
+    folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
+) -> None:
+    from motionaura_jax.torch_export import writer
+    from motionaura_jax.torch_export.compare import compare
+
+    files = writer.Files(dtype=args.dtype, shard_bytes=args.max_shard_bytes)
+    tokenizer = parts.get("tokenizer", model)
+    if tokenizer is model:
+        meta = _meta(model, {})
+        writer.write_tokenizer(folder, model, meta, files)
+    else:
+        meta = _meta(model, {"tokenizer": writer.VAE})
+        writer.write_text_to_video(folder, model, tokenizer, (meta, _meta(tokenizer, {})), files)
+        _check(tokenizer, folder / writer.VAE)
+    _check(model, folder)
+    writer.write_card(folder, meta, None if args.no_check else compare(folder, model, tokenizer))
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

@@ -245,5 +245,6 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 @functools.cache
 def _setter(sharding: jax.sharding.Sharding | None) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """`(whole, slice, index) -> whole` in place."""
-    return jax.jit(lambda whole, part, index: whole.at[index].set(part), donate_argnums=0, out_shardings=sharding)
+    """`(whole, slice, index) -> whole` in place, also where a CPU computes bf16 as fp32 (`.at[index].set` copies there)."""
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)

@@ -47,12 +47,18 @@ class KeysValues(nn.Module):
         kind = "hartley" if kind == "hartley3d" else kind
         key, value = (
             spectral.SpectralInput(
-                (name,), config.inner, kind, (1, 1, 1), kind != "none", jnp.dtype(config.dtype), name=f"{name}_input"
+                (name,),
+                config.inner,
+                kind,
+                (1, 1, 1),
+                kind != "none",
+                jnp.dtype(config.dtype),
+                config.heads,
+                name=f"{name}_input",
             )(text)[0]
             for name in "kv"
         )
-        key, value = (split_heads(constraints.heads(x, config.heads), config.heads) for x in (key, value))
-        return text, (normalize(key), value)
+        return text, (normalize(split_heads(key, config.heads)), split_heads(value, config.heads))
 
 
 class Modulation(nn.Module):
@@ -137,10 +143,12 @@ class Block(nn.Module):
         if self.folded and kind in spectral.FOLDED_KINDS:
             half = kind == "re_fft2" and not learned
             into = spectral.FoldedInput(names, config.inner, half, dtype, config.heads, parent=None)
-            out = spectral.FoldedOutput(config.width, kind != "hartley", dtype, parent=None)
+            out = spectral.FoldedOutput(config.width, kind != "hartley", dtype, config.heads, parent=None)
         else:
-            into = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, dtype, parent=None)
-            out = spectral.SpectralOutput(config.width, kind, self.grid, dtype, parent=None)
+            into = spectral.SpectralInput(
+                names, config.inner, kind, self.grid, learned, dtype, config.heads, parent=None
+            )
+            out = spectral.SpectralOutput(config.width, kind, self.grid, dtype, config.heads, parent=None)
         return Attention(config.heads, config.initial_gain, into, out, name=name)
 
     def _adapt(self, z: Tokens, shift: Vector, scale: Vector) -> Tokens:

@@ -11,6 +11,7 @@ from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.layers import rotary, spectral
 from motionaura_jax.models.layers.embeddings import GridEmbedding, ScalarEmbedding, sinusoid
 from motionaura_jax.ops.cross_entropy import linear_logits
+from motionaura_jax.parallel import constraints
 from motionaura_jax.types import Cond
 
 _STDDEV = 0.02
@@ -179,7 +180,7 @@ class Trunk(nn.Module):
             unroll=1 if config.scan else config.blocks,
         )
         blocks = scanned(config, grid, self.folded, name="blocks")
-        return blocks(z, context, condition, self._angle(grid), mask)[0]
+        return constraints.tokens(blocks(constraints.tokens(z), context, condition, self._angle(grid), mask)[0])
 
     def _angle(self, grid: tuple[int, int, int]) -> Float[Array, "s half"] | None:
         config = self.config

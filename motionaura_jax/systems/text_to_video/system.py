@@ -159,7 +159,7 @@ class TextToVideoSystem:
 
     def folded(self, params: PyTree) -> PyTree:
         """The parameters that `sample_tokens` takes: transforms along the embedding are merged into the kernels."""
-        return {**params, "denoiser": fold(params["denoiser"], self.recipe.model)}
+        return {**params, "denoiser": constraints.placed(fold(params["denoiser"], self.recipe.model))}
 
     def sample_tokens(
         self,
