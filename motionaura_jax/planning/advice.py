@@ -27,7 +27,7 @@ class Advice:
     fits: bool
 
     def __str__(self) -> str:
-        flags, peak = " ".join(self.changes), f"{self.estimate.peak / GIB:.1f} GiB on each device"
+        flags, peak = " ".join(self.changes), f"{self.estimate.peak / GIB:.3g} GiB on each device"
         if self.fits:
             return f"{flags} takes {peak}" if flags else f"it takes {peak} as it is"
         tried = f"even {flags} takes {peak}" if flags else f"it takes {peak}"

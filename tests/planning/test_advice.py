@@ -45,7 +45,7 @@ def test_what_costs_nothing_comes_first():
         question(remat="none", loss_chunk=0), 25
     )  # 6 of state, 2 of gradients, 16 of activations, 12 of logits
     assert found.changes == ("--config.model.loss_chunk=1024",) and found.fits
-    assert str(found) == "--config.model.loss_chunk=1024 takes 24.0 GiB on each device"
+    assert str(found) == "--config.model.loss_chunk=1024 takes 24 GiB on each device"
 
 
 def test_recomputation_grows_only_as_far_as_it_has_to():
