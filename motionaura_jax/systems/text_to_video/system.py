@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
+from motionaura_jax.systems.text_to_video.stand_in import stand_in
 from motionaura_jax.types import Cond, Latent, PyTree
 from motionaura_jax.weights.tokenizer import open_tokenizer
 
@@ -42,8 +43,10 @@ class TextToVideoSystem:
 
     Recipe = TextToVideoRecipe
 
-    def __init__(self, recipe: TextToVideoRecipe):
-        self.recipe, self._opened = resolve(recipe)
+    def __init__(self, recipe: TextToVideoRecipe, *, tokenizer: Tokenizer | None = None):
+        """`tokenizer` takes the place of the one that the recipe names."""
+        self.recipe, opened = resolve(recipe)
+        self._opened = tokenizer or opened
         model, text = self.recipe.model, self.recipe.text
         self.words = TextTokenizer(text.vocabulary, model.text_len)
         self.process = make_process(self.recipe)
@@ -51,6 +54,12 @@ class TextToVideoSystem:
         self._nelbo = jax.jit(self._held_out_bound)
         self._known = TokenCache(lambda video: _encode(self._tokenizer, video), self.recipe.token_cache)
         self._preview = jax.jit(self._sample_and_decode, static_argnames="size")
+
+    @classmethod
+    def planned(cls, values: Mapping[str, Any]) -> Self:
+        """See `stand_in`."""
+        recipe, tokenizer = stand_in(values)
+        return cls(recipe, tokenizer=tokenizer)
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""
