@@ -45,10 +45,10 @@ def measure(question: Question) -> Estimate:
         places = state.shardings(current, mesh)
         frozen = system.frozen()
         frozen = _placed(frozen, state.frozen_shardings(frozen, mesh))
-        batch = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh))
-            for name, leaf in system.batch_spec().items()
-        }
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
+            dict(system.batch_spec()),
+        )
         held = {
             "parameters": current.params,
             "optimizer": current.opt_state,

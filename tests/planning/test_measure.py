@@ -60,6 +60,13 @@ def test_the_tokenizer_can_be_planned_too():
     assert found.held["optimizer"] == pytest.approx(4 * found.parameters, rel=0.05) and found.held["average"] == 0
 
 
+def test_a_published_text_encoder_is_planned_without_it():
+    values = {**text_to_video(), "text": {"tower": "nobody/has-this"}}
+    known = estimate.ask(dataclasses.replace(asked(values, "data:1"), compiled=False))
+    features = 2 * MODEL["text_dim"] * tiny.DENOISER["text_len"] * tiny.SIZE["batch_size"]
+    assert known.held["batch"] > features and known.held["frozen"] == 0
+
+
 @pytest.mark.parametrize(
     ("values", "mesh", "message"),
     [

@@ -5,21 +5,43 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from motionaura_jax import config
 from motionaura_jax.models.autoencoders.config import preset
 from motionaura_jax.models.autoencoders.mbq_vae import init_tokenizer
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.models.encoders.text_tokenizer import PAD
 from motionaura_jax.systems.base import system_class
+from motionaura_jax.systems.text_to_video.conditioners import DTYPE, Conditioner, FrozenText, Text, make_conditioner
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
+from motionaura_jax.types import PyTree
 from motionaura_jax.weights.load import load_recipe
 
 _PLANNED = "planned"
 _TOKENIZER, _PRESET = "mbq_vae", "paper"
 
 
-def stand_in(values: Mapping[str, Any]) -> tuple[TextToVideoRecipe, Tokenizer]:
-    """Returns the recipe of config values, complete, and its tokenizer without weights.
+class PlannedText(FrozenText):
+    """Features of a frozen encoder as they come with the clips from a cache; there is neither."""
+
+    def frozen(self) -> PyTree:
+        """Nothing: the encoder has done its work."""
+        return {}
+
+    def null(self) -> Text:
+        """Padding alone."""
+        ids = np.full((1, self._length), PAD, np.int32)
+        return {"ids": ids, "features": np.zeros((*ids.shape, self._width), jnp.dtype(DTYPE))}
+
+    def __call__(self, params: PyTree, frozen: PyTree, text: Text) -> tuple[jax.Array, jax.Array]:
+        """The features, and where there are any."""
+        return text["features"], text["ids"] != PAD
+
+
+def stand_in(values: Mapping[str, Any]) -> tuple[TextToVideoRecipe, Tokenizer, Conditioner]:
+    """Returns the recipe of config values, complete, with its tokenizer and its text encoder without weights.
 
     Nothing is read but the settings of the tokenizer, if one is named.  Else tokens come with the clips, as with a
     `token_cache`, from a tokenizer of the published strides that takes no memory.  Where no words are given there are as
@@ -35,11 +57,16 @@ def stand_in(values: Mapping[str, Any]) -> tuple[TextToVideoRecipe, Tokenizer]:
     else:
         recipe = dataclasses.replace(recipe, token_cache=1)
         settings, params, extra = preset(_PRESET, codebook_size=recipe.model.vocab_size), {}, {}
-    words = recipe.text.vocabulary or tuple(f"word{index}" for index in range(recipe.text.max_words))
+    text = recipe.text
+    if text.is_frozen:
+        text = dataclasses.replace(text, tower_hash=_PLANNED)
+    elif not text.vocabulary:
+        text = dataclasses.replace(text, vocabulary=tuple(f"word{index}" for index in range(text.max_words)))
     recipe = dataclasses.replace(
         recipe,
         latent_space=_PLANNED,
         model=dataclasses.replace(recipe.model, vocab_size=settings.vocab_size),
-        text=dataclasses.replace(recipe.text, vocabulary=words),
+        text=text,
     )
-    return recipe, Tokenizer(config=settings, params=params, extra=extra, latent_space=_PLANNED)
+    conditioner = PlannedText(text, recipe.model) if text.is_frozen else make_conditioner(recipe)
+    return recipe, Tokenizer(config=settings, params=params, extra=extra, latent_space=_PLANNED), conditioner
