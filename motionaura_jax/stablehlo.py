@@ -1,8 +1,8 @@
 """A trained model as StableHLO graphs that JAX serves without this package, on CPU, CUDA and TPU, at any batch size.
 
-A folder holds one file per graph (`jax.export`), `weights.npz`, `stablehlo.json` that says what each takes and gives, and, of a
-text-to-video model, `serve.py`, which uses them.  A graph takes `(weights, inputs)`, both dicts of arrays, and gives a dict; inputs lead with the
-batch unless they are single numbers.  Sizes of the video are those of the first training bucket.
+A folder holds one file per graph (`jax.export`), `weights.npz`, `stablehlo.json` that says what each takes and gives, and, of
+a text-to-video model, `serve.py`, which uses them.  A graph takes `(weights, inputs)`, both dicts of arrays, and gives a dict;
+inputs lead with the batch unless they are single numbers.  Sizes of the video are those of the first training bucket.
 """
 
 import dataclasses
