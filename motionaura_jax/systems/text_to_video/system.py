@@ -185,6 +185,13 @@ class TextToVideoSystem:
           text, negative: the prompt, and what to guide away from, both from `text.prompts`; "" is the null text.
           keys: one per sample, on which alone the sample depends.
         """
+        denoise = self.denoise(params, text, negative, fps, guidance)
+        return samplers.sample(denoise, sampler, keys, x_init, steps=steps)
+
+    def denoise(
+        self, params: PyTree, text: PyTree, negative: PyTree, fps: Float[Array, " b"], guidance: Guidance | None
+    ) -> samplers.Denoise:
+        """The guided denoiser of a sampler, which reads the text once for all steps; arguments as in `sample_tokens`."""
         both = text if guidance is None else jax.tree.map(lambda *parts: jnp.concatenate(parts), text, negative)
         network = SpectralTransformer(self.recipe.model, folded=True)
         weights = {"params": constraints.gathered(params["denoiser"])}
@@ -194,7 +201,7 @@ class TextToVideoSystem:
         def model(x_t: Array, m: Array, rates: PyTree) -> Array:
             return network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)  # type: ignore[return-value]
 
-        return samplers.sample(guided(model, fps, fps, guidance), sampler, keys, x_init, steps=steps)
+        return guided(model, fps, fps, guidance)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
