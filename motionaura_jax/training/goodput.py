@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from motionaura_jax.data.media import write_json
+from motionaura_jax.parallel import distributed
 
 FILE = "goodput.json"
 KINDS = ("steps", "start", "compile", "data", "checkpoint", "evaluation", "lost")
@@ -87,7 +88,9 @@ class Goodput:
         return {name[kind]: seconds / total for kind, seconds in self._seconds.items()}
 
     def write(self) -> None:
-        """Saves the seconds.  Raises UserError where the disk is full."""
+        """Saves the seconds; of several processes the first does.  Raises UserError where the disk is full."""
+        if not distributed.is_primary():
+            return
         seconds = {kind: round(value, 3) for kind, value in self._seconds.items()}
         write_json(self._path, {**self.shares(), "seconds": seconds, "steps_at_checkpoint": self._saved})
 
