@@ -284,13 +284,16 @@ def _train(
     """Trains together with the other processes of the run, of which the first has the result."""
     from motionaura_jax import config
     from motionaura_jax.parallel import cluster, distributed, preflight
+    from motionaura_jax.planning import exhaustion
     from motionaura_jax.systems import base
 
     with distributed.joined(cluster.Wanted(**place)):
         values = config.read(location, overrides)
         recipe = config.build(base.system_class(values.get("system", "")).Recipe, values)
         preflight.check(workdir, config.to_dict(recipe))
-        result = fit(open_system(recipe, workdir), workdir, override=override)
+        system = open_system(recipe, workdir)
+        with exhaustion.explained(system.recipe, workdir):
+            result = fit(system, workdir, override=override)
         return result if distributed.is_primary() else None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
@@ -89,16 +90,21 @@ def text_content(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def video_content(video: np.ndarray) -> bytes:
-    """What the key of a clip is made of: its shape and all of its pixels."""
-    return np.array(video.shape, np.int64).tobytes() + np.ascontiguousarray(video).tobytes()
+def file_content(path: Path) -> bytes:
+    """What the key of a file is made of: a hash of all of its bytes.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def fill(
     folder: Path,
     meta: Mapping[str, Any],
     items: Mapping[bytes, T],
-    compute: Callable[[Sequence[T]], Sequence[np.ndarray]],
+    compute: Callable[[Sequence[T]], Sequence[np.ndarray | None]],
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -107,7 +113,7 @@ def fill(
 
     Args:
       items: key (see `content_key`) -> what `compute` takes.
-      compute: maps up to SHARD items to their arrays.
+      compute: maps up to SHARD items to their arrays; None is left out, and tried again next time.
 
     Returns:
       The number of arrays added.
@@ -121,20 +127,26 @@ def fill(
     known = ArrayCache(folder)
     # Which process does what depends on all items, not on those that are left: the others are writing meanwhile.
     mine = [key for key in sorted(items)[process_index::process_count] if key not in known]
+    added = 0
     for start in range(0, len(mine), SHARD):
         keys = mine[start : start + SHARD]
-        _write_shard(folder, keys, compute([items[key] for key in keys]), _dtype(meta["dtype"]))
-    return len(mine)
+        arrays = compute([items[key] for key in keys])
+        made = {key: array for key, array in zip(keys, arrays, strict=True) if array is not None}
+        if made:
+            _write_shard(folder, made, _dtype(meta["dtype"]))
+        added += len(made)
+    return added
 
 
-def _write_shard(folder: Path, keys: Sequence[bytes], arrays: Sequence[np.ndarray], dtype: np.dtype) -> None:
+def _write_shard(folder: Path, arrays: Mapping[bytes, np.ndarray], dtype: np.dtype) -> None:
     """Writes the record of all keys, then one per array; the file has its name when it is whole."""
-    name = hashlib.blake2b(b"".join(keys), digest_size=8).hexdigest()
+    keys = b"".join(arrays)
+    name = hashlib.blake2b(keys, digest_size=8).hexdigest()
     draft = folder / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         writer = ArrayRecordWriter(str(draft), "group_size:1,uncompressed")
-        writer.write(b"".join(keys))
-        for array in arrays:
+        writer.write(keys)
+        for array in arrays.values():
             head = struct.pack(f"<B{array.ndim}q", array.ndim, *array.shape)
             writer.write(head + np.ascontiguousarray(array, dtype).tobytes())
         writer.close()
@@ -158,6 +170,4 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _dtype(name: str) -> np.dtype:
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return np.dtype(jnp.bfloat16 if name == "bfloat16" else name)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax.data import array_cache
-from motionaura_jax.data.array_cache import ArrayCache, content_key, fill, text_content, video_content
+from motionaura_jax.data.array_cache import ArrayCache, content_key, file_content, fill, text_content
 from motionaura_jax.errors import UserError
 
 META = {"kind": "text", "model": "0123", "dtype": "bfloat16"}
@@ -81,10 +81,20 @@ def test_processes_that_work_at_once_share_the_work(tmp_path):
     assert second[0] == len(TEXTS) // 2
 
 
-def test_keys_tell_models_and_contents_apart():
+def test_keys_tell_models_and_contents_apart(tmp_path):
     assert content_key(META, b"a") != content_key({**META, "model": "4567"}, b"a")
-    assert video_content(np.zeros((2, 3, 3, 3))) != video_content(np.zeros((3, 2, 3, 3)))
-    assert video_content(np.zeros((2, 2))[:, ::-1]) == video_content(np.zeros((2, 2)))
+    for name, content in {"a": b"1", "b": b"1", "c": b"2"}.items():
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (file_content(tmp_path / name) for name in "abc")
+    assert a == b != c
+
+
+def test_what_cannot_be_made_is_left_out_and_tried_again(tmp_path):
+    assert fill(tmp_path, META, items(), lambda texts: [None for _ in texts]) == 0
+    assert len(ArrayCache(tmp_path)) == 0
+    assert fill(tmp_path, META, items(), lambda texts: [None, *encode(texts)[1:]]) == len(TEXTS) - 9
+    assert fill(tmp_path, META, items(), encode) == 9
+    check(tmp_path)
 
 
 def test_another_model_and_damage_are_one_line(tmp_path):

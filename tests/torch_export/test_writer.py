@@ -247,6 +247,23 @@ def test_an_export_replaces_only_what_an_export_wrote(runs, folder, tmp_path, ca
     assert "no release folder" in error_of(lambda: export.main(other), capsys)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--no_check"], "--no_check"),
+        (["--max_shard_bytes=7"], "--max_shard_bytes"),
+        (["--format=stablehlo", "--dtype=float16"], "--dtype"),
+        (["--format=pickle"], "--format"),
+    ],
+)
+def test_flags_of_another_format_are_refused(flags, said, runs, tmp_path, capsys):
+    try:
+        status = export.main([f"--checkpoint={runs / 'model'}", f"--output={tmp_path / 'there'}", *flags])
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2 and said in capsys.readouterr().err and not (tmp_path / "there").exists()
+
+
 def test_the_committed_model_is_exported(tmp_path):
     there = write(assets.SCENES, tmp_path / "there")
     assert_same_bits(load(assets.SCENES), load(there, "text_to_video"))
