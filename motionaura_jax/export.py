@@ -1,6 +1,8 @@
-"""Writes a trained model as a release folder, which every command takes for a checkpoint.
+"""Writes a trained model as a folder to pass on: a release, PyTorch modules with weights, or compiled graphs.
 
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=releases/t2v
+python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch
+python -m motionaura_jax.export --checkpoint=runs/t2v --output=serving/t2v --format=stablehlo
 """
 
 import argparse
@@ -13,9 +15,14 @@ from typing import TYPE_CHECKING, Any
 import motionaura_jax
 from motionaura_jax import cli
 from motionaura_jax.errors import UserError
+from motionaura_jax.limits import Count
 
 if TYPE_CHECKING:
     from motionaura_jax.weights.load import Loaded
+
+
+SHARD_BYTES = 5 * 10**9
+FORMATS = ("release", "pytorch", "stablehlo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,10 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release")
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("--format", choices=FORMATS, default="release", help="of the folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the file")
     parser.add_argument(
         "--provenance", type=pathlib.Path, help="JSON object to keep in config.json: command, data, hours"
     )
+    parser.add_argument(
+        "--max_shard_bytes", type=cli.number(Count), default=SHARD_BYTES, help="pytorch: largest file of weights"
+    )
+    parser.add_argument("--no_check", action="store_true", help="pytorch: do not run the result against this model")
     parser.add_argument("--overwrite", action="store_true", help="replace a release folder that exists")
     args = parser.parse_args(argv)
     return cli.run(lambda: _export(args), as_json=args.json)
@@ -38,25 +50,96 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.weights.load import load
 
     release.check_output(args.output, overwrite=args.overwrite)
+    _check_flags(args)
+    if args.format == "stablehlo":
+        _trace_on_cpu()
+    checked = args.format == "pytorch" and not args.no_check
+    if checked:
+        _require_torch()
     model = _rounded(load(args.checkpoint), args.dtype)
     if args.provenance:
         model = dataclasses.replace(model, provenance=_read_object(args.provenance))
     parts = _parts(model, args.tokenizer, args.dtype)
     with release.draft(args.output, overwrite=args.overwrite) as folder:
-        for name, part in {"": model, **parts}.items():
-            (folder / name).mkdir(exist_ok=True)
-            inside = {key: key for key in parts} if part is model else {}
-            release.write_folder(folder / name, _meta(part, inside), part.params, part.extra, args.dtype)
-            _check(part, folder / name)
+        writers = {"release": _write_release, "pytorch": _write_pytorch, "stablehlo": _write_stablehlo}
+        writers[args.format](folder, model, parts, args)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
         "output": args.output,
+        "format": args.format,
         "system": model.recipe.system,
         "checkpoint_step": model.step,
         "weights": model.weights,
         "parts": list(parts),
         "bytes": size,
+        "compared_in_torch": checked,
     }
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuses flags that another format reads."""
+    if args.format != "pytorch" and args.no_check:
+        raise UserError(f"--no_check: only --format=pytorch compares with torch, not {args.format}; leave it out")
+    if args.format != "pytorch" and args.max_shard_bytes != SHARD_BYTES:
+        raise UserError(f"--max_shard_bytes: only --format=pytorch writes shards, not {args.format}; leave it out")
+    if args.format == "stablehlo" and args.dtype != "float32":
+        raise UserError(f"--dtype={args.dtype}: compiled graphs take float32 weights; leave it out")
+
+
+def _trace_on_cpu() -> None:
+    """Keeps kernels of the accelerator at hand out of graphs that have to run everywhere."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _require_torch() -> None:
+    from motionaura_jax.torch_export.compare import can_compare
+
+    if not can_compare():
+        raise UserError(
+            "torch is not installed, so that the exported modules cannot be compared with this model; pip install torch, "
+            "or add --no_check to write them without"
+        )
+
+
+def _write_release(
+    folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
+) -> None:
+    from motionaura_jax.weights import release
+
+    for name, part in {"": model, **parts}.items():
+        (folder / name).mkdir(exist_ok=True)
+        inside = {key: key for key in parts} if part is model else {}
+        release.write_folder(folder / name, _meta(part, inside), part.params, part.extra, args.dtype)
+        _check(part, folder / name)
+
+
+def _write_pytorch(
+    folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
+) -> None:
+    from motionaura_jax.torch_export import writer
+    from motionaura_jax.torch_export.compare import compare
+
+    files = writer.Files(dtype=args.dtype, shard_bytes=args.max_shard_bytes)
+    tokenizer = parts.get("tokenizer", model)
+    if tokenizer is model:
+        meta = _meta(model, {})
+        writer.write_tokenizer(folder, model, meta, files)
+    else:
+        meta = _meta(model, {"tokenizer": writer.VAE})
+        writer.write_text_to_video(folder, model, tokenizer, (meta, _meta(tokenizer, {})), files)
+        _check(tokenizer, folder / writer.VAE)
+    _check(model, folder)
+    writer.write_card(folder, meta, None if args.no_check else compare(folder, model, tokenizer))
+
+
+def _write_stablehlo(
+    folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
+) -> None:
+    from motionaura_jax import stablehlo
+
+    stablehlo.write(folder, model, parts.get("tokenizer", model), _meta(model, {}))
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

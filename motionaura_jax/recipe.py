@@ -72,20 +72,26 @@ class ParamGroup(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Checked):
-    """AdamW or Adam with clipping by global norm and a learning-rate schedule (recipes: spec section E).
+    """An optimizer with clipping by global norm and a learning-rate schedule (recipes: spec section E).
 
     Attributes:
+      name: "adafactor" keeps sums of squares by row and column instead of one for each weight; "muon" makes the updates of
+        matrices orthogonal and leaves vectors and embeddings to AdamW.  Learning rates mean the same for all of them.
+      b1, b2: decay of the running means of gradients and of their squares.  Without `b1` Adafactor keeps no mean at all;
+        Muon takes both for what it leaves to AdamW.
+      mu_dtype: precision in which the mean of the gradients is kept.
       decay: shape of the schedule after warm-up, down to `final_scale` times the peak at `train.steps`.
       weight_decay: of matrices and kernels only: biases, norms, gains, embeddings and codes are spared.
     """
 
-    name: Literal["adamw", "adam"] = "adamw"
+    name: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
     learning_rate: NonNegative = 1e-4
     warmup_steps: Natural = 0
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     final_scale: NonNegative = 0.0
     b1: ShareBelowOne = 0.9
     b2: ShareBelowOne = 0.99
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: NonNegative = 1e-4
     clip_norm: NonNegative = 1.0
     groups: tuple[ParamGroup, ...] = ()
@@ -192,9 +198,9 @@ class Recipe(Checked):
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,18 +18,13 @@ from motionaura_jax.limits import Count, Natural
 if TYPE_CHECKING:
     from motionaura_jax.recipe import Recipe
     from motionaura_jax.systems.base import System
-    from motionaura_jax.training.alarms import Alarms
     from motionaura_jax.training.checkpoint import Checkpoints
     from motionaura_jax.training.data import TrainingData
-    from motionaura_jax.training.flops import ModelFlops
     from motionaura_jax.training.goodput import Goodput
-    from motionaura_jax.training.profile import Profiler
     from motionaura_jax.training.progress import TrainingProgress
-    from motionaura_jax.training.recovery import Recovery
-    from motionaura_jax.training.signals import StopSignal
     from motionaura_jax.training.state import TrainState
     from motionaura_jax.training.step import StepFunction
-    from motionaura_jax.training.watchdog import Watchdog
+    from motionaura_jax.training.watch import Watch
     from motionaura_jax.training.writers import MetricWriter
 
 logger = logging.getLogger(__name__)
@@ -53,19 +48,6 @@ class Run:
     state: "TrainState"
     goodput: "Goodput"
     open_window: Sequence[tuple[int, Mapping[str, float]]]
-
-
-@dataclasses.dataclass(kw_only=True)
-class Watch:
-    """What looks at a run while it goes on."""
-
-    stop: "StopSignal"
-    bar: "TrainingProgress"
-    watchdog: "Watchdog"
-    profiler: "Profiler"
-    recovery: "Recovery"
-    alarms: "Alarms"
-    flops: "ModelFlops"
 
 
 def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> dict[str, Any]:
@@ -111,12 +93,11 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
     for bucket in recipe.data.all_buckets():
         meshes.check_batch(mesh.shape, bucket.batch_size, recipe.train.accumulation)
     newest = steps.newest(steps.folder_of(workdir, recipe.checkpoint.folder))
-    fresh = newest is None
     if recipe.meaning and newest:
         recipe.check_start(load_recipe(newest, type(recipe), recipe.system), str(workdir))
     system.check_data()
     frozen = system.frozen()
-    start = load_start(system) if recipe.init_from and fresh else None
+    start = load_start(system) if recipe.init_from and newest is None else None
 
     # ---------------------------------------------------------------- Config and data
     saved = workdirs.open_workdir(workdir, recipe, override=override)
@@ -130,7 +111,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
     state.describe(recipe.system, abstract, mesh)
     origin = provenance.provenance(clips.content_hash)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved, origin)
-    if fresh:
+    if newest is None:
         checkpoints.check_new()
         current = jax.jit(lambda: state.create(system, optimize, recipe.seed), out_shardings=shardings)()
         batches = (system.to_arrays(batch) for batch in clips.preparation())
@@ -157,50 +138,39 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
 
 def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
     """Trains to step `last`, back from the last checkpoint wherever loss or gradient does not stay finite."""
-    from motionaura_jax.training import alarms, flops, profile, progress, recovery, signals, watchdog, writers
+    from motionaura_jax.training import state
+    from motionaura_jax.training.recovery import NonFiniteStreak
+    from motionaura_jax.training.watch import watching
+    from motionaura_jax.training.writers import MetricWriter
 
-    recipe, workdir = run.system.recipe, run.workdir
-    with (
-        signals.StopSignal() as stop,
-        progress.TrainingProgress(last, first) as bar,
-        watchdog.Watchdog(workdir, recipe.watchdog) as dog,
-        profile.Profiler(workdir, recipe.profile) as profiler,
-    ):
-        watch = Watch(
-            stop=stop,
-            bar=bar,
-            watchdog=dog,
-            profiler=profiler,
-            recovery=recovery.Recovery(workdir, recipe, run.data, run.checkpoints),
-            alarms=alarms.Alarms(recipe.watchdog),
-            flops=flops.ModelFlops(run.system),
-        )
+    with watching(run.system, run.workdir, run.data, run.checkpoints, first) as watch:
         while True:
+            watch.pause(first)
             run.goodput.book("start")
             try:
                 return _steps(run, watch, first, last)
-            except recovery.NonFiniteStreak:
-                dog.rest()
+            except NonFiniteStreak:
+                run.state = state.outline(run.state)  # frees the memory that the restored one needs
                 run.state, beside = watch.recovery.roll_back(run.state)
-                run.open_window = beside.open_window
-                first = int(run.state.step)
+                run.open_window, first = beside.open_window, int(run.state.step)
                 run.goodput.lose(first)
                 run.writer.close()
-                run.writer = writers.MetricWriter(workdir, first)
+                run.writer = MetricWriter(run.workdir, first)
                 run.writer.scalars(first, {"alarm_rollback": watch.recovery.rollbacks})
 
 
-def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
+def _steps(run: Run, watch: "Watch", first: int, last: int) -> dict[str, Any]:
     import jax
 
     from motionaura_jax.parallel.mesh import spread_batch
     from motionaura_jax.training.in_flight import InFlight
     from motionaura_jax.training.prefetch import Prefetch
 
-    recipe, goodput, bar, mesh = run.system.recipe, run.goodput, watch.bar, jax.sharding.get_mesh()
+    recipe, goodput, mesh = run.system.recipe, run.goodput, jax.sharding.get_mesh()
     result: dict[str, Any] = {}
     in_flight, save_due = InFlight(run.open_window), False
-    with Prefetch(run.data.batches(first), lambda batch: spread_batch(mesh, run.system.to_arrays(batch))) as batches:
+    place = lambda batch: spread_batch(mesh, run.system.to_arrays(batch))  # noqa: E731
+    with Prefetch(run.data.batches(first), place) as batches:
         for number in range(first + 1, last + 1):
             batch = next(batches)
             goodput.book("data" if in_flight.idle else "steps")
@@ -215,8 +185,7 @@ def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
             watch.watchdog.beat(number)
             if goodput.compiled:
                 in_flight.wait()
-                bar.pause(number)
-                watch.watchdog.rest()
+                watch.pause(number)
             goodput.book("steps")
             stopping = watch.stop.after(number)
             evaluating = (number % recipe.evaluate.every == 0 or number == last) and not stopping
@@ -235,17 +204,17 @@ def _steps(run: Run, watch: Watch, first: int, last: int) -> dict[str, Any]:
             # ------------------------------------------------------------ Evaluate
             if evaluating:
                 goodput.book("steps")
-                watch.watchdog.rest()
-                result |= _evaluate(run, number, bar)
-                bar.pause(number)
+                watch.pause(number)
+                result |= _evaluate(run, number, watch.bar)
+                watch.pause(number)
                 goodput.book("evaluation")
             if stopping:
-                bar.note(f"stopped by a signal after step {number}; run the same command again to resume")
+                watch.bar.note(f"stopped by a signal after step {number}; run the same command again to resume")
                 return {**result, "step": number, "stopped": True}
     return result
 
 
-def _log(run: Run, watch: Watch, number: int, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _log(run: Run, watch: "Watch", number: int, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Averages the metrics of the steps since the last log and looks at each for what should not be."""
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} | {"skipped": rows[-1]["skipped"]}
     speed = watch.bar.report(number, means, run.data.clips_per_step)
@@ -260,17 +229,17 @@ def _log(run: Run, watch: Watch, number: int, rows: Sequence[Mapping[str, float]
     return {"step": number, "loss": means["loss"], "goodput": speed["goodput"]}
 
 
-def _save(run: Run, watch: Watch, number: int, open_window: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+def _save(run: Run, watch: "Watch", number: int, open_window: Sequence[tuple[int, Mapping[str, float]]]) -> None:
     from motionaura_jax.training.checkpoint import Beside
 
     run.goodput.book("steps")
-    watch.watchdog.rest()
+    watch.pause(number)
     run.checkpoints.save(run.state, Beside(run.data.skipped.ranges, open_window))
     watch.recovery.saved()
     run.goodput.saved(number)
     run.goodput.book("checkpoint")
     run.goodput.write()
-    watch.bar.pause(number)
+    watch.pause(number)
 
 
 def _evaluate(run: Run, number: int, bar: "TrainingProgress") -> dict[str, float]:
@@ -315,13 +284,16 @@ def _train(
     """Trains together with the other processes of the run, of which the first has the result."""
     from motionaura_jax import config
     from motionaura_jax.parallel import cluster, distributed, preflight
+    from motionaura_jax.planning import exhaustion
     from motionaura_jax.systems import base
 
     with distributed.joined(cluster.Wanted(**place)):
         values = config.read(location, overrides)
         recipe = config.build(base.system_class(values.get("system", "")).Recipe, values)
         preflight.check(workdir, config.to_dict(recipe))
-        result = fit(open_system(recipe, workdir), workdir, override=override)
+        system = open_system(recipe, workdir)
+        with exhaustion.explained(system.recipe, workdir):
+            result = fit(system, workdir, override=override)
         return result if distributed.is_primary() else None
 
 

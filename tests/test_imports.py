@@ -36,7 +36,7 @@ ALLOWED = {
 }
 
 # Third-party library -> the only parts that may import it.
-CONFINED = {"flax": {"models"}, "torch": {"torch_export"}, "av": {"data", "health"}}
+CONFINED = {"flax": {"models"}, "torch": {"torch_export"}, "av": {"data", "health", "torch_export"}}
 
 RETIRED = re.compile(
     r"jax\.experimental\.(shard_map|pjit|maps|host_callback)|jax\.(pmap|tree_map|xmap|core\.Tracer)\b"

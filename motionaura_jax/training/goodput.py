@@ -88,7 +88,7 @@ class Goodput:
         return {name[kind]: seconds / total for kind, seconds in self._seconds.items()}
 
     def write(self) -> None:
-        """Saves the seconds; of several processes the first does.  Raises UserError where the disk is full."""
+        """Saves the seconds, in process 0.  Raises UserError where the disk is full."""
         if not distributed.is_primary():
             return
         seconds = {kind: round(value, 3) for kind, value in self._seconds.items()}

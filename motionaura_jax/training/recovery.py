@@ -60,9 +60,7 @@ class Recovery:
         self.rollbacks = 0
 
     def roll_back(self, state: TrainState) -> tuple[TrainState, Beside]:
-        """Returns the last checkpoint, in the shardings of `state`; the data of the streak is given up.
-
-        The caller must not hold `state` any more where the memory of a device cannot hold two.
+        """Returns the last checkpoint, in the shardings of the abstract `state`; the data of the streak is given up.
 
         Raises:
           UserError: no checkpoint, or `train.max_rollbacks` did not help; batches and keys are written to a file.
@@ -74,9 +72,7 @@ class Recovery:
         if self.checkpoints.latest() is None or self.rollbacks >= self.recipe.train.max_rollbacks:
             self._give_up(streak, report)
         self.rollbacks += 1
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        del state
-        restored, beside = self.checkpoints.restore(abstract)
+        restored, beside = self.checkpoints.restore(state)
         positions = [self.data.skipped.data_step(step) for step in (first, last - 1)]
         self.data.skipped = self.data.skipped.with_window(positions[0], positions[1] + 1)
         logger.warning(

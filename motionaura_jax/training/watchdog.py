@@ -3,10 +3,8 @@
 import collections
 import contextlib
 import faulthandler
-import json
 import logging
 import pathlib
-import socket
 import statistics
 import threading
 import time
@@ -14,8 +12,7 @@ from typing import Any
 
 import jax
 
-from motionaura_jax.data.media import write_json
-from motionaura_jax.errors import UserError
+from motionaura_jax.parallel import distributed
 from motionaura_jax.recipe import WatchdogConfig
 
 logger = logging.getLogger(__name__)
@@ -27,8 +24,8 @@ _LEAST = 3  # steps that say how long a step takes
 class Watchdog:
     """A thread that looks whether steps go on.
 
-    Every process writes `watchdog/alive-PROCESS.json` when a step began since it last looked, so that each knows how far
-    the others are.  A stalled step leaves `watchdog/stacks-PROCESS.txt` and one warning; it is not ended.
+    A stalled step leaves `watchdog/stacks-PROCESS.txt` and one warning, which names the processes of the run that are
+    behind; it is not ended.
 
     Compiling, saving and evaluating are no steps: `rest` before them, and the next `beat` goes on.
     """
@@ -54,6 +51,7 @@ class Watchdog:
     def beat(self, step: int) -> None:
         """Notes that the loop has come to the end of `step`."""
         now = time.monotonic()
+        distributed.at_step(step)
         with self._lock:
             if self._awake:
                 self._durations.append(now - self._began)
@@ -67,19 +65,13 @@ class Watchdog:
             self._awake = False
 
     def _watch(self) -> None:
-        pause, written = min(self._config.stalled_seconds / 4, 10.0), -1
         # The disk is not what this watches, and training itself says where it fails.
-        with contextlib.suppress(OSError, UserError, ValueError):
-            while not self._ended.wait(pause):
+        with contextlib.suppress(OSError):
+            while not self._ended.wait(min(self._config.stalled_seconds / 4, 10.0)):
                 with self._lock:
-                    step, limit = self._step, self._limit()
-                    waited = time.monotonic() - self._began
-                    stalled = self._awake and not self._told and waited > limit
+                    step, waited = self._step, time.monotonic() - self._began
+                    stalled = self._awake and not self._told and waited > self._limit()
                     self._told |= stalled
-                if step != written:
-                    alive = {"process": self._process, "host": socket.gethostname(), "step": step, "time": time.time()}
-                    write_json(self._folder / f"alive-{self._process}.json", alive)
-                    written = step
                 if stalled:
                     self._tell(step, waited)
 
@@ -90,18 +82,18 @@ class Watchdog:
 
     def _tell(self, step: int, waited: float) -> None:
         path = self._folder / f"stacks-{self._process}.txt"
+        self._folder.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {step + 1}, {waited:.0f} s\n")
             stream.flush()
             faulthandler.dump_traceback(stream, all_threads=True)
-        behind = ", ".join(f"process {row['process']} on {row['host']} (step {row['step']})" for row in self._behind())
         logger.warning(
             "step %d has taken %.1f s, the median is %.2f s; behind is %s; all stacks of this process are in %s",
-            *(step + 1, waited, statistics.median(self._durations), behind, path),
+            *(step + 1, waited, statistics.median(self._durations), _behind(step), path),
         )
 
-    def _behind(self) -> list[dict[str, Any]]:
-        """The processes whose last finished step is the lowest."""
-        rows = [json.loads(path.read_text("utf-8")) for path in self._folder.glob("alive-*.json")]
-        rows = [row for row in rows if row["process"] < jax.process_count()]
-        return [row for row in rows if row["step"] == min(row["step"] for row in rows)]
+
+def _behind(step: int) -> str:
+    """The processes whose last finished step is the lowest."""
+    steps = distributed.steps() or dict.fromkeys(distributed.names(), step)
+    return ", ".join(f"{name} (step {reached})" for name, reached in steps.items() if reached == min(steps.values()))

@@ -1,4 +1,4 @@
-"""Opens trained weights: a workdir, one of its step folders, or a release folder."""
+"""Opens trained weights: a workdir, one of its step folders, a release folder, or one exported to PyTorch."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems import base
 from motionaura_jax.types import PyTree
-from motionaura_jax.weights import release, steps
+from motionaura_jax.weights import exported, release, steps
 
 R = TypeVar("R", bound=Recipe)
 
@@ -108,7 +108,7 @@ def load_tokenizer(path: steps.Location, latent_space: str = "") -> tuple[Tokeni
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Weights on disk, not yet read; one face for step folders and release folders."""
+    """Weights on disk, not yet read; one face for step folders, release folders and exported ones."""
 
     path: str
     folder: pathlib.PurePath
@@ -132,9 +132,13 @@ class _Source:
 
 
 def _open(path: steps.Location) -> _Source:
-    folder = pathlib.Path(path)
-    if release.is_release(folder):
-        reader = functools.partial(release.read_weights, folder)
-        return _Source(path=str(path), folder=folder, meta=release.read_meta(folder), reader=reader)
-    step, meta = steps.read_meta(path)
-    return _Source(path=str(path), folder=step, meta=meta, reader=functools.partial(steps.read_weights, step))
+    local = pathlib.Path(path)
+    folder: pathlib.PurePath = local
+    if exported.is_export(local):
+        meta, reader = exported.read_meta(local), functools.partial(exported.read_weights, local)
+    elif release.is_release(local):
+        meta, reader = release.read_meta(local), functools.partial(release.read_weights, local)
+    else:
+        folder, meta = steps.read_meta(path)
+        reader = functools.partial(steps.read_weights, folder)
+    return _Source(path=str(path), folder=folder, meta=meta, reader=reader)

@@ -26,6 +26,7 @@ from motionaura_jax.types import PyTree
 
 DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MARKS = (WEIGHTS, "training.json", "stablehlo.json")  # what tells folders that `export` wrote, by its formats
 PARTS = ("tokenizer",)  # recipe keys that name another run
 
 _KEYS: dict[str, type] = {"system": str, "recipe": dict, "step": int, "weights": str, "versions": dict}
@@ -37,15 +38,15 @@ def is_release(path: pathlib.Path) -> bool:
     return (path / WEIGHTS).is_file()
 
 
-def read_meta(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads `config.json`: `system`, `recipe`, `step`, `weights` ("averaged" or "raw"), `versions`, maybe `provenance`.
+def read_meta(folder: pathlib.Path, name: str = CONFIG) -> dict[str, Any]:
+    """Reads the file that says what a model is: `system`, `recipe`, `step`, `weights`, `versions`, maybe `provenance`.
 
-    Parts of the recipe come back as paths that start with `folder`.
+    `weights` is "averaged" or "raw".  Parts of the recipe come back as paths that start with `folder`.
 
     Raises:
       UserError: the file is missing or damaged.
     """
-    path = folder / CONFIG
+    path = folder / name
     if not path.is_file():
         raise UserError(f"{path}: is missing; copy the whole release folder")
     try:
@@ -97,7 +98,7 @@ def write_folder(
       UserError: the disk is full or not writable.
     """
     leaves = jax.tree_util.tree_leaves_with_path({"params": params, "extra": extra})
-    tensors = {path_name(path): _narrow(np.asarray(jax.device_get(leaf), order="C"), dtype) for path, leaf in leaves}
+    tensors = {path_name(path): narrow(np.asarray(jax.device_get(leaf), order="C"), dtype) for path, leaf in leaves}
     write_json(folder / CONFIG, meta)
     try:
         save_file(tensors, folder / WEIGHTS)
@@ -138,13 +139,14 @@ def check_output(folder: pathlib.Path, *, overwrite: bool) -> None:
     Raises:
       UserError: see `draft`.
     """
-    if folder.exists() and not is_release(folder):
+    if folder.exists() and not any((folder / name).is_file() for name in MARKS):
         raise UserError(f"{folder}: exists and is no release folder; choose another name")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder}: exists already; choose another name or add --overwrite")
 
 
-def _narrow(array: np.ndarray, dtype: str) -> np.ndarray:
+def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The array as it stands in a file: floats in `dtype`, everything else as it is."""
     return array.astype(jnp.dtype(dtype)) if array.dtype == np.float32 else array
 
 

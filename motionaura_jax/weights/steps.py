@@ -4,6 +4,7 @@ Every location may be local or a `gs://` or `s3://` path.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from motionaura_jax.trees import leaf_types
 from motionaura_jax.types import PyTree
 
 FOLDER = "checkpoints"
+_CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
 Location = str | os.PathLike[str]
 
 
@@ -43,8 +45,15 @@ def newest(location: Location) -> epath.Path | None:
 
 
 def _absolute(location: Location) -> epath.Path:
-    path = epath.Path(location)
-    return path if "://" in str(path) else path.resolve()
+    """Raises UserError for a path that is not local and whose client is not there."""
+    scheme, separator, _ = os.fspath(location).partition("://")
+    if not separator:
+        return epath.Path(location).resolve()
+    if scheme not in _CLIENTS:
+        raise UserError(f"{location}: {scheme}:// is not among {', '.join(_CLIENTS)}; use one of them or a local path")
+    if importlib.util.find_spec(_CLIENTS[scheme]) is None:
+        raise UserError(f"{location}: needs the Python package {_CLIENTS[scheme]}; pip install 'motionaura-jax[cloud]'")
+    return epath.Path(location)
 
 
 def _finished(step: epath.Path) -> bool:
@@ -73,7 +82,7 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
       UserError: there is no checkpoint, or a newer version of this package wrote it.
       Damaged: it cannot be read.
     """
-    path = epath.Path(location)
+    path = _absolute(location)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint; give a workdir of `train`, a step folder or a release folder")
     step = newest(path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.util
 import io
 import json
 import math
@@ -204,9 +205,18 @@ def test_checkpoints_may_live_elsewhere(system, tmp_path):
     assert {str(steps.newest(place)) for place in (workdir, elsewhere, elsewhere / "0")} == {str(elsewhere / "0")}
 
 
+def test_an_unknown_scheme_is_one_line():
+    with pytest.raises(UserError, match="azure://bucket: azure:// is not among gs, s3"):
+        steps.read_meta("azure://bucket")
+
+
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
-def test_a_path_in_a_bucket_keeps_its_scheme(scheme, tmp_path):
+def test_a_path_in_a_bucket_keeps_its_scheme(scheme, tmp_path, monkeypatch):
     place = f"{scheme}://bucket/runs/a"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"{place}: needs the Python package .*motionaura-jax.cloud"):
+        steps.folder_of(tmp_path, place)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     assert str(steps.folder_of(tmp_path, place)) == place
     listed = ["100", "500", "500.orbax-checkpoint-tmp"]
     with epath.testing.mock_epath(

@@ -1,6 +1,5 @@
 """The small machines around the loop: prefetch, steps in flight, the transfer guard, profile, alarms, watchdog, signals."""
 
-import json
 import threading
 import time
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax import config, train
+from motionaura_jax.parallel import distributed, mesh
 from motionaura_jax.recipe import ProfileConfig, WatchdogConfig
 from motionaura_jax.training import alarms, in_flight, prefetch, profile, watchdog
 from motionaura_jax.training.writers import read_metrics
@@ -110,7 +110,7 @@ def test_the_host_does_not_run_away_from_the_device():
 def test_a_transfer_that_nobody_asked_for_stops_the_loop(tmp_path, monkeypatch):
     system = toy()
     train.fit(system, tmp_path / "clean")
-    monkeypatch.setattr(train, "_place", lambda batch: batch)  # numpy arrays, which a step would move by itself
+    monkeypatch.setattr(mesh, "spread_batch", lambda _, batch: batch)  # numpy arrays, which a step would move by itself
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         train.fit(system, tmp_path / "implicit")
 
@@ -178,13 +178,10 @@ def test_an_alarm_is_a_warning_and_a_row(tmp_path, monkeypatch, caplog):
 
 # ---------------------------------------------------------------- Watchdog
 def test_a_stalled_step_dumps_all_stacks_once_and_says_who_is_behind(tmp_path, caplog):
-    other = {"process": 1, "host": "elsewhere", "step": 0, "time": 0.0}
     with watchdog.Watchdog(tmp_path, WatchdogConfig(stalled=5, stalled_seconds=0.2)) as dog:
         for step in range(1, 6):
             dog.beat(step)
             time.sleep(0.01)
-        (tmp_path / "watchdog").mkdir(exist_ok=True)
-        (tmp_path / "watchdog" / "alive-1.json").write_text(json.dumps(other))  # of an earlier start with two processes
         time.sleep(1.0)
         dog.beat(6)
         time.sleep(0.05)
@@ -195,15 +192,15 @@ def test_a_stalled_step_dumps_all_stacks_once_and_says_who_is_behind(tmp_path, c
     assert "step 6" in stacks and "test_guards.py" in stacks and stacks.count("Current thread") <= 1
 
 
-def test_the_process_that_is_behind_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
-    folder = tmp_path / "watchdog"
-    folder.mkdir()
-    for process, step in enumerate([7, 6, 7]):
-        row = {"process": process, "host": f"node{process}", "step": step, "time": 0.0}
-        (folder / f"alive-{process}.json").write_text(json.dumps(row))
-    dog = watchdog.Watchdog(tmp_path, WatchdogConfig())
-    assert [row["host"] for row in dog._behind()] == ["node1"]
+def test_the_processes_that_are_behind_are_named(tmp_path, monkeypatch, caplog):
+    reached = {"process 0 on n0": 5, "process 1 on n1": 4, "process 2 on n2": 5}
+    monkeypatch.setattr(distributed, "steps", lambda: reached)
+    with watchdog.Watchdog(tmp_path, WatchdogConfig(stalled=5, stalled_seconds=0.1)) as dog:
+        for step in range(1, 6):
+            dog.beat(step)
+            time.sleep(0.01)
+        time.sleep(0.4)
+    assert "behind is process 1 on n1 (step 4); all stacks" in caplog.text
 
 
 def test_what_is_no_step_is_not_called_stalled(tmp_path, caplog):

@@ -137,6 +137,7 @@ def test_the_writer_is_closed_though_the_last_save_fails(tmp_path, monkeypatch):
         writer=Part("writer"),
         state=State(),
         goodput=None,
+        open_window=(),
     )
     monkeypatch.setattr(train, "_start", lambda *_: run)
     monkeypatch.setattr(train, "_loop", lambda *_: {})

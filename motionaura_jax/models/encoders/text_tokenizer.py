@@ -2,7 +2,9 @@
 
 import collections
 import functools
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +39,11 @@ class TextTokenizer:
         """Number of ids."""
         return len(self._words)
 
+    @property
+    def limit(self) -> int:
+        """Words of a text at most."""
+        return self.length
+
     def encode(self, text: str) -> Encoded:
         """Returns the ids of `text`; an empty text has none."""
         encoding = self._tokenizer.encode(text)
@@ -49,6 +56,17 @@ class TextTokenizer:
         """Returns the ids of several texts, padded to `length`."""
         rows = [self.encode(text).ids for text in texts]
         return np.array([row + [PAD] * (self.length - len(row)) for row in rows], np.int32).reshape(-1, self.length)
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json` for `tokenizers` and `transformers`."""
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.length,
+            "pad_token": _SPECIAL[PAD],
+            "unk_token": _SPECIAL[UNKNOWN],
+        }
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the words of `ids`, without padding."""

@@ -1,0 +1,66 @@
+"""What `config.json` of each exported network says: the settings that its function depends on, without torch."""
+
+import dataclasses
+from typing import Any
+
+from motionaura_jax.models.autoencoders.config import MBQVAEConfig
+from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
+from motionaura_jax.models.encoders.config import TextEncoderConfig
+
+_TOKENIZER = (
+    "channels",
+    "enc_mb",
+    "enc_inc",
+    "dec_mb",
+    "dec_inc",
+    "t_stride",
+    "latent_dim",
+    "z_channels",
+    "causal",
+    "norm",
+    "se_pos",
+    "lead",
+    "inception_width",
+    "inception_final",
+    "upsample",
+    "mfi_hidden",
+    "quantizer",
+    "codebook_size",
+    "l2",
+    "fsq_levels",
+)
+_DENOISER = (
+    "vocab_size",
+    "width",
+    "heads",
+    "blocks",
+    "mlp_ratio",
+    "attention_ratio",
+    "spectral",
+    "cross_spectral",
+    "residual",
+    "abs_pos",
+    "adaln",
+    "time_cond",
+    "text_dim",
+    "text_len",
+)
+
+
+def tokenizer_settings(config: MBQVAEConfig) -> dict[str, Any]:
+    """Settings of `modeling_mbq_vae.MBQVAE`."""
+    return _chosen(config, _TOKENIZER)
+
+
+def denoiser_settings(config: SpectralTransformerConfig) -> dict[str, Any]:
+    """Settings of `modeling_spectral_transformer.SpectralTransformer`; `rope` is resolved."""
+    return {**_chosen(config, _DENOISER), "rope": config.rotary}
+
+
+def text_settings(config: TextEncoderConfig, vocab_size: int, width: int) -> dict[str, Any]:
+    """Settings of `modeling_text_encoder.TextEncoder`."""
+    return {"vocab_size": vocab_size, "width": width, **dataclasses.asdict(config)}
+
+
+def _chosen(config: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}

@@ -1,0 +1,167 @@
+"""Folders of a model exported to PyTorch, as the commands of JAX read and write their weights.
+
+Each network is a folder with safetensors under the names of torch; the maps lead back.  What torch does not need lies beside
+them: `training.json` says what the model was trained with, as `config.json` of a release does, and `training.safetensors` has
+the leaves that only training reads, under our names.
+"""
+
+import dataclasses
+import fnmatch
+import functools
+import operator
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from motionaura_jax.data.media import write_json
+from motionaura_jax.errors import UserError
+from motionaura_jax.trees import leaf_types, path_name
+from motionaura_jax.types import PyTree
+from motionaura_jax.weights import release
+from motionaura_jax.weights.layout import Layout, export_tensors, import_tensors
+from motionaura_jax.weights.maps.mbq_vae import MBQ_VAE
+from motionaura_jax.weights.maps.spectral_transformer import SPECTRAL_TRANSFORMER
+from motionaura_jax.weights.maps.text_encoder import TEXT_ENCODER
+from motionaura_jax.weights.tensors import INDEX, TensorFiles
+
+META, REST = "training.json", "training.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component:
+    """A network in a folder of its own (or in the folder itself), and its place in `{"params": ..., "extra": ...}`."""
+
+    folder: str
+    layout: Layout
+    place: tuple[str, ...] = ()
+
+
+COMPONENTS = {
+    "mbq_vae": (Component(folder="", layout=MBQ_VAE),),
+    "text_to_video": (
+        Component(folder="text_encoder", layout=TEXT_ENCODER, place=("params", "text")),
+        Component(folder="transformer", layout=SPECTRAL_TRANSFORMER, place=("params", "denoiser")),
+    ),
+}
+
+
+def is_export(path: pathlib.Path) -> bool:
+    """Whether `path` is an exported folder, be it a damaged one."""
+    return (path / META).is_file()
+
+
+def read_meta(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads `training.json`; see `release.read_meta`."""
+    return release.read_meta(folder, META)
+
+
+def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
+    """Reads the networks into the structure of the abstract trees: every tensor once, every leaf once.
+
+    Raises:
+      UserError: a file is damaged, or the tensors are not exactly those of the config.
+    """
+    tree = {"params": params, "extra": extra}
+    for component in COMPONENTS[read_meta(folder)["system"]]:
+        part = functools.reduce(operator.getitem, component.place, tree)
+        filled = import_tensors(TensorFiles(folder / component.folder), component.layout, part)
+        tree = _replaced(tree, component.place, filled)
+    tree = _with_rest(folder / REST, tree)
+    return tree["params"], tree["extra"]
+
+
+def write_weights(
+    folder: pathlib.Path, system: str, params: PyTree, extra: PyTree, *, dtype: str, shard_bytes: int
+) -> None:
+    """Writes the networks of a system into existing component folders, and what is left to `training.safetensors`.
+
+    Args:
+      dtype: of float32 leaves in the files, one of `release.DTYPES`.
+      shard_bytes: largest size of one file; more tensors go to shards with an index.
+
+    Raises:
+      UserError: the disk is full or not writable.
+    """
+    tree = {"params": params, "extra": extra}
+    kept: list[str] = []
+    for component in COMPONENTS[system]:
+        part = functools.reduce(operator.getitem, component.place, tree)
+        tensors = ((name, release.narrow(array, dtype)) for name, array in export_tensors(component.layout, part))
+        kept += component.layout.new
+        _write_shards(folder / component.folder, tensors, shard_bytes)
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    rest = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items() if _is_new(name, kept)}
+    if rest:
+        _save(rest, folder / REST)
+
+
+def _write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], limit: int) -> None:
+    """Writes one file, or as many as `limit` asks for with the index that says which tensor is where."""
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = size = 0
+
+    def flush() -> None:
+        _save(held, folder / f"{len(shards)}.safetensors")
+        shards.append(list(held))
+        held.clear()
+
+    for name, array in tensors:
+        if held and size + array.nbytes > limit:
+            flush()
+            size = 0
+        held[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / "0.safetensors").rename(folder / WEIGHTS)
+        return
+    stem, suffix = WEIGHTS.split(".")
+    places: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        file = f"{stem}-{number + 1:05d}-of-{len(shards):05d}.{suffix}"
+        (folder / f"{number}.safetensors").rename(folder / file)
+        places |= dict.fromkeys(names, file)
+    write_json(folder / f"{WEIGHTS}{INDEX}", {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be written ({error}); free disk space") from error
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def _with_rest(path: pathlib.Path, tree: PyTree) -> PyTree:
+    """Fills the leaves that are still abstract from `training.safetensors`, exactly."""
+    missing = {
+        path_name(place): leaf
+        for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if isinstance(leaf, jax.ShapeDtypeStruct)
+    }
+    try:
+        stored = load_file(path) if missing or path.exists() else {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy or export the folder again") from None
+    found, wanted = ({name: leaf_types(leaf)[""] for name, leaf in leaves.items()} for leaves in (stored, missing))
+    if found != wanted:
+        odd = sorted(dict(found.items() ^ wanted.items()))
+        raise UserError(f"{path}: does not fit training.json, e.g. in {odd[0]}; copy or export the folder again")
+    return jax.tree_util.tree_map_with_path(lambda place, leaf: stored.get(path_name(place), leaf), tree)
+
+
+def _replaced(tree: PyTree, place: tuple[str, ...], part: PyTree) -> PyTree:
+    if not place:
+        return part
+    return {**tree, place[0]: _replaced(tree[place[0]], place[1:], part)}
+
+
+def _is_new(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,60 @@
+"""The spectral transformer: `torch_export.modeling_spectral_transformer` <-> `denoiser` of text to video."""
+
+from motionaura_jax.weights.layout import Layout, Rule, linear
+
+
+def _dense(source: str, target: str) -> tuple[Rule, Rule]:
+    return Rule(f"{source}.weight", f"{target}/kernel", linear()), Rule(f"{source}.bias", f"{target}/bias")
+
+
+def _norm(source: str, target: str) -> tuple[Rule, Rule]:
+    return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
+
+
+def _attention(name: str) -> tuple[Rule, ...]:
+    source, target = f"blocks.{{i}}.{name}", f"trunk/blocks/{name}"
+    return (
+        Rule(f"{source}.gain", f"{target}/gain"),
+        Rule(f"{source}.input.filter", f"{target}/into/filter"),
+        *(Rule(f"{source}.input.to_{part}.weight", f"{target}/into/{part}", linear()) for part in "qkv"),
+        Rule(f"{source}.output.to_out.weight", f"{target}/out/o", linear()),
+    )
+
+
+def _context(name: str) -> tuple[Rule, ...]:
+    source, target = f"blocks.{{i}}.context.{name}", f"text/blocks/{name[0]}_input"
+    return (
+        Rule(f"{source}.filter", f"{target}/filter"),
+        Rule(f"{source}.to_{name[0]}.weight", f"{target}/{name[0]}", linear()),
+    )
+
+
+_MODULATION, _OURS = "blocks.{i}.modulation", "trunk/blocks/modulation"
+
+SPECTRAL_TRANSFORMER = Layout(
+    rules=(
+        Rule("token_embedding.weight", "embedding/table"),
+        Rule("mask_embedding", "embedding/mask"),
+        Rule("position_embedding", "embedding/position/kernel"),
+        *_dense("fps_embedding.linear_1", "condition/fps/in"),
+        *_dense("fps_embedding.linear_2", "condition/fps/out"),
+        *_dense("time_embedding.linear_1", "condition/time/in"),
+        *_dense("time_embedding.linear_2", "condition/time/out"),
+        *_dense("condition_projection", "condition/project"),
+        Rule("null_text", "text/null"),
+        *_dense("text_projection", "text/project"),
+        *_context("key"),
+        *_context("value"),
+        Rule(f"{_MODULATION}.table", f"{_OURS}/table"),
+        Rule(f"{_MODULATION}.down.weight", f"{_OURS}/down/kernel", linear()),
+        *_dense(f"{_MODULATION}.up", f"{_OURS}/up"),
+        *_attention("self_attention"),
+        *_attention("cross_attention"),
+        *_dense("blocks.{i}.mlp.linear_1", "trunk/blocks/mlp/in"),
+        *_dense("blocks.{i}.mlp.linear_2", "trunk/blocks/mlp/out"),
+        *_norm("blocks.{i}.self_norm", "trunk/blocks/self_norm"),
+        *_norm("blocks.{i}.cross_norm", "trunk/blocks/cross_norm"),
+        *_norm("head_norm", "head/norm"),
+        *_dense("head", "head/dense"),
+    )
+)
