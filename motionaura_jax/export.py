@@ -3,6 +3,7 @@
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=releases/t2v
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=serving/t2v --format=stablehlo
+python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch --push_to_hub=me/t2v
 """
 
 import argparse
@@ -28,7 +29,7 @@ FORMATS = ("release", "pytorch", "stablehlo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = cli.Parser("export", "Write a trained model, with the tokenizer that it needs, as one folder to pass on.")
-    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="workdir, step folder or release")
+    parser.add_argument("--checkpoint", required=True, help="workdir, step folder, release, or ID@REVISION on the hub")
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
     parser.add_argument("--format", choices=FORMATS, default="release", help="of the folder")
@@ -41,16 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no_check", action="store_true", help="pytorch: do not run the result against this model")
     parser.add_argument("--overwrite", action="store_true", help="replace a release folder that exists")
+    parser.add_argument("--push_to_hub", metavar="ID", default="", help="upload it to the Hugging Face hub as well")
     args = parser.parse_args(argv)
     return cli.run(lambda: _export(args), as_json=args.json)
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from motionaura_jax.weights import release
+    from motionaura_jax.weights import hub, release
     from motionaura_jax.weights.load import load
 
     release.check_output(args.output, overwrite=args.overwrite)
     _check_flags(args)
+    if args.push_to_hub:
+        hub.check_push(args.push_to_hub)
     if args.format == "stablehlo":
         _trace_on_cpu()
     checked = args.format == "pytorch" and not args.no_check
@@ -64,7 +68,10 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         writers = {"release": _write_release, "pytorch": _write_pytorch, "stablehlo": _write_stablehlo}
         writers[args.format](folder, model, parts, args)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    message = f"Export {model.recipe.system} of step {model.step} with motionaura_jax {motionaura_jax.__version__}"
+    pushed = {"hub": hub.push(args.output, args.push_to_hub, message)} if args.push_to_hub else {}
     return {
+        **pushed,
         "output": args.output,
         "format": args.format,
         "system": model.recipe.system,

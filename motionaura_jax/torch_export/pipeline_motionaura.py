@@ -20,6 +20,7 @@ from torch import Tensor
 from motionaura_jax.torch_export.modeling_mbq_vae import MBQVAE, Size
 from motionaura_jax.torch_export.modeling_spectral_transformer import SpectralTransformer
 from motionaura_jax.torch_export.modeling_text_encoder import PAD, TextEncoder, WordTokenizer
+from motionaura_jax.torch_export.modeling_utils import model_folder
 from motionaura_jax.torch_export.scheduling_absorbing import AbsorbingScheduler, Denoise, Noise, SeededNoise, guide
 
 
@@ -58,15 +59,21 @@ class MotionAuraPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, fold: bool = True
+        cls,
+        folder: str | Path,
+        *,
+        revision: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        fold: bool = True,
     ) -> Self:
         """Opens an exported folder on the CPU; `to` moves the networks.
 
         Args:
+          folder, revision: a folder here, or an id on the Hugging Face hub with the commit or tag to take.
           torch_dtype: of weights and activations.
           fold: merges transforms along the embedding into kernels: the same function with less work.
         """
-        folder = Path(folder)
+        folder = model_folder(folder, revision)
         transformer = SpectralTransformer.from_pretrained(folder / "transformer", torch_dtype=torch_dtype)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         return cls(
