@@ -23,6 +23,7 @@ from motionaura_jax.diffusion.guidance import Guidance
 from motionaura_jax.diffusion.samplers import State
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.models.encoders.text_tokenizer import TextTokenizer
 from motionaura_jax.systems.text_to_video.recipe import make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.trees import path_name
@@ -63,7 +64,7 @@ def write(folder: pathlib.Path, model: Loaded, tokenizer: Loaded, meta: Mapping[
     if model is not tokenizer:
         graphs |= denoiser_graphs(model, tokenizer)
         recipe: Any = model.recipe
-        TextToVideoSystem(recipe).words.save(folder)
+        TextTokenizer(recipe.text.vocabulary, recipe.model.text_len).save(folder)
     described: dict[str, Any] = {}
     stored: dict[str, np.ndarray] = {}
     for name, graph in graphs.items():

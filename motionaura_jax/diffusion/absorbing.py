@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from motionaura_jax.diffusion.schedules import Schedule
 from motionaura_jax.errors import UserError
+from motionaura_jax.ops.cross_entropy import cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,31 +108,28 @@ class Absorbing:
         u: Float[Array, " b"],
         mask: Bool[Array, "b t h w"] | None = None,
     ) -> Float[Array, " b"]:
-        """Returns one loss per sample, in nats per token, float32.
+        """Returns one loss per sample, in nats per token, float32: `reduce` of the cross entropies of all tokens."""
+        return self.reduce(cross_entropy(logits, target, label_smoothing=self.label_smoothing), x_t, u, mask)
+
+    def reduce(
+        self,
+        entropy: Float[Array, "b t h w"],
+        x_t: Int[Array, "b t h w"],
+        u: Float[Array, " b"],
+        mask: Bool[Array, "b t h w"] | None = None,
+    ) -> Float[Array, " b"]:
+        """Returns one loss per sample from the cross entropy of each token, for denoisers that compute it themselves.
 
         "ce_masked": mean over the masked tokens of the sample.  "elbo": m'(u) / m(u) times the sum over them, divided
         by the number of tokens that may be masked; its mean over uniform u bounds -log p(x0) per token.  Both are
         normalized within the sample, so the mean over equal microbatches is the mean over the whole batch.
         """
-        allowed = jnp.ones(target.shape, bool) if mask is None else mask
+        allowed = jnp.ones(x_t.shape, bool) if mask is None else mask
         masked = (x_t == self.mask_id) & allowed
-        entropy = cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         total = _per_sample(jnp.where(masked, entropy, 0.0))
         if self.objective == "elbo":
             return self.schedule.weight(u) * total / jnp.maximum(_per_sample(allowed), 1.0)
         return total / jnp.maximum(_per_sample(masked), 1.0)
-
-
-def cross_entropy(
-    logits: Float[Array, "... k"], target: Int[Array, "..."], *, label_smoothing: float = 0.0
-) -> Float[Array, "..."]:
-    """Returns -log softmax(logits)[target] in nats, computed in float32; smoothing mixes in the mean over all codes."""
-    logits = logits.astype(jnp.float32)
-    normalizer = jax.nn.logsumexp(logits, -1)
-    chosen = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
-    if label_smoothing:
-        chosen = (1.0 - label_smoothing) * chosen + label_smoothing * logits.mean(-1)
-    return normalizer - chosen
 
 
 def _per_sample(values: Array) -> Float[Array, " b"]:

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from motionaura_jax.diffusion.absorbing import Absorbing, cross_entropy
+from motionaura_jax.diffusion.absorbing import Absorbing
 
 
 def nelbo(
     process: Absorbing,
-    denoise: Callable[[Int[Array, "b t h w"], Float[Array, " b"]], Float[Array, "b t h w k"]],
+    entropy: Callable[[Int[Array, "b t h w"], Float[Array, " b"]], Float[Array, "b t h w"]],
     x0: Int[Array, "b t h w"],
     keys: Key[Array, " b"],
     *,
@@ -26,7 +26,7 @@ def nelbo(
     less noise than weights at random times, and exact in n when `levels` is S.
 
     Args:
-      denoise: `(x_t, m) -> logits`, called once per level with m = n / S.
+      entropy: `(x_t, m) -> -log p(x0)` of each token, called once per level with m = n / S.
       keys: one key per sample; use the same ones in every report to compare models on the same masks.
       levels: number of rows; each costs one forward pass.
       mask: tokens that may be masked (S of them); the others are context.
@@ -45,7 +45,6 @@ def nelbo(
 
     def one(row: Array) -> Array:
         x_t, masked, m = jax.vmap(corrupt, (0, 0, 0, 0, None))(keys, x0, allowed, size, row)
-        entropy = jnp.where(masked, cross_entropy(denoise(x_t, m), x0), 0.0)
-        return entropy.sum((1, 2, 3)) / jnp.maximum(masked.sum((1, 2, 3)), 1)
+        return jnp.where(masked, entropy(x_t, m), 0.0).sum((1, 2, 3)) / jnp.maximum(masked.sum((1, 2, 3)), 1)
 
     return jax.lax.map(one, jnp.arange(levels))

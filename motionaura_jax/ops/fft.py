@@ -19,9 +19,9 @@ from jaxtyping import Array, Complex, Float
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that prefer to split the first free axis of an array; all others prefer the last (channels)."""
 
-WEIGHT_AXES = (*BATCH_AXES, "tensor", "sequence")
 ACTIVATION_AXES = (*BATCH_AXES, "sequence")
-"""Mesh axes over which weights and activations are transformed; along `tensor` each device transforms its own copy."""
+WEIGHT_AXES = ("tensor", "fsdp")
+"""Mesh axes that split what is transformed; along the others each device has, and transforms, a copy."""
 
 _LINE = 16  # float32 numbers in a cache line
 
@@ -179,7 +179,7 @@ def _island(
     if math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types:
         return function(*arrays)
     free = {c: n for c, n in zip(inputs, arrays[0].shape, strict=True) if c in outputs and c not in local}
-    split = _assign({name: size for name, size in mesh.shape.items() if name in over}, free)
+    split = _assign({name: mesh.shape[name] for name in over if name in mesh.shape}, free)
 
     def spec(layout: str) -> PartitionSpec:
         return PartitionSpec(*(split.get(c) or None for c in layout))

@@ -66,6 +66,16 @@ def whole(tree: PyTree) -> PyTree:
     return jax.tree.map(split, tree)
 
 
+def placed(params: PyTree) -> PyTree:
+    """Splits what is computed from parameters by the rules of parameters."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return params
+    specs = (place.spec for place in rules.place(params, mesh.shape))
+    leaves = map(jax.lax.with_sharding_constraint, jax.tree.leaves(params), specs)
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
 def gathered(params: PyTree) -> PyTree:
     """Undoes the split of parameters over the devices that share the clips, where they are used.
 

@@ -23,7 +23,7 @@ Axes = str | tuple[str, ...] | None
 _COLUMNS: tuple[Axes, ...] = ("fsdp", "tensor")
 _ROWS: tuple[Axes, ...] = ("tensor", "fsdp")
 _VECTOR: tuple[Axes, ...] = ("fsdp",)
-_TABLE: tuple[Axes, ...] = ("fsdp", None)
+_STORED: tuple[Axes, ...] = ("fsdp", None)
 
 RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     # Small, and read by every device in every step.
@@ -39,8 +39,9 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"mfi_head/hidden/kernel$", _COLUMNS),
     (r"bottleneck[^/]*/(excite/)?expand/kernel$", _COLUMNS),
     (r"depthwise/kernel$", (("tensor", "fsdp"),)),
-    # Tables, and vectors stacked along something else than layers.
-    (r"(embedding/table|text/embedding)$", _TABLE),
+    # Along `tensor` whole: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
+    (r"(embedding/table|text/embedding|head/dense/kernel)$", _STORED),
+    # Vectors, and stacks of vectors.
     (r"(filter|null|position/kernel)$", _VECTOR),
     (r"(bias|scale|embedding/mask|modulation/table)$", _VECTOR),
     # Every other matrix or convolution.

@@ -5,6 +5,7 @@ Who may read and write is what `hf auth login` or HF_TOKEN say to huggingface_hu
 
 import logging
 import re
+from os import PathLike, fspath
 from pathlib import Path
 
 from motionaura_jax.errors import UserError
@@ -37,7 +38,7 @@ def model_folder(place: str, patterns: tuple[str, ...] = SAFE) -> Path:
     return _fetch(match["id"], match["revision"], patterns)
 
 
-def checkpoint_folder(place: str | Path) -> Path:
+def checkpoint_folder(place: str | PathLike[str]) -> str | PathLike[str]:
     """Returns the local copy of the hub's `ORGANIZATION/NAME@REVISION`, and any other `place` as it is.
 
     Only an id with a revision is fetched, so that a mistyped path never is, and that a checkpoint stays what it was.
@@ -45,8 +46,8 @@ def checkpoint_folder(place: str | Path) -> Path:
     Raises:
       UserError: such an id, and it cannot be fetched.
     """
-    match = None if Path(place).exists() else _match(str(place))
-    return _fetch(match["id"], match["revision"], SAFE) if match and match["revision"] else Path(place)
+    match = None if Path(place).exists() else _match(fspath(place))
+    return _fetch(match["id"], match["revision"], SAFE) if match and match["revision"] else place
 
 
 def check_push(name: str) -> None:

@@ -12,6 +12,7 @@ Its view shows our leaf as the torch tensor that it is, without a copy: reading 
 import dataclasses
 import fnmatch
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -159,9 +160,8 @@ def import_tensors(files: TensorFiles, layout: Layout, target: PyTree) -> PyTree
     places = slots(layout, {name: leaf.shape for name, leaf in leaves.items()})
     sources = _match(files, layout, places, leaves)
     placed: dict[str, jax.Array] = {}
-    for name in files:
-        if name not in sources:
-            continue
+    # The largest first: a tensor lies in memory twice or three times while it is placed, and later there is less room.
+    for name in sorted(sources, key=lambda name: -math.prod(files[name].shape)):
         slot = places[sources[name]]
         leaf = leaves[slot.leaf]
         buffer = np.empty(leaf.shape if slot.index is None else leaf.shape[1:], leaf.dtype)
@@ -245,5 +245,6 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 @functools.cache
 def _setter(sharding: jax.sharding.Sharding | None) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """`(whole, slice, index) -> whole` in place."""
-    return jax.jit(lambda whole, part, index: whole.at[index].set(part), donate_argnums=0, out_shardings=sharding)
+    """`(whole, slice, index) -> whole` in place, also where a CPU computes bf16 as fp32 (`.at[index].set` copies there)."""
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)

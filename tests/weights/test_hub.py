@@ -2,7 +2,6 @@
 
 import json
 import types
-from pathlib import Path
 from typing import ClassVar
 
 import huggingface_hub
@@ -157,9 +156,9 @@ def test_without_a_network_a_push_and_a_checkpoint_are_one_line(tmp_path, monkey
 @pytest.mark.parametrize("place", ["runs/t2v", "/a/b@c", "org/name", "x"])
 def test_only_a_pinned_id_is_looked_up_on_the_hub(place, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
-    assert checkpoint_folder(place) == Path(place)
+    assert checkpoint_folder(place) == place
     with pytest.raises(UserError, match=r"no such checkpoint; .*ORGANIZATION/NAME@REVISION"):
         load_tokenizer(place)
     (tmp_path / "runs@1").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert checkpoint_folder("runs@1/t2v@main") == Path("runs@1/t2v@main")
+    assert checkpoint_folder("runs@1/t2v@main") == "runs@1/t2v@main"

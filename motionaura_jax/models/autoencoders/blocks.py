@@ -110,10 +110,11 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: Video) -> Video:
+        wrap = nn.remat if self.config.remat == "full" else lambda block: block
         for index in range(self.num_mb):
-            x = MBConv(self.config, x.shape[-1], name=f"mb_{index}")(x)
+            x = wrap(MBConv)(self.config, x.shape[-1], name=f"mb_{index}")(x)
         for index in range(self.num_inception):
-            x = InceptionFusedMB(self.config, name=f"inception_{index}")(x)
+            x = wrap(InceptionFusedMB)(self.config, name=f"inception_{index}")(x)
         return x
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from motionaura_jax.errors import UserError, nearest
 from motionaura_jax.limits import Checked, Count, Natural, NonNegative, Positive, Several, Share, ShareBelowOne
 
-IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl")
-"""Keys of MBQVAEConfig that change speed and rounding only: weights and latents mean the same whatever they say."""
+IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl", "remat")
+"""Keys of MBQVAEConfig that change speed, memory and rounding only: weights and latents mean the same all the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class MBQVAEConfig(Checked):
     """Everything that fixes the network and its quantizer; the defaults are the `paper` preset.
 
     Level i works on `channels[i]` at 1 / 2 ** (i + 1) of the input height and width (the stem has the first factor 2).
+    With `remat="full"` the backward pass computes the inside of each block once more instead of keeping it.
     For the fraction `continuous_until` of training the decoder reads unquantized latents, and the codebook starts after it.
     Raises UserError for values that contradict each other.
     """
@@ -46,6 +47,7 @@ class MBQVAEConfig(Checked):
     depthwise_impl: Literal["auto", "shift", "lax"] = "auto"
     transpose_impl: Literal["auto", "polyphase", "lax"] = "auto"
     nearest_impl: Literal["auto", "blocks", "argmin"] = "auto"
+    remat: Literal["none", "full"] = "none"
 
     # Quantizer.
     quantizer: Literal["vq", "vq_ema", "fsq", "lfq", "none"] = "vq"

@@ -1,12 +1,14 @@
 """One block of the spectral transformer, and the text that it reads.  MotionAura equations 2-5; spec C.5."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from motionaura_jax.errors import UserError
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.layers import spectral
 from motionaura_jax.models.layers.attention import Attention, normalize, split_heads
@@ -16,6 +18,7 @@ Tokens = Float[Array, "b s d"]
 Vector = Float[Array, "b 1 d"]
 
 _RANK = 256
+_HOST = "pinned_host"
 _EPSILON = 1e-6
 
 
@@ -44,12 +47,18 @@ class KeysValues(nn.Module):
         kind = "hartley" if kind == "hartley3d" else kind
         key, value = (
             spectral.SpectralInput(
-                (name,), config.inner, kind, (1, 1, 1), kind != "none", jnp.dtype(config.dtype), name=f"{name}_input"
+                (name,),
+                config.inner,
+                kind,
+                (1, 1, 1),
+                kind != "none",
+                jnp.dtype(config.dtype),
+                config.heads,
+                name=f"{name}_input",
             )(text)[0]
             for name in "kv"
         )
-        key, value = (split_heads(constraints.heads(x, config.heads), config.heads) for x in (key, value))
-        return text, (normalize(key), value)
+        return text, (normalize(split_heads(key, config.heads)), split_heads(value, config.heads))
 
 
 class Modulation(nn.Module):
@@ -134,10 +143,12 @@ class Block(nn.Module):
         if self.folded and kind in spectral.FOLDED_KINDS:
             half = kind == "re_fft2" and not learned
             into = spectral.FoldedInput(names, config.inner, half, dtype, config.heads, parent=None)
-            out = spectral.FoldedOutput(config.width, kind != "hartley", dtype, parent=None)
+            out = spectral.FoldedOutput(config.width, kind != "hartley", dtype, config.heads, parent=None)
         else:
-            into = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, dtype, parent=None)
-            out = spectral.SpectralOutput(config.width, kind, self.grid, dtype, parent=None)
+            into = spectral.SpectralInput(
+                names, config.inner, kind, self.grid, learned, dtype, config.heads, parent=None
+            )
+            out = spectral.SpectralOutput(config.width, kind, self.grid, dtype, config.heads, parent=None)
         return Attention(config.heads, config.initial_gain, into, out, name=name)
 
     def _adapt(self, z: Tokens, shift: Vector, scale: Vector) -> Tokens:
@@ -153,9 +164,17 @@ class Block(nn.Module):
 
 def remat(block: type[nn.Module], what: str) -> type[nn.Module]:
     """Wraps `block` so that the backward pass recomputes what `config.remat` says."""
-    if what == "none":
-        return block
+    return block if what == "none" else nn.remat(block, prevent_cse=False, policy=_policy(what))
+
+
+def _policy(what: str) -> Callable[..., Any] | None:
+    """What a block keeps for the backward pass beside its inputs.  Raises UserError without a host memory to offload to."""
     policies = jax.checkpoint_policies
-    return nn.remat(
-        block, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable if what == "dots" else None
-    )
+    if what == "full":
+        return None
+    if what == "dots":
+        return policies.dots_with_no_batch_dims_saveable
+    device = jax.local_devices()[0]
+    if _HOST not in (memory.kind for memory in device.addressable_memories()):
+        raise UserError(f"config.model.remat=offload: {device.device_kind} has no {_HOST} memory; use dots or full")
+    return policies.offload_dot_with_no_batch_dims("device", _HOST)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from motionaura_jax.errors import UserError, nearest
-from motionaura_jax.limits import Checked, Count, Positive
+from motionaura_jax.limits import Checked, Count, Natural, Positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,11 @@ class SpectralTransformerConfig(Checked):
         per block, or a full one per block.
       time_cond: whether the masked fraction conditions the network; the frame rate always does.
       text_dim, text_len: width of text features and number of text positions.
-      remat: what the backward pass recomputes: nothing, each block, or each block except its matrix products.
+      remat: what the backward pass recomputes: nothing (`none`), each block (`full`), or each block except its matrix
+        products, which are kept on the device (`dots`) or in host memory (`offload`).
       folded_training: whether training computes the folded form too, as sampling always does: the same values and
         gradients with less work on long sequences (`denoisers.fold`); the kernels are folded in every step.
+      loss_chunk: codes whose logits the loss holds at a time, so that those of all codes never exist; 0 holds all.
       scan: one compiled block in a loop; False writes all blocks out. The parameters are the same.
       dtype: compute precision; parameters, FFT, softmax, norms and logits are float32.
 
@@ -56,8 +58,9 @@ class SpectralTransformerConfig(Checked):
     time_cond: bool = True
     text_dim: Count = 4096
     text_len: Count = 192
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "dots", "full", "offload"] = "none"
     folded_training: bool = False
+    loss_chunk: Natural = 1024
     scan: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -10,6 +10,8 @@ from motionaura_jax.models.denoisers.block import TextMemory
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.layers import rotary, spectral
 from motionaura_jax.models.layers.embeddings import GridEmbedding, ScalarEmbedding, sinusoid
+from motionaura_jax.ops.cross_entropy import linear_logits
+from motionaura_jax.parallel import constraints
 from motionaura_jax.types import Cond
 
 _STDDEV = 0.02
@@ -47,11 +49,18 @@ class SpectralTransformer(nn.Module):
         Raises:
           UserError: no fps, or text features that do not fit the settings.
         """
+        features, table = self.features(x_t, m, cond, text)
+        return linear_logits(features, table).reshape(*x_t.shape, self.config.vocab_size)
+
+    def features(
+        self, x_t: Int[Array, "b t h w"], m: Float[Array, " b"], cond: Cond, text: TextMemory | None = None
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "k d"]]:
+        """Returns what the logits are the product of: features of the flat grid, and the table of the codes."""
         batch, *grid = x_t.shape
         memory = self.encode_text(cond) if text is None else text
         z = self.embedding(x_t).reshape(batch, -1, self.config.width)
         z = self.trunk(z, (grid[0], grid[1], grid[2]), self.condition(m, cond), memory)
-        return self.head(z, self.embedding.table).reshape(*x_t.shape, self.config.vocab_size)
+        return self.head(z), self.embedding.table
 
     def encode_text(self, cond: Cond) -> TextMemory:
         """Returns keys and values of the text for all blocks; it depends neither on time nor on the tokens."""
@@ -171,7 +180,7 @@ class Trunk(nn.Module):
             unroll=1 if config.scan else config.blocks,
         )
         blocks = scanned(config, grid, self.folded, name="blocks")
-        return blocks(z, context, condition, self._angle(grid), mask)[0]
+        return constraints.tokens(blocks(constraints.tokens(z), context, condition, self._angle(grid), mask)[0])
 
     def _angle(self, grid: tuple[int, int, int]) -> Float[Array, "s half"] | None:
         config = self.config
@@ -186,13 +195,12 @@ class Trunk(nn.Module):
 
 
 class Head(nn.Module):
-    """LayerNorm, Linear, GELU and the transposed token table: logits in float32."""
+    """LayerNorm, Linear and GELU: features whose products with the token table are the logits."""
 
     config: SpectralTransformerConfig
 
     @nn.compact
-    def __call__(self, z: Float[Array, "b s d"], table: Float[Array, "k d"]) -> Float[Array, "b s k"]:
+    def __call__(self, z: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         z = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(z)
-        z = nn.gelu(nn.Dense(config.width, dtype=dtype, name="dense")(z))
-        return jnp.einsum("bsd,kd->bsk", z, table.astype(dtype), preferred_element_type=jnp.float32)
+        return nn.gelu(nn.Dense(config.width, dtype=dtype, name="dense")(z))

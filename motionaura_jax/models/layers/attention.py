@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from motionaura_jax.models.layers import rotary
-from motionaura_jax.parallel import constraints
 
 Heads = Float[Array, "b s h d"]
 
@@ -107,7 +106,7 @@ class Attention(nn.Module):
         mask: Bool[Array, "b k"] | None = None,
     ) -> Float[Array, "b s d"]:
         """`angle` rotates queries and keys; `context` holds normalized keys, and values."""
-        query, *own = (split_heads(constraints.heads(y, self.heads), self.heads) for y in self.into(x))
+        query, *own = (split_heads(y, self.heads) for y in self.into(x))
         gain = self.param("gain", nn.initializers.constant(self.gain), (self.heads,))
         query = normalize(query) * gain[:, None].astype(query.dtype)
         key, value = context if context is not None else (normalize(own[0]), own[1])

@@ -7,7 +7,7 @@ exists in two forms that compute equal values: `SpectralInput` and `SpectralOutp
 (performance.md 2.2) and return their rows in the order of `paired_order`.
 
 Where a mesh splits the tokens, everything that acts on single tokens works on that split; for a transform along the
-sequence channels are split instead, and for attention heads.  Devices exchange pieces in between, all to all.
+sequence channels are split instead, and for attention `heads`.  Devices exchange pieces in between, all to all.
 """
 
 import flax.linen as nn
@@ -88,6 +88,7 @@ class SpectralInput(nn.Module):
     grid: Grid
     learned: bool
     dtype: jnp.dtype
+    heads: int = 1
 
     @nn.compact
     def __call__(self, x: Sequence) -> tuple[Float[Array, "b s n"], ...]:
@@ -98,7 +99,8 @@ class SpectralInput(nn.Module):
         else:
             x = transform(x, self.kind, self.grid)
         init = nn.initializers.lecun_normal()
-        return tuple(_dot(x, self.param(name, init, (width, self.features)), self.dtype) for name in self.names)
+        kernels = (self.param(name, init, (width, self.features)) for name in self.names)
+        return tuple(_tokens_to_heads(_dot(x, kernel, self.dtype), self.heads) for kernel in kernels)
 
 
 class SpectralOutput(nn.Module):
@@ -108,12 +110,12 @@ class SpectralOutput(nn.Module):
     kind: str
     grid: Grid
     dtype: jnp.dtype
+    heads: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s n"]) -> Sequence:
         kernel = self.param("o", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        x = _to_tokens(x, x.shape[-1], "tensor")
-        return transform(_dot(x, kernel, self.dtype), self.kind, self.grid)
+        return transform(_dot(_heads_to_tokens(x, self.heads), kernel, self.dtype), self.kind, self.grid)
 
 
 class FoldedInput(nn.Module):
@@ -136,18 +138,18 @@ class FoldedInput(nn.Module):
         if self.half:
             width = folded_width(width)
             pairs = fft.column_pairs(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-            columns, opposite = (_to_channels(part, width) for part in pairs)
+            columns, opposite = (_tokens_to_channels(part, width) for part in pairs)
             x = _fill(0.5 * (columns + fft.seq_mirror(opposite)), -1, width)
         else:
-            x = _to_channels(x, width)
-        real, imaginary = (_to_tokens(part.astype(self.dtype), width) for part in fft.seq_rfft(x))
+            x = _tokens_to_channels(x, width)
+        real, imaginary = (_channels_to_tokens(part.astype(self.dtype), width) for part in fft.seq_rfft(x))
         return tuple(self._bins(name, real, imaginary, length) for name in self.names)
 
     def _bins(self, name: str, real: Array, imaginary: Array, length: int) -> Float[Array, "b s n"]:
         init, shape = nn.initializers.lecun_normal(), (real.shape[-1], self.features)
         even, odd = (self.param(f"{name}_{part}", init, shape) for part in ("even", "odd"))
         products = _dot(real, even, self.dtype), _dot(imaginary, odd, self.dtype)
-        a, b = (constraints.heads(part, self.heads)[:, : length // 2 + 1] for part in products)
+        a, b = (_tokens_to_heads(part, self.heads)[:, : length // 2 + 1] for part in products)
         return jnp.concatenate([a + b, (a - b)[:, 1 : (length + 1) // 2]], axis=1)
 
 
@@ -161,6 +163,7 @@ class FoldedOutput(nn.Module):
     features: int
     half: bool
     dtype: jnp.dtype
+    heads: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s n"]) -> Sequence:
@@ -172,13 +175,13 @@ class FoldedOutput(nn.Module):
         # Bins 0 and length / 2 are their own mirror images.
         own = [x[:, kept - 1 : kept]] if length % 2 == 0 and length > 1 else []
         negative = jnp.concatenate([x[:, :1], x[:, kept:], *own], axis=1)
-        parts = (_to_tokens(part, x.shape[-1], "tensor") for part in (positive + negative, positive - negative))
+        parts = (_heads_to_tokens(part, self.heads) for part in (positive + negative, positive - negative))
         products = (_dot(part, kernel, self.dtype) for part, kernel in zip(parts, (even, odd), strict=True))
-        real, imaginary = (_to_channels(part, width)[:, :kept] for part in products)
+        real, imaginary = (_tokens_to_channels(part, width)[:, :kept] for part in products)
         out = fft.seq_irfft(real, imaginary, length)
         if not self.half:
-            return _to_tokens(out, width)
-        columns, mirrored = (_to_tokens(part, width) for part in (out, fft.seq_mirror(out)))
+            return _channels_to_tokens(out, width)
+        columns, mirrored = (_channels_to_tokens(part, width) for part in (out, fft.seq_mirror(out)))
         return fft.join_columns(columns, mirrored, self.features)
 
 
@@ -189,25 +192,39 @@ def _dot(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
 def _seq_parts(x: Sequence) -> tuple[Sequence, Sequence]:
     """Returns real and imaginary part of the transform along the sequence alone."""
     width = x.shape[-1]
-    real, imaginary = (constraints.tokens(part)[..., :width] for part in fft.fft_parts(_to_channels(x, width), (1,)))
+    parts = fft.fft_parts(_tokens_to_channels(x, width), (1,))
+    real, imaginary = (_channels_to_tokens(part, width) for part in parts)
     return real, imaginary
 
 
-def _to_channels(x: Sequence, width: int) -> Sequence:
-    """Goes from split tokens to split channels: at least `width` of them, filled up until the devices divide them."""
-    devices = constraints.axis_size("sequence")
-    return x if devices == 1 else constraints.channels(_fill(x, -1, -(-width // devices) * devices))
+def _tokens_to_channels(x: Sequence, width: int) -> Sequence:
+    """Splits channels in place of tokens: at least `width` of them, filled up until the devices divide them.
 
-
-def _to_tokens(x: Sequence, width: int, *features: str) -> Sequence:
-    """Goes from split channels (or heads) to split tokens, filled up likewise, of `width` channels.
-
-    `features` is the mesh axis that splits the channels nevertheless.
+    Each of these exchanges says how its argument was split, too: the compiler would rather move that split elsewhere.
     """
     devices = constraints.axis_size("sequence")
-    if devices == 1:
-        return x
-    return constraints.tokens(_fill(x, 1, -(-x.shape[1] // devices) * devices), *features)[..., :width]
+    return x if devices == 1 else constraints.channels(_fill(constraints.tokens(x), -1, -(-width // devices) * devices))
+
+
+def _channels_to_tokens(x: Sequence, width: int) -> Sequence:
+    """Splits tokens in place of channels, filled up likewise where they are frequencies, and keeps `width` channels."""
+    devices = constraints.axis_size("sequence")
+    return x if devices == 1 else constraints.tokens(_fill_rows(constraints.channels(x), devices))[..., :width]
+
+
+def _tokens_to_heads(x: Sequence, heads: int) -> Sequence:
+    """Splits heads in place of tokens."""
+    return constraints.heads(constraints.tokens(x, "tensor"), heads)
+
+
+def _heads_to_tokens(x: Sequence, heads: int) -> Sequence:
+    """Splits tokens in place of heads, filled up likewise where they are frequencies."""
+    devices = constraints.axis_size("sequence")
+    return constraints.tokens(_fill_rows(constraints.heads(x, heads), devices), "tensor")
+
+
+def _fill_rows(x: Sequence, devices: int) -> Sequence:
+    return _fill(x, 1, -(-x.shape[1] // devices) * devices)
 
 
 def _fill(x: Sequence, axis: int, size: int) -> Sequence:

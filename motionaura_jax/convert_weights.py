@@ -1,0 +1,72 @@
+"""Turns pickled weights (.bin, .pt, .pth, .ckpt) into the safetensors that every other command reads.
+
+python -m motionaura_jax.convert_weights FILE_OR_FOLDER_OR_ID --output=FOLDER
+
+The only command that needs PyTorch (`pip install torch`).
+"""
+
+import argparse
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from motionaura_jax import cli
+from motionaura_jax.errors import UserError
+
+_BESIDE = (".json", ".model", ".txt")  # settings and tokenizer files, which go along
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = cli.Parser("convert_weights", "Turn pickled weights into safetensors, in a process of its own.")
+    parser.add_argument("source", help="a pickled file, a folder with some, or a hub id")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder with model.safetensors that exists")
+    args = parser.parse_args(argv)
+    return cli.run(lambda: _convert(args), as_json=args.json)
+
+
+def _convert(args: argparse.Namespace) -> dict[str, Any]:
+    from motionaura_jax.data.media import write_json
+    from motionaura_jax.weights import hub, release, tensors
+
+    release.check_output(args.output, overwrite=args.overwrite)
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("convert_weights reads pickles with PyTorch, which is not installed; pip install torch")
+    folder, files = pathlib.Path(args.source), [pathlib.Path(args.source)]
+    if not folder.is_file():
+        folder = hub.model_folder(args.source, (*hub.SAFE, *(f"*{suffix}" for suffix in tensors.PICKLES)))
+        files = sorted(path for path in folder.iterdir() if path.suffix in tensors.PICKLES)
+    if not files or files[0].suffix not in tensors.PICKLES:
+        raise UserError(f"{args.source}: no file {', '.join(tensors.PICKLES)} there; nothing to convert")
+    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    names = names if len(files) > 1 else ["model.safetensors"]
+    with release.draft(args.output, overwrite=args.overwrite) as draft:
+        for file, name in zip(files, names, strict=True):
+            _unpickle(file, draft / name)
+        if len(files) > 1:
+            places = {key: name for name in names for key in tensors.TensorFiles(draft / name)}
+            write_json(draft / f"model.safetensors{tensors.INDEX}", {"metadata": {}, "weight_map": places})
+        count = len(tensors.TensorFiles(draft))
+        for path in files[0].parent.iterdir():
+            if path.suffix in _BESIDE and not path.name.endswith(tensors.INDEX):
+                shutil.copyfile(path, draft / path.name)
+    return {"output": args.output, "tensors": count, "files": names}
+
+
+def _unpickle(source: pathlib.Path, target: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "motionaura_jax.torch_export.unpickle", str(source), str(target)]
+    child = subprocess.run(command, capture_output=True, text=True)
+    if child.returncode:
+        reason = (child.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise UserError(
+            f"{source}: cannot be converted ({reason}); take the safetensors of this model if there are any"
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

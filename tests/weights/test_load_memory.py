@@ -1,0 +1,81 @@
+"""How much memory a large encoder takes while it is opened: its parameters and a share of one shard, never itself twice."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from motionaura_jax.models.encoders.t5 import T5Encoder
+from motionaura_jax.models.encoders.tower_config import T5Config
+from motionaura_jax.trees import path_name
+from motionaura_jax.weights.layout import slots
+from motionaura_jax.weights.maps import t5
+
+BILLION = {
+    "d_model": 2048,
+    "d_kv": 64,
+    "d_ff": 5120,
+    "num_layers": 23,
+    "num_heads": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+SHARD = 600e6  # bytes
+
+CHILD = """
+import re, sys
+import jax
+from motionaura_jax.weights.towers import open_tower
+
+def peak():  # of this program alone: getrusage counts what the process was before it, too
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+before = peak()
+tower = jax.block_until_ready(open_tower(sys.argv[1], "t5", dtype=sys.argv[2]))
+size = sum(leaf.nbytes for leaf in jax.tree.leaves(tower.params))
+count = sum(leaf.size for leaf in jax.tree.leaves(tower.params))
+print(before, peak(), size, count)
+"""
+
+
+def write_shards(folder, dtype):
+    """Writes the tensors of an encoder in shards of about SHARD bytes; returns the size of the largest."""
+    ids = jax.ShapeDtypeStruct((1, 4), np.int32)
+    tree = jax.eval_shape(T5Encoder(T5Config(**BILLION)).init, jax.random.key(0), ids, ids)["params"]
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    layout = t5.layout(["shared.weight", ".wi_1."])
+    places, shard, sizes = {}, {}, []
+
+    def flush():
+        name = f"model-{len(sizes):05}.safetensors"
+        save_file(shard, folder / name)
+        places.update(dict.fromkeys(shard, name))
+        sizes.append((folder / name).stat().st_size)
+        shard.clear()
+
+    for name, slot in sorted(slots(layout, {key: leaf.shape for key, leaf in leaves.items()}).items()):
+        shape = leaves[slot.leaf].shape[slot.index is not None :]
+        shard[name] = np.zeros(slot.view(np.broadcast_to(np.zeros(()), shape)).shape, dtype)
+        if sum(value.nbytes for value in shard.values()) > SHARD:
+            flush()
+    flush()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", **BILLION}))
+    return max(sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_billion_parameters_open_in_their_own_size_and_a_shard(tmp_path, dtype, capsys):
+    largest = write_shards(tmp_path, jax.numpy.dtype(dtype))
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path), dtype], capture_output=True, text=True, check=True
+    )
+    before, peak, size, count = map(int, child.stdout.split())
+    with capsys.disabled():
+        print(f"\n{dtype}: {count / 1e9:.2f} B parameters, {size / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB, of that")
+        print(f"{before / 1e9:.2f} GB before opening; largest shard {largest / 1e9:.2f} GB")
+    assert count > 1e9 and peak <= size + 1.3 * largest
