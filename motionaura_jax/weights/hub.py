@@ -50,6 +50,17 @@ def checkpoint_folder(place: str | PathLike[str]) -> str | PathLike[str]:
     return _fetch(match["id"], match["revision"], SAFE) if match and match["revision"] else place
 
 
+def pinned(place: str) -> str:
+    """Returns a folder as it is, and a hub id with the revision that it means now, which is fetched.
+
+    Raises:
+      UserError: see `model_folder`.
+    """
+    folder = model_folder(place)
+    match = None if Path(place).is_dir() else _match(place)
+    return f"{match['id']}@{folder.name}" if match else place
+
+
 def check_push(name: str) -> None:
     """Refuses what an upload would refuse in the end.
 
