@@ -26,6 +26,7 @@ from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.text_to_video import advice
+from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
 from motionaura_jax.types import Cond, Latent, PyTree
@@ -88,9 +89,13 @@ class TextToVideoSystem:
         """Warns of captions and of settings for samples that will not act as they read.
 
         Raises:
-          UserError: captions that cannot teach any text.
+          UserError: captions that cannot teach any text, or clips that the mesh cannot share.
         """
         check_captions(self.recipe)
+        sizes = jax.sharding.get_abstract_mesh().shape
+        for bucket in self.recipe.data.all_buckets() if sizes else ():
+            grid = self._tokenizer.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+            check_layout(self.recipe.model, sizes, grid)
         advice.warn_of_words(self.words, self.recipe.sample.prompts)
         advice.warn_of_settings(self.recipe, self.recipe.sample)
 
@@ -172,6 +177,7 @@ class TextToVideoSystem:
           text, negative: word ids of the prompt, and of what to guide away from; all padding is the null text.
           keys: one per sample, on which alone the sample depends.
         """
+        text, negative, fps, keys, x_init = constraints.batch((text, negative, fps, keys, x_init))
         ids = text if guidance is None else jnp.concatenate([text, negative])
         network = SpectralTransformer(self.recipe.model, folded=True)
         weights = {"params": constraints.gathered(params["denoiser"])}
@@ -179,7 +185,9 @@ class TextToVideoSystem:
         memory = network.apply(weights, cond, method="encode_text")
 
         def model(x_t: Array, m: Array, rates: PyTree) -> Array:
-            return network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)  # type: ignore[return-value]
+            x_t, m, rates = constraints.batch((x_t, m, rates))
+            logits = network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)
+            return constraints.tokens(cast(Array, logits))
 
         return samplers.sample(guided(model, fps, fps, guidance), sampler, keys, x_init, steps=steps)
 
