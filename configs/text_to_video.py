@@ -13,7 +13,7 @@ def _model(name: str, **overrides: object) -> dict:
     return {f"model.{key}": value for key, value in {**MODELS[name], **overrides}.items()}
 
 
-# The paper reads T5-XXL features of width 4096; an encoder trained here is narrower.
+# The paper reads T5-XXL features (preset `t5_xxl`); an encoder trained here is narrower.
 _TEXT = {"text_dim": 512, "text_len": 192, "dtype": "bfloat16", "remat": "full"}
 
 _RECOMMENDED = {
@@ -99,6 +99,9 @@ PRESETS = {
             {"num_frames": 8, "height": 48, "width": 80, "batch_size": 16, "weight": 0.25},
         )
     },
+    # The paper's text encoder in place of one trained along, to name after a size: `:L,t5_xxl`.  Encode the captions once
+    # with `motionaura encode --text`, and give --config.text.cache=FOLDER.
+    "t5_xxl": {"text.tower": "google/t5-v1_1-xxl", "text.limit": 180, "model.text_dim": 4096, "model.text_len": 192},
     # Variations of the network and of the process.
     **{kind: {"model.spectral": kind} for kind in ("re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none")},
     "identity": {"model.residual": "identity"},

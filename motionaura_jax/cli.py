@@ -34,8 +34,10 @@ COMMANDS = {
     "train": "train one system from a config file; the same command resumes",
     "sample": "draw videos from text with a trained model",
     "reconstruct": "encode and decode a video with a trained tokenizer",
+    "encode": "compute features of captions, or tokens of clips, once and for all",
     "export": "write a trained model as one folder that every command takes for a checkpoint",
     "convert_weights": "turn the pickled weights of a published model into safetensors",
+    "estimate": "memory, arithmetic and exchanges of a training run before there are devices for it",
     "demo": "train text to video on rendered scenes, measure how well it obeys its prompts, write a page that shows it",
     "doctor": "what is installed, which devices, what would not work and why",
 }
@@ -133,6 +135,7 @@ def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Res
     """
     try:
         set_up_logging()
+        process.quiet_libraries()
         process.set_up_compilation_cache()
         process.keep_freed_memory()
         with contextlib.redirect_stdout(sys.stderr):

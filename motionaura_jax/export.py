@@ -2,6 +2,7 @@
 
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=releases/t2v
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch
+python -m motionaura_jax.export --checkpoint=runs/t2v --output=serving/t2v --format=stablehlo
 """
 
 import argparse
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     from motionaura_jax.weights.load import Loaded
 
 
-FORMATS = ("release", "pytorch")
+SHARD_BYTES = 5 * 10**9
+FORMATS = ("release", "pytorch", "stablehlo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = cli.Parser("export", "Write a trained model, with the tokenizer that it needs, as one folder to pass on.")
-    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="workdir, step folder or release")
+    parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release")
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
     parser.add_argument("--format", choices=FORMATS, default="release", help="of the folder")
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--provenance", type=pathlib.Path, help="JSON object to keep in config.json: command, data, hours"
     )
     parser.add_argument(
-        "--max_shard_bytes", type=cli.number(Count), default=5 * 10**9, help="pytorch: largest file of weights"
+        "--max_shard_bytes", type=cli.number(Count), default=SHARD_BYTES, help="pytorch: largest file of weights"
     )
     parser.add_argument("--no_check", action="store_true", help="pytorch: do not run the result against this model")
     parser.add_argument("--overwrite", action="store_true", help="replace a release folder that exists")
@@ -48,6 +50,9 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.weights.load import load
 
     release.check_output(args.output, overwrite=args.overwrite)
+    _check_flags(args)
+    if args.format == "stablehlo":
+        _trace_on_cpu()
     checked = args.format == "pytorch" and not args.no_check
     if checked:
         _require_torch()
@@ -56,8 +61,8 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         model = dataclasses.replace(model, provenance=_read_object(args.provenance))
     parts = _parts(model, args.tokenizer, args.dtype)
     with release.draft(args.output, overwrite=args.overwrite) as folder:
-        write = _write_release if args.format == "release" else _write_pytorch
-        write(folder, model, parts, args)
+        writers = {"release": _write_release, "pytorch": _write_pytorch, "stablehlo": _write_stablehlo}
+        writers[args.format](folder, model, parts, args)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
         "output": args.output,
@@ -69,6 +74,23 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         "bytes": size,
         "compared_in_torch": checked,
     }
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuses flags that another format reads."""
+    if args.format != "pytorch" and args.no_check:
+        raise UserError(f"--no_check: only --format=pytorch compares with torch, not {args.format}; leave it out")
+    if args.format != "pytorch" and args.max_shard_bytes != SHARD_BYTES:
+        raise UserError(f"--max_shard_bytes: only --format=pytorch writes shards, not {args.format}; leave it out")
+    if args.format == "stablehlo" and args.dtype != "float32":
+        raise UserError(f"--dtype={args.dtype}: compiled graphs take float32 weights; leave it out")
+
+
+def _trace_on_cpu() -> None:
+    """Keeps kernels of the accelerator at hand out of graphs that have to run everywhere."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _require_torch() -> None:
@@ -110,6 +132,14 @@ def _write_pytorch(
         _check(tokenizer, folder / writer.VAE)
     _check(model, folder)
     writer.write_card(folder, meta, None if args.no_check else compare(folder, model, tokenizer))
+
+
+def _write_stablehlo(
+    folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
+) -> None:
+    from motionaura_jax import stablehlo
+
+    stablehlo.write(folder, model, parts.get("tokenizer", model), _meta(model, {}))
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

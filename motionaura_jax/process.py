@@ -1,13 +1,16 @@
-"""How a command sets up its process before JAX is imported: where compiled programs are kept, and how memory is."""
+"""How a command sets up its process: where compiled programs are kept, how memory is, what libraries may say."""
 
 import ctypes
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
 _GROWTH = 1 << 26  # bytes
+_REPORTED = ("Event loop is closed", "Encountered error while reading array index")
 
 
 def compilation_cache() -> Path:
@@ -56,3 +59,23 @@ def keep_freed_memory() -> bool:
     # large pieces.
     options = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: _GROWTH}
     return all(mallopt(option, value) for option, value in options.items())
+
+
+def quiet_libraries() -> None:
+    """Silences what orbax and its threads print, where we say the same in one line.
+
+    orbax logs every array, warns on first use, and where a disk is full it logs a traceback for each of its threads; the
+    threads of tensorstore then print that orbax has closed its event loop, and its readers which array was damaged.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+    if getattr(before, "func", None) is not _leave_out_reported:
+        sys.unraisablehook = functools.partial(_leave_out_reported, before)
+
+
+def _leave_out_reported(
+    show: Callable[["sys.UnraisableHookArgs"], object], unraisable: "sys.UnraisableHookArgs"
+) -> None:
+    if not str(unraisable.exc_value).startswith(_REPORTED):
+        show(unraisable)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.errors import UserError, shown
-from motionaura_jax.limits import Checked, Count, Limit, Natural, NonNegative, Positive, Seed, ShareBelowOne
+from motionaura_jax.limits import Checked, Count, Limit, Natural, NonNegative, Positive, Seed, Several, ShareBelowOne
 from motionaura_jax.parallel.config import MeshConfig
 
 SCENES = "scenes"
@@ -106,7 +106,9 @@ class TrainConfig(Checked):
       accumulation: microbatches per step; the result equals one large batch.
       ema_decay: average of the parameters used for evaluation and inference; 0 turns it off.
       log_every: steps between two log lines (the only host synchronization).
-      max_skipped: consecutive non-finite steps after which the run stops.
+      max_skipped: consecutive steps with a non-finite loss or gradient, none of which changes a weight, after which the
+        run goes back to its last checkpoint and leaves the data of these steps out.
+      max_rollbacks: times it does so without reaching a new checkpoint; then it stops.
     """
 
     steps: Count = 1000
@@ -114,14 +116,56 @@ class TrainConfig(Checked):
     ema_decay: ShareBelowOne = 0.999
     log_every: Count = 10
     max_skipped: Count = 10
+    max_rollbacks: Natural = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Checked):
-    """Every `every` steps and at the end; the newest `keep` are kept."""
+    """Every `every` steps and at the end.
+
+    Attributes:
+      keep: newest checkpoints that stay.
+      keep_every: those whose step it divides stay as well; 0 keeps none for that.
+      best: metric of the evaluation ("eval_psnr") by which the `keep_best` best checkpoints stay as well, among those whose
+        step was evaluated; empty for none.
+      best_mode: whether a high or a low value of `best` is good.
+      folder: where checkpoints go, a local folder or a `gs://` or `s3://` path; empty for `checkpoints/` of the workdir.
+    """
 
     every: Count = 500
     keep: Count = 3
+    keep_every: Natural = 0
+    best: str = ""
+    best_mode: Literal["max", "min"] = "max"
+    keep_best: Count = 1
+    folder: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchdogConfig(Checked):
+    """What a run warns of.  None of it changes the training.
+
+    Attributes:
+      window: logged steps that say what is normal.
+      spike: a loss this many robust standard deviations above the median of the window is a spike; 0 turns it off.
+      collapse: a codebook whose `usage` or `perplexity` falls below this share of its best so far collapses; 0 turns it off.
+      stalled: a step that takes this many times the median is stalled; 0 turns it off.
+      stalled_seconds: no step that takes less is called stalled.
+    """
+
+    window: Several = 50
+    spike: NonNegative = 10.0
+    collapse: ShareBelowOne = 0.3
+    stalled: NonNegative = 20.0
+    stalled_seconds: Positive = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig(Checked):
+    """A trace of `steps` steps (0 for none) for TensorBoard or Perfetto, from the `start`-th step after every start on."""
+
+    start: Natural = 10
+    steps: Natural = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +198,8 @@ class Recipe(Checked):
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:

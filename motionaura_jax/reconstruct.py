@@ -16,9 +16,7 @@ from motionaura_jax.limits import Count
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = cli.Parser("reconstruct", "Encode and decode a video; writes the result beside a contact sheet.")
-    parser.add_argument(
-        "--checkpoint", required=True, type=pathlib.Path, help="workdir, step folder or release of a tokenizer"
-    )
+    parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release of a tokenizer")
     parser.add_argument("--input", required=True, type=pathlib.Path, help="video or image")
     parser.add_argument("--output", required=True, type=pathlib.Path, help=".mp4, .gif, .npz or .png (numbered frames)")
     parser.add_argument("--max_frames", type=cli.number(Count), help="stop after this many frames of the input")

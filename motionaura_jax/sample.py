@@ -51,8 +51,7 @@ def _parser() -> cli.Parser:
     path, whole, real = pathlib.Path, cli.number(Count), cli.number(NonNegative)
     parser.add_argument(
         "--checkpoint",
-        default=assets.SCENES,
-        type=path,
+        default=str(assets.SCENES),
         help="workdir, step folder or release; else our model of scenes",
     )
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")

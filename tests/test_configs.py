@@ -12,6 +12,7 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.denoisers.config import PRESETS as MODELS
 from motionaura_jax.systems import base
+from tests.models.published import write_t5
 from tests.systems.tiny import save_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,9 +36,16 @@ def tokenizer(tmp_path_factory):
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory):
+    """Stands for the published one, which has to be downloaded."""
+    return write_t5(tmp_path_factory.mktemp("t5"))
+
+
 @pytest.mark.parametrize("location", presets(), ids=lambda text: text.rsplit("/", 1)[1])
-def test_a_preset_builds_and_traces(location, tokenizer):
+def test_a_preset_builds_and_traces(location, tokenizer, text_encoder):
     needed = {
+        f"--config.text.tower={text_encoder}": location.endswith("t5_xxl"),
         f"--config.tokenizer={tokenizer}": "text_to_video" in location,
         "--config.data.manifest=clips": "tokenizer.py:paper" in location,
     }

@@ -1,5 +1,6 @@
 """The loop: resume after any end, refusals before device work, what a workdir holds."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from motionaura_jax import config, train
 from motionaura_jax.data import scene_set
 from motionaura_jax.errors import UserError
 from motionaura_jax.systems import mbq_vae
-from motionaura_jax.training import data, workdir
+from motionaura_jax.training import data, prefetch, workdir
 from motionaura_jax.training.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.systems import tiny
@@ -106,7 +107,8 @@ def test_a_signal_saves_and_ends_the_run(scenes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(system, "to_arrays", be_stopped_at_the_20th_batch)
     result = train.fit(system, tmp_path)
-    assert result["stopped"] and final_state(tmp_path, system)[0] == result["step"] == 20
+    assert result["stopped"] and final_state(tmp_path, system)[0] == result["step"]
+    assert 20 - prefetch.AHEAD - 1 <= result["step"] <= 20
 
 
 def test_a_signal_in_the_middle_of_a_step_is_not_lost(scenes, tmp_path, monkeypatch):
@@ -288,3 +290,46 @@ def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, capsys):
     assert status == 2 and len(errors) == 1 and captured.out == ""
     assert re.search(message, errors[0]), errors[0]
     assert "Traceback" not in captured.err
+
+
+def test_checkpoints_that_live_elsewhere_outlive_the_workdir(scenes, tmp_path):
+    place = {"checkpoint__folder": str(tmp_path / "bucket")}
+    first = train.fit(make(scenes, train__steps=4, **place), tmp_path / "one")
+    assert first["step"] == 4 and steps.read_meta(tmp_path / "one")[0].parent.name == "bucket"
+    again = train.fit(make(scenes, train__steps=4, **place), tmp_path / "two")
+    assert again["step"] == 4 and "loss" not in again
+    with pytest.raises(UserError, match=r"another config \(optimizer.learning_rate"):
+        train.fit(make(scenes, train__steps=4, optimizer__learning_rate=0.5, **place), tmp_path / "three")
+    with pytest.raises(UserError, match=r"another config \(checkpoint.folder"):
+        train.fit(make(scenes, train__steps=4), tmp_path / "one")
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(scenes, tmp_path, caplog):
+    train.fit(make(scenes), tmp_path / "whole")
+    train.fit(make(scenes), tmp_path / "hurt")
+    for file in (tmp_path / "hurt" / "checkpoints" / "6").rglob("*"):
+        if file.is_file() and file.parent.name != "meta":
+            file.write_bytes(file.read_bytes()[:-20])
+    assert train.fit(make(scenes), tmp_path / "hurt")["step"] == 6
+    assert "6: is damaged" in caplog.text and "going on from step 4" in caplog.text
+    assert_same(final_state(tmp_path / "whole", make(scenes)), final_state(tmp_path / "hurt", make(scenes)))
+
+
+def test_where_no_checkpoint_can_be_opened_nothing_starts_anew_over_them(scenes, tmp_path):
+    train.fit(make(scenes), tmp_path)
+    for meta in (tmp_path / "checkpoints").glob("*/meta/metadata"):
+        meta.write_text("{")
+    with pytest.raises(UserError, match="no checkpoint can be read, not even step 6"):
+        train.fit(make(scenes), tmp_path)
+
+
+def test_the_best_checkpoint_stays_over_restarts(scenes, tmp_path):
+    settings = {"evaluate__every": 2, "checkpoint__keep": 1, "checkpoint__best": "eval_clips"}
+    system = make(scenes, **settings)
+    evaluate, scores = system.evaluate, iter([5.0, 1.0, 2.0, 3.0, 4.0])
+    system.evaluate = lambda *a: dataclasses.replace(evaluate(*a), metrics={"clips": next(scores)})
+    train.fit(system, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
+    system.recipe = make(scenes, train__steps=10, **settings).recipe
+    train.fit(system, tmp_path, override=True)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "2"]

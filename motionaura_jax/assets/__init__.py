@@ -2,5 +2,6 @@
 
 import pathlib
 
-SCENES = pathlib.Path(__file__).parent / "scenes"
+FOLDER = pathlib.Path(__file__).parent
+SCENES = FOLDER / "scenes"
 """Release folder of a small text-to-video model of rendered scenes; `provenance` in its config.json says how it was made."""

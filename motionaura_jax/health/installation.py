@@ -28,6 +28,7 @@ EXTRAS = {
     "tfds": Extra(distributions=("tensorflow-datasets", "importlib-resources"), without="no TensorFlow Datasets"),
     "t5": Extra(distributions=("sentencepiece",), without="no tokenizers that come as spiece.model alone"),
     "eval": Extra(distributions=("scikit-learn",), without="no embedding plots and neighbor searches of evaluations"),
+    "cloud": Extra(distributions=("gcsfs", "s3fs"), without="no checkpoints in gs:// and s3:// buckets"),
     "demo": Extra(distributions=("gradio",), without="no browser application"),
     "curate": Extra(
         distributions=("ray", "scenedetect"), without="no shot detection and no curation on several machines"

@@ -4,10 +4,10 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, Count, Limit, Natural
+from motionaura_jax.limits import Checked, Count, Natural
 
 VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
@@ -15,8 +15,6 @@ VARIABLES = {
     "process_id": "JAX_PROCESS_ID",
 }
 """Variables that stand for the flags of the same meaning; launch/local.sh sets them."""
-
-Seconds = Annotated[int, Limit("at least 1", lambda value: value >= 1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +45,8 @@ class Wanted(Checked):
     coordinator_address: str | None = None
     num_processes: Count | None = None
     process_id: Natural | None = None
-    heartbeat_timeout: Seconds = 100
-    start_timeout: Seconds = 120
+    heartbeat_timeout: Count = 100
+    start_timeout: Count = 120
 
 
 def find(wanted: Wanted, environment: Mapping[str, str] | None = None) -> Place | None:

@@ -9,15 +9,14 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from motionaura_jax.errors import UserError
-from motionaura_jax.parallel import cluster
+from motionaura_jax.parallel import cluster, wire
 from motionaura_jax.parallel.hub import Hub, Member, free_port
 from motionaura_jax.parallel.link import Link
-
-logger = logging.getLogger(__name__)
 
 _LONGEST = 2000  # characters of a fault that the others print
 _NEWS = 5.0  # seconds in which the hub hears of a process whose end broke a collective
@@ -87,6 +86,24 @@ def steps() -> dict[str, int]:
 
 
 @contextlib.contextmanager
+def deadline(seconds: float, message: str) -> Iterator[None]:
+    """Ends all processes with `message` if the body takes longer, as where a collective never comes back."""
+
+    def end() -> None:
+        if _link:
+            _link.report(message)
+        wire.leave(wire.FAILED, f"{message} (waited {seconds:g} s)")
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
 def joined(wanted: cluster.Wanted | None = None) -> Iterator[None]:
     """Takes part in a run of several processes for the time of the body; alone, it does nothing.
 
@@ -132,7 +149,8 @@ def _start(place: cluster.Place, wanted: cluster.Wanted) -> Link:
         heartbeat_timeout_seconds=2 * heartbeat + 10,  # after the hub has said more
     )
     _link = link
-    logger.info("%s: %d of %d, coordinator %s", member, place.index + 1, place.count, place.coordinator)
+    if place.index > 0:  # process 0 speaks for all
+        logging.getLogger("motionaura_jax").setLevel(logging.WARNING)
     return link
 
 

@@ -146,7 +146,7 @@ class TextToVideo:
 
     def check(self, prompts: Sequence[Prompt], sample: SampleConfig, fps: float | None = None) -> None:
         """Warns of everything that will not act as it reads, as `systems.text_to_video.advice` lists it."""
-        advice.warn_of_words(self._system.words, (part for one in prompts for part in (one.text, one.negative)))
+        advice.warn_of_words(self._system.text.words, (part for one in prompts for part in (one.text, one.negative)))
         advice.warn_of_settings(self.recipe, sample)
         if fps is not None:
             advice.warn_of_rate(self.recipe, fps)
@@ -169,9 +169,9 @@ class TextToVideo:
         length = config.latent_shape(settings.window, *settings.size[1:])[0]
         check_layout(self.recipe.model, self._mesh.shape, (length, *grid[1:]))
         tokens = np.full((len(jobs), *grid), process.mask_id, np.int32)
-        words, sample = self._system.words, settings.sample
-        text = words.batch(job.prompt.text for job in jobs)
-        negative = words.batch(job.prompt.negative for job in jobs)
+        sample = settings.sample
+        text = self._system.text.prompts(job.prompt.text for job in jobs)
+        negative = self._system.text.prompts(job.prompt.negative for job in jobs)
         fps = np.full(len(jobs), settings.fps, np.float32)
         places = np.array([(job.prompt.position, job.number) for job in jobs], np.uint32)
         for number, start in enumerate(window_starts(grid[0], length)):

@@ -7,7 +7,7 @@ A system is a set of pure functions over plain pytrees, so that shapes, paramete
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
@@ -44,6 +44,10 @@ class System(Protocol):
 
     Recipe: type[recipes.Recipe]
     recipe: Any  # an instance of Recipe; systems narrow it to their own
+
+    @classmethod
+    def planned(cls, values: Mapping[str, Any]) -> Self:
+        """The system of config values before its data and its pretrained parts are there: those are shapes alone."""
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the first bucket's batch."""

@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from motionaura_jax import config
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.errors import UserError
 from motionaura_jax.limits import Checked, NonNegative, Share
@@ -95,6 +96,11 @@ class MBQVAESystem:
         self._network = MBQVAE(recipe.model)
         self._discriminator = Discriminator(recipe.discriminator)
         self._reconstruct = jax.jit(self._reconstruct_both_ways)
+
+    @classmethod
+    def planned(cls, values: Mapping[str, Any]) -> Self:
+        """Nothing comes from outside but the network of the perceptual loss, which is small."""
+        return cls(config.build(MBQVAERecipe, values))
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""

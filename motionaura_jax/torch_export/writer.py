@@ -46,8 +46,8 @@ _SAMPLER = (
 class Files:
     """How weights are written: dtype of float32 leaves, and the largest size of one file."""
 
-    dtype: str = "float32"
-    shard_bytes: int = exported.SHARD_BYTES
+    dtype: str
+    shard_bytes: int
 
 
 def write_text_to_video(

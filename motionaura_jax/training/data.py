@@ -1,15 +1,22 @@
 """Which clips a run trains on and which it is measured on."""
 
+import collections
 import dataclasses
+import hashlib
 import logging
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from motionaura_jax.data import scene_set
 from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
 from motionaura_jax.data.manifest import Record, read_manifest
+from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.errors import UserError
+from motionaura_jax.parallel import distributed
 from motionaura_jax.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
 
 logger = logging.getLogger(__name__)
@@ -26,6 +33,7 @@ class TrainingData:
       part, parts: this process reads the `part`-th of `parts` equal parts of every training batch.
 
     Attributes:
+      skipped: data that no step reads because loss or gradient did not stay finite on it; part of every checkpoint.
       evaluation: the held-out batches: the same clips, crops and order at every evaluation.  They are decoded here, so that
         no file can fail once training is under way.
 
@@ -35,10 +43,13 @@ class TrainingData:
 
     def __init__(self, recipe: Recipe, workdir: pathlib.Path, part: int = 0, parts: int = 1):
         self._recipe, self._buckets, self._part = recipe, recipe.data.all_buckets(), (part, parts)
-        self._rejections = Rejections(workdir / REJECTED)
+        self._rejections = Rejections(workdir / _rejected())
         train, held_out = _records(recipe.data, recipe.evaluate, workdir)
         self._checked = preflight(train, self._buckets, fps=recipe.data.fps, rejections=self._rejections)
         self._train, self._held_out, self.evaluation = self._hold_out(train, held_out)
+        self.skipped = SkippedWindows()
+        memory = 2 * (recipe.train.max_skipped + recipe.train.log_every) + PREPARATION_BATCHES
+        self._drawn: collections.deque[tuple[int, np.ndarray]] = collections.deque(maxlen=memory)
 
     def describe(self) -> str:
         """One line on the size of the data and on what was seen of it."""
@@ -52,28 +63,45 @@ class TrainingData:
         return len(self._rejections)
 
     @property
+    def content_hash(self) -> str:
+        """Identifies which records there are, in training and held out; the order of the files does not matter."""
+        identities = sorted({record.id for record in (*self._train, *self._held_out)})
+        return hashlib.sha256("\n".join(identities).encode()).hexdigest()[:16]
+
+    @property
     def clips_per_step(self) -> float:
         """Average number of clips in one optimizer step."""
         weight = sum(bucket.weight for bucket in self._buckets)
         return sum(bucket.batch_size * bucket.weight for bucket in self._buckets) / weight
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Batches of the steps `first_step`, `first_step` + 1, ...; the same for every start."""
-        return iter(self._loader(first_step, *self._part))
+        """Batches of the optimizer steps `first_step`, `first_step` + 1, ...; the same for every start."""
+        for begin, end in self.skipped.segments(first_step, self._recipe.train.steps):
+            for step, batch in zip(range(begin, end), self._loader(begin, end, *self._part), strict=True):
+                self._drawn.append((step, batch["index"]))
+                yield batch
+
+    def drawn(self, first: int, end: int) -> list[dict[str, Any]]:
+        """What this process lately read for the data steps [`first`, `end`): `data_step`, `records` and their `files`."""
+        return [
+            {"data_step": step, "records": index.tolist(), "files": [self._train[i].id for i in index.tolist()]}
+            for step, index in sorted(dict(self._drawn).items())
+            if first <= step < end
+        ]
 
     def preparation(self) -> Iterator[Batch]:
         """The first training batches, whole in every process, for a data-dependent start."""
-        loader = self._loader(0)
+        loader = self._loader(0, PREPARATION_BATCHES)
         return (loader.batch(step) for step in range(PREPARATION_BATCHES))
 
-    def _loader(self, first_step: int, part: int = 0, parts: int = 1) -> Loader:
+    def _loader(self, first: int, end: int, part: int = 0, parts: int = 1) -> Loader:
         return Loader(
             self._train,
             self._buckets,
             seed=self._recipe.seed,
             fps=self._recipe.data.fps,
-            start_step=first_step,
-            end_step=self._recipe.train.steps,
+            start_step=first,
+            end_step=end,
             threads=self._recipe.data.threads,
             rejections=self._rejections,
             process_index=part,
@@ -109,9 +137,16 @@ class TrainingData:
         return list(loader)
 
 
+def _rejected() -> str:
+    """The list of bad files of this process: each reads other files, and two cannot append to one file everywhere."""
+    index = distributed.process_index()
+    return REJECTED if index == 0 else f"rejected-{index}.jsonl"
+
+
 def forget(workdir: pathlib.Path) -> None:
     """Removes what a start that reached no checkpoint left of its data: rendered scenes and the list of bad files."""
-    (workdir / REJECTED).unlink(missing_ok=True)
+    for listed in workdir.glob("rejected*.jsonl"):
+        listed.unlink()
     for marker in (workdir / SCENES).glob(f"*/{scene_set.MARKER}"):
         shutil.rmtree(marker.parent)
 
@@ -128,16 +163,19 @@ def _records(data: DataConfig, evaluate: EvaluateConfig, workdir: pathlib.Path) 
 
 
 def _render(data: DataConfig, folder: pathlib.Path, split: str, count: int) -> list[Record]:
-    scene_set.write_scenes(
-        folder,
-        count=count,
-        split=split,
-        options=scene_set.PRESETS[data.scene_style],
-        num_frames=data.num_frames,
-        height=data.height,
-        width=data.width,
-        fps=data.fps,
-    )
+    """Records of rendered scenes; of several processes the first renders, and the others wait for it."""
+    if distributed.is_primary():
+        scene_set.write_scenes(
+            folder,
+            count=count,
+            split=split,
+            options=scene_set.PRESETS[data.scene_style],
+            num_frames=data.num_frames,
+            height=data.height,
+            width=data.width,
+            fps=data.fps,
+        )
+    distributed.barrier(f"{split} scenes are rendered")
     return read_manifest(folder)
 
 

@@ -10,12 +10,14 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from motionaura_jax.parallel import distributed
+
 
 class TrainingProgress:
-    """Bar on a terminal, one line per log step elsewhere; everything on stderr."""
+    """Bar on a terminal, one line per log step elsewhere; everything on stderr, and from the first process only."""
 
     def __init__(self, total: int, start: int):
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=not distributed.is_primary())
         self._total, self._step, self._clock, self._rate = total, start, time.perf_counter(), 0.0
         columns = ("[bold]{task.description}", "{task.fields[loss]}", "{task.fields[speed]}", "{task.fields[memory]}")
         self._bar = Progress(
@@ -27,7 +29,7 @@ class TrainingProgress:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=self._console.quiet or not self._console.is_terminal,
         )
         self._task = self._bar.add_task("train", total=total, completed=start, loss="", speed="compiling", memory="")
 

@@ -92,6 +92,11 @@ def abstract(system: System, optimizer: optax.GradientTransformation, mesh: Mesh
     )
 
 
+def outline(state: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings of a state, without its arrays."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+
+
 def restart(state: TrainState, params: PyTree, extra: PyTree) -> TrainState:
     """The same state with other parameters, from `System.prepare` or `init_from`, before step 0."""
     params, extra = jax.device_put(

@@ -4,22 +4,27 @@ import json
 import pathlib
 from typing import Any
 
+from etils import epath
+
 from motionaura_jax import config
 from motionaura_jax.data.media import write_json
 from motionaura_jax.errors import UserError
+from motionaura_jax.parallel import distributed
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.training import data
 from motionaura_jax.weights import steps
 
-# Keys that may change between two runs of one workdir: they move no parameter and no sample.
-FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "sample")
-FREE_KEYS = ("data.threads", "train.log_every")
+# Keys that may change between two runs of one workdir: they move no parameter and no sample.  Elsewhere is another run.
+FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "profile", "sample", "watchdog")
+BOUND_KEYS = ("checkpoint.folder",)
+FREE_KEYS = ("data.threads", "train.log_every", "train.max_rollbacks")
 
 
 def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = False) -> dict[str, Any]:
     """Creates the workdir, or checks that it belongs to this recipe, and saves the resolved config.
 
-    Without a finished checkpoint there is nothing that another config could spoil: the workdir starts anew.
+    Of several processes the first does this, and the others wait for it.  Without a finished checkpoint there is nothing
+    that another config could spoil: the workdir starts anew.
 
     Returns:
       The recipe as plain JSON values.
@@ -28,23 +33,35 @@ def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = Fals
       UserError: the folder is not writable, or its checkpoints were made with another config (the differing keys are named).
     """
     wanted = config.to_dict(recipe)
-    path = workdir / "config.json"
+    if distributed.is_primary():
+        _claim(workdir, recipe, wanted, override)
+    distributed.barrier("workdir is open")
+    return wanted
+
+
+def _claim(workdir: pathlib.Path, recipe: Recipe, wanted: dict[str, Any], override: bool) -> None:
+    path, place = workdir / "config.json", steps.folder_of(workdir, recipe.checkpoint.folder)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        saved = json.loads(path.read_text("utf-8")) if path.exists() else wanted
+        saved = json.loads(path.read_text("utf-8")) if path.exists() else _of_checkpoint(place) or wanted
     except OSError as error:
         raise UserError(f"{workdir}: cannot be used as a workdir ({error.strerror}); choose another folder") from error
     except ValueError:
         raise UserError(f"{path}: is damaged; delete it to save the config again") from None
     changed = [line for line in config.differences(_completed(saved, recipe), wanted) if not _free(line)]
-    if changed and steps.newest(workdir) is None:
+    if changed and steps.newest(place) is None and steps.newest(workdir) is None:
         data.forget(workdir)
     elif changed and not override:
         raise UserError(
             f"{workdir}: was made with another config ({'; '.join(changed)}); choose another folder, or use train --override"
         )
     write_json(path, wanted)
-    return wanted
+
+
+def _of_checkpoint(place: epath.Path) -> dict[str, Any] | None:
+    """The recipe of a run whose checkpoints outlived its workdir."""
+    newest = steps.newest(place)
+    return steps.read_meta(newest)[1]["recipe"] if newest else None
 
 
 def _completed(saved: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -57,4 +74,4 @@ def _completed(saved: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _free(line: str) -> bool:
     key = line.split(":")[0]
-    return key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS
+    return key not in BOUND_KEYS and (key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS)

@@ -14,10 +14,15 @@ from PIL import Image
 
 from motionaura_jax.data.media import write_text
 from motionaura_jax.errors import UserError
+from motionaura_jax.parallel import distributed
+
+FILE = "metrics.jsonl"
 
 
 class MetricWriter:
     """Appends one JSON object per logged step and mirrors it to TensorBoard events in `workdir/tensorboard`.
+
+    Of several processes only the first writes; in the others nothing happens.
 
     Raises:
       UserError: a full disk, or a file that cannot be written; names the file.
@@ -25,7 +30,10 @@ class MetricWriter:
 
     def __init__(self, workdir: pathlib.Path, resumed_step: int):
         """Drops lines after `resumed_step`: those steps will be run, and logged, again."""
-        self._path = workdir / "metrics.jsonl"
+        self._writes = distributed.is_primary()
+        if not self._writes:
+            return
+        self._path = workdir / FILE
         rows = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         with _named(self._path):
@@ -34,6 +42,8 @@ class MetricWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes finite and non-finite numbers alike; JSON holds the latter as null."""
+        if not self._writes:
+            return
         row = {"step": step, **{k: (float(v) if np.isfinite(v) else None) for k, v in values.items()}}
         with _named(self._path):
             self._file.write(json.dumps(row) + "\n")
@@ -42,10 +52,13 @@ class MetricWriter:
 
     def picture(self, step: int, name: str, path: pathlib.Path) -> None:
         """Shows an image file in TensorBoard."""
-        self._board.picture(step, name, path)
+        if self._writes:
+            self._board.picture(step, name, path)
 
     def close(self) -> None:
         """Closes both files.  What was written is flushed already, so that a disk that failed before is not reported twice."""
+        if not self._writes:
+            return
         with contextlib.suppress(OSError):
             self._file.close()
         self._board.close()

@@ -31,7 +31,6 @@ from motionaura_jax.weights.tensors import INDEX, TensorFiles
 
 META, REST = "training.json", "training.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SHARD_BYTES = 5 * 10**9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ Its view shows our leaf as the torch tensor that it is, without a copy: reading 
 import dataclasses
 import fnmatch
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -159,9 +160,8 @@ def import_tensors(files: TensorFiles, layout: Layout, target: PyTree) -> PyTree
     places = slots(layout, {name: leaf.shape for name, leaf in leaves.items()})
     sources = _match(files, layout, places, leaves)
     placed: dict[str, jax.Array] = {}
-    for name in files:
-        if name not in sources:
-            continue
+    # The largest first: a tensor lies in memory twice or three times while it is placed, and later there is less room.
+    for name in sorted(sources, key=lambda name: -math.prod(files[name].shape)):
         slot = places[sources[name]]
         leaf = leaves[slot.leaf]
         buffer = np.empty(leaf.shape if slot.index is None else leaf.shape[1:], leaf.dtype)

@@ -36,12 +36,12 @@ class Loaded:
     params: PyTree
     extra: PyTree
     step: int
-    path: pathlib.Path
+    path: pathlib.PurePath
     weights: str
     provenance: Mapping[str, Any]
 
 
-def load(path: str | pathlib.Path, system: str | None = None) -> Loaded:
+def load(path: steps.Location, system: str | None = None) -> Loaded:
     """Reads the newest step of a workdir, one step folder or a release folder.
 
     Args:
@@ -65,7 +65,7 @@ def load(path: str | pathlib.Path, system: str | None = None) -> Loaded:
     )
 
 
-def load_recipe(path: str | pathlib.Path, recipe_class: type[R], system: str) -> R:
+def load_recipe(path: steps.Location, recipe_class: type[R], system: str) -> R:
     """Reads what a model was trained with, without its weights.
 
     Raises:
@@ -86,7 +86,7 @@ def load_start(system: base.System) -> tuple[PyTree, PyTree]:
     return source.read(*jax.eval_shape(system.init, jax.random.key(0)))
 
 
-def load_tokenizer(path: str | pathlib.Path, latent_space: str = "") -> tuple[Tokenizer, Loaded]:
+def load_tokenizer(path: steps.Location, latent_space: str = "") -> tuple[Tokenizer, Loaded]:
     """Opens a trained tokenizer together with the run that it comes from.
 
     Args:
@@ -111,7 +111,7 @@ class _Source:
     """Weights on disk, not yet read; one face for step folders, release folders and exported ones."""
 
     path: str
-    folder: pathlib.Path
+    folder: pathlib.PurePath
     meta: Mapping[str, Any]
     reader: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
@@ -131,13 +131,14 @@ class _Source:
         return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), self.reader(params, extra))
 
 
-def _open(path: str | pathlib.Path) -> _Source:
-    folder = pathlib.Path(path)
-    if exported.is_export(folder):
-        meta, reader = exported.read_meta(folder), functools.partial(exported.read_weights, folder)
-    elif release.is_release(folder):
-        meta, reader = release.read_meta(folder), functools.partial(release.read_weights, folder)
+def _open(path: steps.Location) -> _Source:
+    local = pathlib.Path(path)
+    folder: pathlib.PurePath = local
+    if exported.is_export(local):
+        meta, reader = exported.read_meta(local), functools.partial(exported.read_weights, local)
+    elif release.is_release(local):
+        meta, reader = release.read_meta(local), functools.partial(release.read_weights, local)
     else:
-        folder, meta = steps.read_meta(folder)
+        folder, meta = steps.read_meta(path)
         reader = functools.partial(steps.read_weights, folder)
     return _Source(path=str(path), folder=folder, meta=meta, reader=reader)

@@ -1,51 +1,105 @@
-"""The step folders of a run as inference sees them: `training.checkpoint` writes them, this reads the weights."""
+"""The step folders of a run as inference sees them: `training.checkpoint` writes them, this reads the weights.
 
-import logging
-import pathlib
+Every location may be local or a `gs://` or `s3://` path.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from etils import epath
+from packaging.version import Version
 
+from motionaura_jax import __version__
 from motionaura_jax.errors import UserError
 from motionaura_jax.trees import leaf_types
 from motionaura_jax.types import PyTree
 
 FOLDER = "checkpoints"
-
-# orbax logs every array at info, warns on first use, and where a disk is full it logs a traceback for each of its threads,
-# which `training.checkpoint` says in one line.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+_CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
+Location = str | os.PathLike[str]
 
 
-def newest(path: pathlib.Path) -> pathlib.Path | None:
-    """The newest finished step folder under a workdir, `path` itself where it is one, or None."""
-    steps = [path] if (path / "meta").is_dir() else [p for p in path.glob(f"{FOLDER}/*") if p.name.isdigit()]
-    steps = [step for step in steps if (step / "meta").is_dir()]
-    return max(steps, key=lambda p: int(p.name) if p.name.isdigit() else 0).absolute() if steps else None
+class Damaged(UserError):
+    """A step folder that cannot be read: files are missing, cut off or not what they should be."""
 
 
-def read_meta(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Finds the newest step under a workdir (or takes a step folder itself) and reads its recipe.
+def folder_of(workdir: Location, chosen: str) -> epath.Path:
+    """Where a run keeps its checkpoints: `chosen` (`checkpoint.folder`), else `checkpoints/` of the workdir."""
+    return _absolute(chosen) if chosen else _absolute(workdir) / FOLDER
+
+
+def newest(location: Location) -> epath.Path | None:
+    """The newest finished step folder of a workdir or of a folder of steps, `location` itself where it is one, or None."""
+    path = _absolute(location)
+    if (path / "meta").is_dir():
+        return path
+    inside = (step for folder in (path, _folder(path)) if folder.is_dir() for step in folder.iterdir())
+    steps = sorted((step for step in inside if step.name.isdigit()), key=lambda step: int(step.name), reverse=True)
+    return next((step for step in steps if _finished(step)), None)
+
+
+def _absolute(location: Location) -> epath.Path:
+    """Raises UserError for a path that is not local and whose client is not there."""
+    scheme, separator, _ = os.fspath(location).partition("://")
+    if not separator:
+        return epath.Path(location).resolve()
+    if scheme not in _CLIENTS:
+        raise UserError(f"{location}: {scheme}:// is not among {', '.join(_CLIENTS)}; use one of them or a local path")
+    if importlib.util.find_spec(_CLIENTS[scheme]) is None:
+        raise UserError(f"{location}: needs the Python package {_CLIENTS[scheme]}; pip install 'motionaura-jax[cloud]'")
+    return epath.Path(location)
+
+
+def _finished(step: epath.Path) -> bool:
+    try:
+        return "recipe" in json.loads((step / "meta" / "metadata").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _folder(workdir: epath.Path) -> epath.Path:
+    """Where the run in `workdir` keeps its checkpoints, by its saved config."""
+    chosen = ""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        chosen = json.loads((workdir / "config.json").read_text())["checkpoint"]["folder"]
+    return folder_of(workdir, chosen)
+
+
+def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
+    """Finds the newest step under a workdir (or takes a step folder itself) and reads what it says about itself.
 
     Returns:
-      The step folder and its meta: `recipe`, `step`, `version`, `jax`, and `weights`, which `read_weights` gives:
-      "averaged" or "raw".
+      The step folder and its meta: `recipe`, `step`, `version`, `jax`, `provenance`, `skipped_windows` and `weights`,
+      which says what `read_weights` gives: "averaged" or "raw".
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: there is no checkpoint, or a newer version of this package wrote it.
+      Damaged: it cannot be read.
     """
+    path = _absolute(location)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint; give a workdir of `train`, a step folder or a release folder")
     step = newest(path)
     if step is None:
         raise UserError(f"{path}: holds no finished checkpoint; train there first, or give another folder")
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    with _reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         meta = checkpointer.restore(step / "meta")
+        newer = Version(meta["version"]) > Version(__version__)
+    if newer:
+        raise UserError(
+            f"{step}: was written by motionaura_jax {meta['version']}, which is newer than this one ({__version__}); "
+            f"upgrade with pip install --upgrade motionaura_jax"
+        )
     return step, {**meta, "weights": "averaged" if (step / "ema").is_dir() else "raw"}
 
 
-def read_weights(step: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
+def read_weights(step: epath.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
     """Reads the weights for inference, averaged where the run kept an average.
 
     Args:
@@ -54,21 +108,27 @@ def read_weights(step: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[PyT
 
     Raises:
       UserError: the checkpoint belongs to another architecture.
+      Damaged: it cannot be read.
     """
     name = "ema" if (step / "ema").is_dir() else "params"
     return read_item(step, name, params), read_item(step, "extra", {"extra": extra})["extra"]
 
 
-def read_item(step: pathlib.Path, name: str, abstract: PyTree) -> PyTree:
+def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
     """Restores one item after comparing names, shapes and dtypes: orbax would cast a dtype silently.
 
     Raises:
       UserError: the checkpoint belongs to another architecture.
+      Damaged: it cannot be read.
     """
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _reading(step), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(step / name).item_metadata
         stored = leaf_types(getattr(metadata, "tree", metadata))
         wanted = leaf_types(abstract)
+        if wanted and not stored and (step / name).is_dir():
+            raise ValueError(
+                f"{name} has no readable list of its arrays"
+            )  # orbax takes such a folder for an empty tree
         for leaf in sorted(stored.keys() | wanted.keys()):
             if stored.get(leaf) != wanted.get(leaf):
                 raise UserError(
@@ -76,3 +136,15 @@ def read_item(step: pathlib.Path, name: str, abstract: PyTree) -> PyTree:
                     f"{wanted.get(leaf, 'absent')} in the config; use the config that the checkpoint was trained with"
                 )
         return checkpointer.restore(step / name, args=ocp.args.StandardRestore(abstract))
+
+
+@contextlib.contextmanager
+def _reading(step: epath.Path) -> Iterator[None]:
+    """Turns what a damaged file makes of orbax into one line; a device that is full or a disk that refuses is no damage."""
+    try:
+        yield
+    except (UserError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise Damaged(f"{step}: is damaged ({reason}); give another step folder of this run") from error

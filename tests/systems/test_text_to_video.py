@@ -75,7 +75,7 @@ def test_the_loss_is_the_masked_cross_entropy_by_numpy(tokenizer, weights, froze
     u = stratified(jax.random.fold_in(key, 2**32 - 2), data["sample"], 4)
     keys = jnp.stack([jax.random.split(jax.random.fold_in(key, i))[0] for i in range(4)])
     x_t, _ = system.process.corrupt(x0, u, keys)
-    encoder = TextEncoder(system.recipe.text.encoder, system.words.size, 8)
+    encoder = TextEncoder(system.recipe.text.encoder, system.text.words.size, 8)
     features = jax.jit(encoder.apply)({"params": weights["text"]}, data["text"])
     cond = Cond(tokens=features, token_mask=data["text"] != 0, scalars={"fps": data["fps"]})
     m = np.maximum(u, 1 / 32) if objective == "ce_masked" else u

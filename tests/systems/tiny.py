@@ -41,7 +41,8 @@ def save_untrained(folder: Path, noise: float = 0.0, **values):
     store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
     optimize = optimizer.build(system.recipe.optimizer, 1)
     current = jax.jit(lambda: state.create(system, optimize, 0))()
-    store.save(state.restart(current, perturb(current.params, noise), current.extra) if noise else current)
+    noisy = state.restart(current, perturb(current.params, noise), current.extra) if noise else current
+    store.save(noisy, checkpoint.Beside())
     store.close()
     return system
 

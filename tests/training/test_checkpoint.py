@@ -2,6 +2,10 @@
 
 import dataclasses
 import errno
+import importlib.util
+import io
+import json
+import math
 import subprocess
 import sys
 
@@ -9,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from motionaura_jax import config
+from motionaura_jax.data import media
 from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import CheckpointConfig
-from motionaura_jax.training import checkpoint, optimizer, state
+from motionaura_jax.training import checkpoint, optimizer, provenance, state
 from motionaura_jax.weights import steps
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -34,7 +40,7 @@ def saved(system, tmp_path):
         current = dataclasses.replace(
             current, step=jnp.int32(step), ema={**current.ema, "color": jnp.full(3, 1.0 * step)}
         )
-        store.save(current)
+        store.save(current, checkpoint.Beside())
     store.close()
     return tmp_path, current
 
@@ -51,7 +57,7 @@ def test_everything_comes_back_bit_for_bit(system, saved):
     workdir, expected = saved
     store = checkpoint.Checkpoints(workdir, CheckpointConfig(), RECIPE)
     assert store.latest() == 3
-    restored = store.restore(abstract(system))
+    restored, _ = store.restore(abstract(system))
     store.close()
     assert jax.tree.structure(restored) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
@@ -88,6 +94,140 @@ def test_another_architecture_is_refused_by_name(system, saved):
     store.close()
 
 
+def newest_file(workdir, name):
+    """A file of the newest step, by a pattern that matches one or several alike."""
+    return sorted((workdir / "checkpoints" / "3").glob(name))[0]
+
+
+@pytest.mark.parametrize("name", ["params/manifest.ocdbt", "optimizer/d/*", "ema/_METADATA", "meta/metadata"])
+def test_a_damaged_newest_step_is_put_aside_for_the_one_before(system, saved, caplog, name):
+    workdir, _ = saved
+    path = newest_file(workdir, name)
+    path.write_bytes(path.read_bytes()[:50])
+    store = checkpoint.Checkpoints(workdir, CheckpointConfig(keep=2), RECIPE)
+    restored, _ = store.restore(abstract(system))
+    assert int(restored.step) == 2
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
+    assert "checkpoints/3: is damaged" in line and "going on from step 2" in line and "damaged-3" in line
+    store.save(dataclasses.replace(restored, step=jnp.int32(3)), checkpoint.Beside())  # the run saves the step again
+    store.close()
+    assert steps.newest(workdir).name == "3"
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3", "damaged-3"]
+
+
+def test_where_every_step_is_damaged_nothing_is_moved(system, saved):
+    workdir, _ = saved
+    for folder in (workdir / "checkpoints").iterdir():
+        (folder / "params" / "manifest.ocdbt").unlink()
+    store = checkpoint.Checkpoints(workdir, CheckpointConfig(), RECIPE)
+    with pytest.raises(UserError, match="checkpoints/3: is damaged"):
+        store.restore(abstract(system))
+    store.close()
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_damaged_weights_are_one_line_for_inference(system, saved):
+    newest_file(saved[0], "ema/manifest.ocdbt").write_bytes(b"")
+    folder, _ = steps.read_meta(saved[0])
+    with pytest.raises(UserError, match=r"checkpoints/3: is damaged .*give another step folder"):
+        steps.read_weights(folder, *jax.eval_shape(system.init, jax.random.key(0)))
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(system, saved):
+    path = newest_file(saved[0], "meta/metadata")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": "99.0"}))
+    with pytest.raises(UserError, match=r"was written by motionaura_jax 99\.0, which is newer .*upgrade"):
+        steps.read_meta(saved[0])
+    store = checkpoint.Checkpoints(saved[0], CheckpointConfig(), RECIPE)
+    with pytest.raises(UserError, match="newer than this one"):
+        store.restore(abstract(system))
+    store.close()
+
+
+def save_all(system, workdir, config, metrics):
+    store = checkpoint.Checkpoints(workdir, config, RECIPE)
+    for step, value in enumerate(metrics, start=1):
+        current = dataclasses.replace(fresh(system), step=jnp.int32(step))
+        store.save(current, checkpoint.Beside())
+        if value is not None:
+            store.rate(step, {"eval_psnr": value})
+    store.close()
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+def test_the_newest_every_nth_and_the_best_stay(system, tmp_path):
+    values = [3.0, 9.0, math.nan, 5.0, 1.0, None, 2.0, 2.0]
+    assert save_all(system, tmp_path / "a", CheckpointConfig(keep=2, keep_every=3), values) == [3, 6, 7, 8]
+    assert save_all(system, tmp_path / "b", CheckpointConfig(keep=1, best="eval_psnr", keep_best=2), values) == [
+        2,
+        4,
+        8,
+    ]
+    lowest = CheckpointConfig(keep=1, best="eval_psnr", best_mode="min")
+    assert save_all(system, tmp_path / "c", lowest, values) == [5, 8]
+    with pytest.raises(UserError, match=r"config.checkpoint.best=eval_psn: no such metric; did you mean 'eval_psnr'"):
+        save_all(system, tmp_path / "d", CheckpointConfig(best="eval_psn"), values)
+
+
+def test_a_checkpoint_says_where_it_comes_from_and_what_data_was_given_up(system, tmp_path):
+    origin = provenance.provenance("0123")
+    assert origin["data"] == "0123" and origin["versions"]["jax"] == jax.__version__
+    store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE, origin)
+    beside = checkpoint.Beside([[3, 5], [9, 11]], [[8, {"loss": 0.1}], [9, {"loss": 1 / 3}]])
+    store.save(fresh(system), beside)
+    assert store.restore(abstract(system))[1] == beside
+    store.close()
+    assert steps.read_meta(tmp_path)[1]["provenance"] == origin
+
+
+def test_the_revision_of_a_checkout_is_known_and_that_of_an_installation_is_not(tmp_path, monkeypatch):
+    package = tmp_path / "motionaura_jax"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(provenance.motionaura_jax, "__file__", str(package / "__init__.py"))
+    assert provenance.provenance("")["revision"] is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert provenance.provenance("")["revision"] == head
+    (package / "__init__.py").write_text("1")
+    assert provenance.provenance("")["revision"] == head + "+"
+
+
+def test_checkpoints_may_live_elsewhere(system, tmp_path):
+    workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    settings = CheckpointConfig(folder=str(elsewhere))
+    store = checkpoint.Checkpoints(workdir, settings, RECIPE)
+    store.save(fresh(system), checkpoint.Beside())
+    store.close()
+    media.write_json(workdir / "config.json", {"checkpoint": {"folder": str(elsewhere)}})
+    assert {str(steps.newest(place)) for place in (workdir, elsewhere, elsewhere / "0")} == {str(elsewhere / "0")}
+
+
+def test_an_unknown_scheme_is_one_line():
+    with pytest.raises(UserError, match="azure://bucket: azure:// is not among gs, s3"):
+        steps.read_meta("azure://bucket")
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_path_in_a_bucket_keeps_its_scheme(scheme, tmp_path, monkeypatch):
+    place = f"{scheme}://bucket/runs/a"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"{place}: needs the Python package .*motionaura-jax.cloud"):
+        steps.folder_of(tmp_path, place)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert str(steps.folder_of(tmp_path, place)) == place
+    listed = ["100", "500", "500.orbax-checkpoint-tmp"]
+    with epath.testing.mock_epath(
+        isdir=lambda _, path: str(path).startswith(place) and not str(path).endswith(("/checkpoints", "runs/a/meta")),
+        listdir=lambda _, path: listed,
+        open=lambda _, path, mode: io.StringIO('{"recipe": {}}'),
+        exists=lambda _, path: True,
+    ):
+        assert str(steps.newest(place)) == f"{place}/500"
+
+
 @pytest.mark.parametrize("make", [lambda p: p / "absent", lambda p: p])
 def test_no_checkpoint_is_one_line(tmp_path, make):
     with pytest.raises(UserError, match=r"no such checkpoint|holds no finished checkpoint"):
@@ -121,7 +261,7 @@ def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypat
 
     monkeypatch.setattr(store._manager, "save", fail)
     with pytest.raises(UserError, match=f"checkpoints: could not save a checkpoint .*{message}"):
-        store.save(fresh(system))
+        store.save(fresh(system), checkpoint.Beside())
     store.close()
 
 
@@ -131,7 +271,8 @@ def test_a_full_disk_prints_one_line(root, tmp_path, limit):
     program = f"""
 import pathlib, resource, signal, sys
 from motionaura_jax import cli
-from tests.training.test_checkpoint import CheckpointConfig, ToyRecipe, ToySystem, RECIPE, checkpoint, config, fresh
+from tests.training.test_checkpoint import *
+from tests.training.test_checkpoint import RECIPE, fresh
 
 def save():
     state = fresh(ToySystem(config.build(ToyRecipe, RECIPE)))
@@ -139,7 +280,7 @@ def save():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
     try:
-        store.save(state)
+        store.save(state, checkpoint.Beside())
     finally:
         store.close()
 

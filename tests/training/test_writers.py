@@ -136,6 +136,8 @@ def test_the_writer_is_closed_though_the_last_save_fails(tmp_path, monkeypatch):
         checkpoints=Part("checkpoints", UserError("full")),
         writer=Part("writer"),
         state=State(),
+        goodput=None,
+        open_window=(),
     )
     monkeypatch.setattr(train, "_start", lambda *_: run)
     monkeypatch.setattr(train, "_loop", lambda *_: {})

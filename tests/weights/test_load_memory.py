@@ -26,15 +26,18 @@ BILLION = {
 SHARD = 600e6  # bytes
 
 CHILD = """
-import resource, sys
+import re, sys
 import jax
 from motionaura_jax.weights.towers import open_tower
 
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this program alone: getrusage counts what the process was before it, too
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+before = peak()
 tower = jax.block_until_ready(open_tower(sys.argv[1], "t5", dtype=sys.argv[2]))
 size = sum(leaf.nbytes for leaf in jax.tree.leaves(tower.params))
 count = sum(leaf.size for leaf in jax.tree.leaves(tower.params))
-print(before * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, size, count)
+print(before, peak(), size, count)
 """
 
 

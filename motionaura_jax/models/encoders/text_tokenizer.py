@@ -39,6 +39,11 @@ class TextTokenizer:
         """Number of ids."""
         return len(self._words)
 
+    @property
+    def limit(self) -> int:
+        """Words of a text at most."""
+        return self.length
+
     def encode(self, text: str) -> Encoded:
         """Returns the ids of `text`; an empty text has none."""
         encoding = self._tokenizer.encode(text)

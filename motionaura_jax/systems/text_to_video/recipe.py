@@ -20,6 +20,11 @@ class TextConfig(Checked):
     """The text encoder and its words.
 
     Attributes:
+      encoder: the one that trains along, where neither `tower` nor `cache` names a published one.
+      tower: folder or hub id of a published T5, which stays frozen; it decides `model.text_dim`.
+      cache: folder that `motionaura encode --text` wrote with it, so that training needs no encoder.
+      tower_hash: what identifies its features; the system fills it in, and from then on refuses another one.
+      limit: ids of a text at most, its end mark included; `model.text_len` is what they are padded to.
       vocabulary: words by falling frequency; empty means that it is counted from the captions of `data.manifest` at the
         first start.  The saved config holds the result, so that inference needs nothing else.
       max_words: words that are counted at most; rarer ones become <unk>.
@@ -28,8 +33,17 @@ class TextConfig(Checked):
 
     encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     vocabulary: tuple[str, ...] = ()
+    tower: str = ""
+    cache: str = ""
+    tower_hash: str = ""
+    limit: Count = 180
     max_words: Count = 8192
     max_missing: Share = 0.05
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a published encoder reads the texts."""
+        return bool(self.tower or self.cache or self.tower_hash)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +128,7 @@ class TextToVideoRecipe(Recipe):
 
     meaning: ClassVar[Mapping[str, str]] = {
         "text.vocabulary": "leave it empty to take those words",
+        "text.tower_hash": "leave it empty, and name the encoder that it was trained with",
         "latent_space": "leave it empty, and name the tokenizer that it was trained with",
         "model.spectral": "give that value",
         "model.rope": "give that value",
@@ -144,10 +159,14 @@ class TextToVideoRecipe(Recipe):
         make_process(self)
 
     def completed(self, origin: Self) -> Self:
-        """Takes what is left open from the run `origin`: words, latent space with its number of codes, tokenizer."""
+        """Takes what is left open from the run `origin`: words or text encoder, latent space and its size, tokenizer."""
         text, model, space = self.text, self.model, self.latent_space
         if not text.vocabulary:
             text = dataclasses.replace(text, vocabulary=origin.text.vocabulary)
+        if not text.tower_hash:
+            text = dataclasses.replace(text, tower_hash=origin.text.tower_hash)
+        if not (text.tower or text.cache):
+            text = dataclasses.replace(text, tower=origin.text.tower, cache=origin.text.cache)
         if not space:
             model, space = dataclasses.replace(model, vocab_size=origin.model.vocab_size), origin.latent_space
         tokenizer = self.tokenizer or origin.tokenizer

@@ -8,8 +8,9 @@ from motionaura_jax.data.manifest import read_manifest
 from motionaura_jax.data.scene_text import caption as scene_caption
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
-from motionaura_jax.models.encoders.text_tokenizer import UNKNOWN, TextTokenizer, build_vocabulary
+from motionaura_jax.models.encoders.text_tokenizer import UNKNOWN, build_vocabulary
 from motionaura_jax.recipe import DataConfig
+from motionaura_jax.systems.text_to_video.conditioners import Conditioner, FrozenText, resolve_text
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.weights.load import load_recipe
 from motionaura_jax.weights.tokenizer import open_tokenizer
@@ -39,23 +40,23 @@ def captions(data: DataConfig, max_missing: float) -> list[str]:
     return [record.caption or "" for record in records]
 
 
-def check_captions(recipe: TextToVideoRecipe) -> None:
+def check_captions(recipe: TextToVideoRecipe, conditioner: Conditioner) -> None:
     """Warns of captions that are missing, longer than the model reads, or that have words which it does not know.
 
     Raises:
       UserError: too many are missing, or not one word of them all is known.
     """
-    texts, words = (
-        captions(recipe.data, recipe.text.max_missing),
-        TextTokenizer(recipe.text.vocabulary, recipe.model.text_len),
-    )
+    texts, words = captions(recipe.data, recipe.text.max_missing), conditioner.words
     encoded = [words.encode(text) for text in texts if text]
     where, missing = recipe.data.manifest, len(texts) - len(encoded)
     if missing:
         logger.warning("%s: %d of %d clips have no caption; they train the null text", where, missing, len(texts))
     if cut := sum(bool(one.cut) for one in encoded):
-        length = recipe.model.text_len
-        logger.warning("%d of %d captions are longer than model.text_len=%d", cut, len(encoded), length)
+        key = "text.limit" if isinstance(conditioner, FrozenText) else "model.text_len"
+        logger.warning("%d of %d captions are longer than %s=%d", cut, len(encoded), key, words.limit)
+    if isinstance(conditioner, FrozenText):
+        conditioner.check([*texts, *recipe.sample.prompts])
+        return
     total = sum(len(one.ids) for one in encoded)
     unknown = sum(one.ids.count(UNKNOWN) for one in encoded)
     if not unknown:
@@ -75,7 +76,7 @@ def check_captions(recipe: TextToVideoRecipe) -> None:
 
 
 def resolve(recipe: TextToVideoRecipe) -> tuple[TextToVideoRecipe, Tokenizer | None]:
-    """Fills in what comes from outside: the vocabulary, the latent space, the number of codes and maybe the tokenizer.
+    """Fills in what comes from outside: the words or the frozen encoder, the latent space, the number of codes.
 
     Returns:
       The recipe to save, and the tokenizer if it had to be opened.  A saved recipe comes back as it is.
@@ -84,9 +85,12 @@ def resolve(recipe: TextToVideoRecipe) -> tuple[TextToVideoRecipe, Tokenizer | N
       UserError: no such tokenizer, no text-to-video model in `init_from`, or captions that cannot serve.
     """
     opened = None
-    if recipe.init_from and not (recipe.text.vocabulary and recipe.latent_space and recipe.tokenizer):
+    text = recipe.text.vocabulary or recipe.text.tower_hash
+    if recipe.init_from and not (text and recipe.latent_space and recipe.tokenizer):
         recipe = recipe.completed(load_recipe(recipe.init_from, TextToVideoRecipe, recipe.system))
-    if not recipe.text.vocabulary:
+    if recipe.text.is_frozen and not recipe.text.tower_hash:
+        recipe = resolve_text(recipe)
+    if not (recipe.text.vocabulary or recipe.text.is_frozen):
         vocabulary = build_vocabulary(captions(recipe.data, recipe.text.max_missing), recipe.text.max_words)
         if not vocabulary:
             raise UserError(f"{recipe.data.manifest}: no caption has a word; add captions")

@@ -1,15 +1,17 @@
 """Text to video as a trainable system: absorbing diffusion over the tokens of a frozen tokenizer.  MotionAura 3.2, 3.3."""
 
 import functools
+import itertools
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.data.token_cache import TokenCache
@@ -20,15 +22,15 @@ from motionaura_jax.diffusion.times import stratified
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
-from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.models.encoders.text_tokenizer import PAD, TextTokenizer
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.text_to_video import advice
+from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_of, make_conditioner
 from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
+from motionaura_jax.systems.text_to_video.stand_in import stand_in
 from motionaura_jax.types import Cond, Latent, PyTree
 from motionaura_jax.weights.tokenizer import open_tokenizer
 
@@ -43,15 +45,23 @@ class TextToVideoSystem:
 
     Recipe = TextToVideoRecipe
 
-    def __init__(self, recipe: TextToVideoRecipe):
-        self.recipe, self._opened = resolve(recipe)
-        model, text = self.recipe.model, self.recipe.text
-        self.words = TextTokenizer(text.vocabulary, model.text_len)
+    def __init__(
+        self, recipe: TextToVideoRecipe, *, tokenizer: Tokenizer | None = None, text: Conditioner | None = None
+    ):
+        """`tokenizer` and `text` take the places of those that the recipe names."""
+        self.recipe, opened = resolve(recipe)
+        self._opened = tokenizer or opened
+        self.text = text or make_conditioner(self.recipe)
         self.process = make_process(self.recipe)
-        self._encoder = TextEncoder(text.encoder, self.words.size, model.text_dim, model.dtype)
         self._nelbo = jax.jit(self._held_out_bound)
         self._known = TokenCache(lambda video: _encode(self._tokenizer, video), self.recipe.token_cache)
         self._preview = jax.jit(self._sample_and_decode, static_argnames="size")
+
+    @classmethod
+    def planned(cls, values: Mapping[str, Any]) -> Self:
+        """See `stand_in`."""
+        recipe, tokenizer, text = stand_in(values)
+        return cls(recipe, tokenizer=tokenizer, text=text)
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""
@@ -61,7 +71,7 @@ class TextToVideoSystem:
         spec = {
             "video": jax.ShapeDtypeStruct(video, jnp.float32),
             "fps": jax.ShapeDtypeStruct((size,), jnp.float32),
-            "text": jax.ShapeDtypeStruct((size, self.words.length), jnp.int32),
+            "text": jax.eval_shape(lambda: _repeat(self.text.null(), size)),
             "sample": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
         if self.recipe.token_cache:
@@ -70,20 +80,21 @@ class TextToVideoSystem:
         return spec
 
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
-        """Video in [-1, 1], frame rates, word ids of the captions (`text`), rows in the step; with a cache, `tokens`."""
-        text = self.words.batch(batch["caption"])
+        """Video in [-1, 1], frame rates, captions (`text`: ids, or features), rows in the step; with a cache, `tokens`."""
+        text = self.text.batch(batch["caption"])
         arrays = {"video": batch["video"], "fps": batch["fps"], "text": text, "sample": batch["sample"]}
         return {**arrays, "tokens": self._known(batch["video"])} if self.recipe.token_cache else arrays
 
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Fresh weights; `extra` is empty."""
         text_key, denoiser_key = jax.random.split(key)
-        ids = jnp.zeros((1, self.words.length), jnp.int32)
-        params = {"text": self._encoder.init(text_key, ids)["params"]}
-        cond = self._condition(params, ids, jnp.ones(1))
-        network = SpectralTransformer(self.recipe.model)
+        model = self.recipe.model
+        text = jnp.zeros((1, model.text_len, model.text_dim), model.dtype)
+        cond = Cond(tokens=text, token_mask=jnp.zeros(text.shape[:2], bool), scalars={"fps": jnp.ones(1)})
+        network = SpectralTransformer(model)
         tokens = jnp.zeros((1, 2, 2, 2), jnp.int32)
-        return {**params, "denoiser": network.init(denoiser_key, tokens, jnp.ones(1), cond)["params"]}, {}
+        denoiser = network.init(denoiser_key, tokens, jnp.ones(1), cond)["params"]
+        return {"text": self.text.init(text_key), "denoiser": denoiser}, {}
 
     def check_data(self) -> None:
         """Warns of captions and of settings for samples that will not act as they read.
@@ -91,17 +102,20 @@ class TextToVideoSystem:
         Raises:
           UserError: captions that cannot teach any text, or clips that the mesh cannot share.
         """
-        check_captions(self.recipe)
+        check_captions(self.recipe, self.text)
         sizes = jax.sharding.get_abstract_mesh().shape
         for bucket in self.recipe.data.all_buckets() if sizes else ():
             grid = self._tokenizer.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
             check_layout(self.recipe.model, sizes, grid)
-        advice.warn_of_words(self.words, self.recipe.sample.prompts)
+        advice.warn_of_words(self.text.words, self.recipe.sample.prompts)
         advice.warn_of_settings(self.recipe, self.recipe.sample)
 
     def frozen(self) -> PyTree:
-        """The tokenizer.  Raises UserError where its latent space is not the one that the recipe was made with."""
-        return {"tokenizer": self._tokenizer}
+        """The tokenizer, and a text encoder that does not train.
+
+        Raises UserError where one is not what the recipe was made with.
+        """
+        return {"tokenizer": self._tokenizer, **self.text.frozen()}
 
     def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
         """Nothing to prepare."""
@@ -117,7 +131,7 @@ class TextToVideoSystem:
         u = stratified(jax.random.fold_in(key, _TIMES), batch["sample"], self._global_batch(batch["video"].shape))
         x_t, target = self.process.corrupt(x0, u, corrupt_keys)
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.recipe.diffusion.text_dropout))(drop_keys)
-        cond = self._condition(params, jnp.where(dropped[:, None], PAD, batch["text"]), batch["fps"])
+        cond = self._condition(params, frozen, _drop(batch["text"], dropped, self.text.null()), batch["fps"])
         entropy = self._entropy(params, cond, target, self.process.label_smoothing)
         losses = self.process.reduce(entropy(x_t, self.process.level(u, math.prod(x0.shape[1:]))), x_t, u)
         masked = jnp.mean(x_t == self.process.mask_id)
@@ -137,8 +151,7 @@ class TextToVideoSystem:
         The videos show a real clip beside one sampled from its caption, or samples of `sample.prompts`.
         """
         batches = [dict(batch) for batch in batches]
-        shifted = np.roll(np.concatenate([batch["text"] for batch in batches]), 1, axis=0)
-        others = np.split(shifted, np.cumsum([len(batch["text"]) for batch in batches])[:-1])
+        others, clips = _shuffled([batch["text"] for batch in batches])
         rows = [
             self._nelbo(params, frozen, batch, other, index)
             for index, (batch, other) in enumerate(zip(batches, others, strict=True))
@@ -146,7 +159,7 @@ class TextToVideoSystem:
         true, shuffled = (np.concatenate(part, axis=1) for part in zip(*jax.device_get(rows), strict=True))
         by_level = true.mean(axis=1)
         metrics = {"nelbo": float(true.mean())}
-        metrics |= {"nelbo_shuffled": float(shuffled.mean())} if len(shifted) > 1 else {}
+        metrics |= {"nelbo_shuffled": float(shuffled.mean())} if clips > 1 else {}
         metrics |= {
             f"nelbo_{round(100 * (index + 1) / len(by_level))}": float(value) for index, value in enumerate(by_level)
         }
@@ -160,8 +173,8 @@ class TextToVideoSystem:
     def sample_tokens(
         self,
         params: PyTree,
-        text: Int[Array, "b l"],
-        negative: Int[Array, "b l"],
+        text: PyTree,
+        negative: PyTree,
         fps: Float[Array, " b"],
         keys: Key[Array, " b"],
         x_init: Int[Array, "b t h w"],
@@ -174,14 +187,21 @@ class TextToVideoSystem:
 
         Args:
           params: from `folded`.
-          text, negative: word ids of the prompt, and of what to guide away from; all padding is the null text.
+          text, negative: the prompt, and what to guide away from, both from `text.prompts`; "" is the null text.
           keys: one per sample, on which alone the sample depends.
         """
         text, negative, fps, keys, x_init = constraints.batch((text, negative, fps, keys, x_init))
-        ids = text if guidance is None else jnp.concatenate([text, negative])
+        denoise = self.denoise(params, text, negative, fps, guidance)
+        return samplers.sample(denoise, sampler, keys, x_init, steps=steps)
+
+    def denoise(
+        self, params: PyTree, text: PyTree, negative: PyTree, fps: Float[Array, " b"], guidance: Guidance | None
+    ) -> samplers.Denoise:
+        """The guided denoiser of a sampler, which reads the text once for all steps; arguments as in `sample_tokens`."""
+        both = text if guidance is None else jax.tree.map(lambda *parts: jnp.concatenate(parts), text, negative)
         network = SpectralTransformer(self.recipe.model, folded=True)
         weights = {"params": constraints.gathered(params["denoiser"])}
-        cond = self._condition(params, ids, jnp.resize(fps, (len(ids),)))
+        cond = self._condition(params, {}, both, jnp.resize(fps, (len(ids_of(both)),)))
         memory = network.apply(weights, cond, method="encode_text")
 
         def model(x_t: Array, m: Array, rates: PyTree) -> Array:
@@ -189,7 +209,7 @@ class TextToVideoSystem:
             logits = network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)
             return constraints.tokens(cast(Array, logits))
 
-        return samplers.sample(guided(model, fps, fps, guidance), sampler, keys, x_init, steps=steps)
+        return guided(model, fps, fps, guidance)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -202,9 +222,9 @@ class TextToVideoSystem:
         )
         return max(sizes, default=shape[0])
 
-    def _condition(self, params: PyTree, ids: Array, fps: Array) -> Cond:
-        features = self._encoder.apply({"params": constraints.gathered(params["text"])}, ids)
-        return Cond(tokens=features, token_mask=ids != PAD, scalars={"fps": fps})  # type: ignore[arg-type]
+    def _condition(self, params: PyTree, frozen: PyTree, text: PyTree, fps: Array) -> Cond:
+        features, mask = self.text(constraints.gathered(params["text"]), frozen, text)
+        return Cond(tokens=features, token_mask=mask, scalars={"fps": fps})
 
     def _entropy(
         self, params: PyTree, cond: Cond, target: Int[Array, "b t h w"], label_smoothing: float = 0.0
@@ -230,7 +250,7 @@ class TextToVideoSystem:
         return entropy
 
     def _held_out_bound(
-        self, params: PyTree, frozen: PyTree, batch: Batch, other: Array, index: Array
+        self, params: PyTree, frozen: PyTree, batch: Batch, other: PyTree, index: Array
     ) -> tuple[Array, Array]:
         """Levels by clips, with the captions of the batch and with `other` ones."""
         batch, other = constraints.batch((dict(batch), other))
@@ -238,36 +258,37 @@ class TextToVideoSystem:
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), index)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
 
-        def bound(text: Array) -> Array:
-            cond = self._condition(params, text, batch["fps"])
+        def bound(text: PyTree) -> Array:
+            cond = self._condition(params, frozen, text, batch["fps"])
             return nelbo(self.process, self._entropy(params, cond, x0), x0, keys, levels=self.recipe.sample.levels)
 
         return constraints.whole((bound(batch["text"]), bound(other)))
 
     def _pictures(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, np.ndarray]:
         prompts, count = self.recipe.sample.prompts, min(self.recipe.evaluate.pictures, len(batch["sample"]))
-        text = self.words.batch(prompts) if prompts else np.asarray(batch["text"])[:count]
-        if not len(text):
+        text = self.text.batch(prompts) if prompts else jax.tree.map(lambda leaf: leaf[:count], batch["text"])
+        ids = np.asarray(ids_of(text))
+        if not len(ids):
             return {}
         size = tuple(batch["video"].shape[1:4])
-        fps = np.resize(np.asarray(batch["fps"]), len(text))
+        fps = np.resize(np.asarray(batch["fps"]), len(ids))
         drawn = to_uint8(np.asarray(self._preview(params, frozen, text, fps, size=size)))
         if not prompts:
             drawn = np.concatenate([to_uint8(np.asarray(batch["video"][:count])), drawn], axis=3)
-        names = (re.sub(r"\W+", "_", self.words.decode(row))[:80] for row in text)
+        names = (re.sub(r"\W+", "_", self.text.words.decode(row))[:80] for row in ids)
         return {f"{index}_{name}": video for index, (name, video) in enumerate(zip(names, drawn, strict=True))}
 
     def _sample_and_decode(
-        self, params: PyTree, frozen: PyTree, text: Array, fps: Array, *, size: tuple[int, int, int]
+        self, params: PyTree, frozen: PyTree, text: PyTree, fps: Array, *, size: tuple[int, int, int]
     ) -> Array:
         """Videos of `size` for the same keys at every evaluation."""
         text, fps = constraints.batch((text, fps))
-        config, tokenizer, count = self.recipe.sample, frozen["tokenizer"], len(text)
+        config, tokenizer, count = self.recipe.sample, frozen["tokenizer"], len(fps)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.recipe.seed), jnp.arange(count))
         samples = self.sample_tokens(
             self.folded(params),
-            text,
-            jnp.full_like(text, PAD),
+            self.text.read(frozen, text),
+            _repeat(self.text.read(frozen, self.text.null()), count),
             fps,
             keys,
             self.process.prior((count, *tokenizer.config.latent_shape(*size))),
@@ -277,6 +298,27 @@ class TextToVideoSystem:
         )
         latent = Latent(tokens=samples.tokens, size=size, latent_space=tokenizer.latent_space)
         return constraints.whole(tokenizer.decode(latent))
+
+
+def _repeat(text: PyTree, count: int) -> PyTree:
+    """A batch of `count` times the same text."""
+    return jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), count, axis=0), text)
+
+
+def _drop(text: PyTree, dropped: Bool[Array, " b"], null: PyTree) -> PyTree:
+    """The texts with `null` in the place of those that are dropped."""
+    return jax.tree.map(lambda n, t: jnp.where(dropped.reshape(-1, *[1] * (t.ndim - 1)), n, t), null, text)
+
+
+def _shuffled(texts: Sequence[PyTree]) -> tuple[list[PyTree], int]:
+    """The same batches of texts, each clip with the text of the clip before, and the number of clips."""
+    shifted = jax.tree.map(lambda *parts: np.roll(np.concatenate(parts), 1, axis=0), *texts)
+    ends = np.cumsum([len(ids_of(text)) for text in texts])
+    parts = [
+        jax.tree.map(operator.itemgetter(slice(start, end)), shifted)
+        for start, end in itertools.pairwise([0, *ends.tolist()])
+    ]
+    return parts, len(ids_of(shifted))
 
 
 @jax.jit

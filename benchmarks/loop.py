@@ -1,0 +1,163 @@
+"""What training costs besides the steps: the loop around a device step of a given length, and checkpoints of a preset.
+
+python -m benchmarks.loop [--seconds=0.1] [--steps=100] [--preset=small]
+
+The device step sleeps, so that neither the network nor the neighbors of a shared machine decide the figure.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from motionaura_jax import cli, config, process, train
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.parallel.mesh import make_mesh, spread_batch
+from motionaura_jax.recipe import CheckpointConfig, Recipe
+from motionaura_jax.systems import base
+from motionaura_jax.systems.base import Evaluation
+from motionaura_jax.training import checkpoint, data, optimizer, state, step
+
+
+@dataclass(frozen=True, kw_only=True)
+class SleepRecipe(Recipe):
+    """`seconds`: length of a device step."""
+
+    seconds: float = 0.1
+
+
+class SleepSystem:
+    """A system whose loss takes a given time and no processor."""
+
+    Recipe = SleepRecipe
+
+    def __init__(self, recipe: SleepRecipe):
+        self.recipe = recipe
+
+    def batch_spec(self) -> dict[str, Any]:
+        """Not needed: nothing asks for it."""
+        return {}
+
+    def to_arrays(self, batch: Any) -> Any:
+        """Video and rows."""
+        return {"video": batch["video"], "sample": batch["sample"]}
+
+    def check_data(self) -> None:
+        """Everything serves."""
+
+    def frozen(self) -> Any:
+        """Nothing."""
+        return {}
+
+    def init(self, key: Any) -> Any:
+        """One weight."""
+        return {"weight": jax.random.normal(key, (64, 64))}, {}
+
+    def prepare(self, params: Any, extra: Any, batches: Any) -> Any:
+        """Nothing to prepare."""
+        return params, extra
+
+    def loss(self, params: Any, extra: Any, frozen: Any, batch: Any, key: Any, step: Any) -> Any:
+        """Sleeps where the weight needs it, hence once per step."""
+        pause = lambda x: (time.sleep(self.recipe.seconds), x)[1]  # noqa: E731
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        one = jax.pure_callback(pause, scalar, 1.0 + 0.0 * jax.lax.stop_gradient(params["weight"][0, 0]))
+        loss = one * jnp.square(params["weight"]).mean() + 0.0 * batch["video"].mean()
+        return loss, ({}, {f"metric_{index}": loss * index for index in range(10)})
+
+    def advance(self, params: Any, extra: Any, stats: Any, key: Any, step: Any) -> Any:
+        """Nothing moves but the weight."""
+        return params, extra, {}
+
+    def evaluate(self, params: Any, extra: Any, frozen: Any, batches: Any) -> Evaluation:
+        """Nothing to measure."""
+        return Evaluation(metrics={})
+
+
+def loop(seconds: float, steps: int) -> dict[str, float]:
+    """Seconds of a step in the loop and alone, and processor seconds of a step in the loop."""
+    values = {
+        "system": "sleep",
+        "seconds": seconds,
+        "data": {"num_frames": 2, "height": 64, "width": 64, "scenes": 16, "batch_size": 2},
+        "train": {"steps": steps, "log_every": 10},
+        "checkpoint": {"every": 10**9},
+        "evaluate": {"every": 10**9, "clips": 2, "pictures": 0},
+    }
+    system = SleepSystem(config.build(SleepRecipe, values))
+    with tempfile.TemporaryDirectory() as folder:
+        workdir, cpu = pathlib.Path(folder), time.process_time()
+        train.fit(system, workdir)
+        cpu = time.process_time() - cpu
+        spent = json.loads((workdir / "goodput.json").read_text())["seconds"]
+        with jax.set_mesh(make_mesh(MeshConfig())) as mesh:
+            optimize = optimizer.build(system.recipe.optimizer, steps)
+            current = jax.jit(lambda: state.create(system, optimize, 0))()
+            batch = spread_batch(
+                jax.sharding.get_mesh(), system.to_arrays(next(data.TrainingData(system.recipe, workdir).batches(0)))
+            )
+            del mesh
+            one = step.make_train_step(system, optimize)
+            current, metrics = one(current, {}, batch)
+            jax.block_until_ready(metrics)
+            begun = time.perf_counter()
+            for _ in range(steps - 1):
+                current, metrics = one(current, {}, batch)
+            jax.block_until_ready(metrics)
+            alone = (time.perf_counter() - begun) / (steps - 1)
+    return {"loop": (spent["steps"] + spent["data"]) / (steps - 1), "alone": alone, "cpu": cpu / steps}
+
+
+def save(preset: str) -> dict[str, float]:
+    """Seconds that saving the state of a tokenizer preset blocks the loop, takes until the commit, and costs of processors."""
+    values = config.read(f"configs/tokenizer.py:{preset}", [])
+    system_class = base.system_class(values["system"])
+    system = system_class(config.build(system_class.Recipe, values))
+    optimize = optimizer.build(system.recipe.optimizer, 1000)
+    current = jax.block_until_ready(jax.jit(lambda: state.create(system, optimize, 0))())
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(current)) / 1e9
+    rows = []
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        store = checkpoint.Checkpoints(pathlib.Path(folder), CheckpointConfig(keep=1), {})
+        for number in range(1, 5):
+            current = jax.block_until_ready(jax.tree.map(jnp.copy, current))
+            current = state.TrainState(**{**vars(current), "step": jnp.int32(number)})
+            begun, cpu = time.perf_counter(), time.process_time()
+            store.save(current, checkpoint.Beside())
+            blocked = time.perf_counter() - begun
+            store.wait()
+            rows.append((blocked, time.perf_counter() - begun, time.process_time() - cpu))
+        store.close()
+    blocked, committed, cpu = (sorted(column)[1] for column in zip(*rows[1:], strict=True))
+    return {"gigabytes": size, "blocked": blocked, "committed": committed, "cpu": cpu}
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.1)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--preset", default="small")
+    args = parser.parse_args()
+    cli.set_up_logging()
+    process.quiet_libraries()
+    around = loop(args.seconds, args.steps)
+    extra = around["loop"] / around["alone"] - 1
+    print("| what | measured |\n|---|---|")
+    print(f"| a step alone | {1e3 * around['alone']:.1f} ms |")
+    print(f"| the same in the loop | {1e3 * around['loop']:.1f} ms, {100 * extra:+.2f} % |")
+    print(f"| processor time of the loop, data and start included | {1e3 * around['cpu']:.1f} ms a step |")
+    cost = save(args.preset)
+    print(f"| a checkpoint of `{args.preset}`, {cost['gigabytes']:.2f} GB | blocks {cost['blocked']:.2f} s |")
+    print(f"| until it is committed | {cost['committed']:.2f} s, {cost['cpu']:.2f} CPU s |")
+    print(f"| every 50 steps, 3 % of the time from steps of | {cost['blocked'] / (50 * 0.03):.2f} s on |")
+
+
+if __name__ == "__main__":
+    main()

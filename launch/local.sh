@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Trains with several processes on this machine; every line of their output starts with the number of its process.
+#
+#   ./launch/local.sh -n N FLAGS    the flags are those of `motionaura train`
+#
+# The machine's GPUs are shared out evenly.  Signals go to all processes: SIGTERM and SIGINT save a checkpoint and end the
+# run.  When one process fails, all end; the exit status is that of the first one that failed.
+#
+#   PORT                   where the processes meet; else one that is free
+#   JAX_NUM_CPU_DEVICES    virtual devices of each process, to try a mesh on a CPU
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+[ "${1:-}" = -n ] || fail "usage: launch/local.sh -n N FLAGS; the flags are those of motionaura train"
+case ${2:-} in
+  [1-9] | [1-9][0-9] | [1-9][0-9][0-9]) count=$2 ;;
+  *) fail "-n ${2:-}: give the number of processes, such as -n 2" ;;
+esac
+shift 2
+patience=15 # seconds for which processes may end by themselves after one has failed
+
+prepare
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+[ "$gpus" = 0 ] || [ "$gpus" -ge "$count" ] \
+  || fail "$count processes for $gpus GPUs; start at most one process for each GPU"
+export COLUMNS=${COLUMNS:-160} # of log lines, which are not for a terminal
+port=${PORT:-$("$python" -c 'import socket; s = socket.create_server(("", 0)); print(s.getsockname()[1])')}
+export JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$count
+
+# Prints the GPUs of process $1, or nothing where the machine has none.
+share() {
+  local each=$((gpus / count))
+  [ "$each" = 0 ] || seq -s, $(($1 * each)) $((($1 + 1) * each - 1))
+}
+
+# The labels outlive the signals, so that no last line is lost.
+label() {
+  trap '' TERM INT USR1
+  while IFS= read -r line || [ -n "$line" ]; do printf '[%s] %s\n' "$1" "$line"; done
+}
+
+set -m # each process in a group of its own: an interrupt from the terminal comes once, through `forward`
+pids=()
+for ((rank = 0; rank < count; rank++)); do
+  (
+    export JAX_PROCESS_ID=$rank
+    devices=$(share "$rank")
+    [ -z "$devices" ] || export JAX_LOCAL_DEVICE_IDS=$devices
+    exec "$python" -m motionaura_jax.train "$@"
+  ) > >(label "$rank") 2> >(label "$rank" >&2) &
+  pids+=($!)
+done
+forward() { kill "-$1" ${pids[*]} 2>/dev/null || true; }
+trap 'forward TERM' TERM
+trap 'forward INT' INT
+trap 'forward USR1' USR1
+
+status=0
+running=$count
+while [ "$running" -gt 0 ]; do
+  sleep 0.2
+  for ((rank = 0; rank < count; rank++)); do
+    [ -n "${pids[rank]}" ] && ! kill -0 "${pids[rank]}" 2>/dev/null || continue
+    code=0
+    wait "${pids[rank]}" || code=$?
+    pids[rank]=
+    running=$((running - 1))
+    if [ "$code" != 0 ] && [ "$status" = 0 ]; then
+      status=$code
+      failed=$SECONDS
+      step "process $rank ended with status $code; the others end too"
+    fi
+  done
+  if [ "$status" != 0 ] && [ $((SECONDS - failed)) -gt "$patience" ]; then forward KILL; fi
+done
+exit "$status"

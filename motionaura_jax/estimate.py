@@ -1,0 +1,106 @@
+"""Tells what a training run needs before there are devices for it.
+
+    python -m motionaura_jax.estimate --config=configs/text_to_video.py:L --mesh=data:8,fsdp:8 --device=h100
+
+The real training step is compiled for abstract arrays, on virtual devices of a CPU or, for a TPU and where libtpu is
+installed, for its topology.  Nothing is allocated and no data is read.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from motionaura_jax import cli
+from motionaura_jax.parallel import config as meshes
+from motionaura_jax.planning import machines
+from motionaura_jax.planning.machines import GIB
+
+if TYPE_CHECKING:
+    from motionaura_jax.planning.estimate import Estimate
+
+_DERIVED = (
+    "derived for a GPU: sizes of the state and exchanges are exact, temporary memory is that of the program for a CPU"
+)
+
+
+def estimate(location: str, overrides: Sequence[str], mesh: str, device: str) -> dict[str, Any]:
+    """Compiles the training step of a config, and looks for the cheapest change if `device` cannot take it.
+
+    Raises:
+      UserError: a config, a mesh or a device that does not work.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing here needs an accelerator, which another run may be using
+    from motionaura_jax import config
+    from motionaura_jax.planning import estimate, questions
+    from motionaura_jax.planning.advice import advise
+
+    machine = machines.machine(device)
+    asked = questions.question(config.read(location, overrides), meshes.parse(mesh) if mesh else None)
+    topology = machines.topology(device, math.prod(asked.mesh.values()))
+    asked = estimate.Question(values=asked.values, mesh=asked.mesh, topology=topology)
+    answer = estimate.ask(asked)
+    advice = str(advise(asked, answer, machine.limit, estimate.ask)) if answer.peak > machine.limit else ""
+    source = f"compiled for {topology}" if topology else "compiled for a CPU" if device == "cpu" else _DERIVED
+    return {
+        "mesh": meshes.shown(dict(asked.mesh)),
+        "figures": source,
+        **_report(answer),
+        "device": device,
+        "advice": advice,
+    }
+
+
+def _report(answer: "Estimate") -> dict[str, Any]:
+    """The estimate as plain values; bytes are those of one device."""
+    return {
+        "devices": answer.devices,
+        "parameters": answer.parameters,
+        "state_bytes": dict(answer.held),
+        "temporary_bytes": answer.temporary + answer.results,
+        "peak_bytes": answer.peak,
+        "model_flops": answer.model_flops,
+        "xla_flops_per_device": answer.xla_flops,
+        "collective_bytes": dict(answer.collectives),
+        "compile_seconds": answer.compile_seconds,
+        "fits": {f"{size} GB": answer.peak <= machines.Machine(size).limit for size in machines.SIZES},
+    }
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    """Shows an estimate to a person."""
+    rows = [
+        ("mesh", f"{result['mesh']} ({result['devices']} devices)"),
+        ("figures", result["figures"]),
+        ("parameters", f"{result['parameters'] / 1e6:.2f} M"),
+        *((f"{name}, on each device", _size(value)) for name, value in result["state_bytes"].items() if value),
+        ("temporary, on each device", _size(result["temporary_bytes"])),
+        ("peak, on each device", _size(result["peak_bytes"])),
+        ("model arithmetic", f"{result['model_flops'] / 1e12:.4g} TFLOP a step on all devices"),
+        ("XLA counts", f"{result['xla_flops_per_device'] / 1e12:.4g} TFLOP on each device, loop bodies once"),
+        *((f"{name}, received a step", _size(value)) for name, value in result["collective_bytes"].items() if value),
+        ("compilation", f"{result['compile_seconds']:.1f} s"),
+        ("fits into", ", ".join(name for name, fits in result["fits"].items() if fits) or "none of the common devices"),
+        *([(f"for {result['device']}", result["advice"])] if result["advice"] else []),
+    ]
+    cli.show_table(("", ""), rows)
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.3g} GiB" if count >= GIB / 100 else f"{count / 2**20:.3g} MiB"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = cli.Parser("estimate", "Tells what a training run needs, before there are devices for it.")
+    parser.add_argument("--config", required=True, help="FILE.py:PRESET[,PRESET...], or a saved config.json")
+    parser.add_argument("--mesh", default="", help="devices, e.g. data:8,fsdp:8; empty takes config.mesh")
+    parser.add_argument("--device", default="a100", help=f"what has to take it: {', '.join(machines.MACHINES)}")
+    parser.epilog = "Every key can be set: --config.KEY=VALUE, e.g. --config.model.remat=full"
+    args, overrides = parser.parse_with_overrides(argv)
+    body = lambda: estimate(args.config, overrides, args.mesh, args.device)  # noqa: E731
+    return cli.run(body, as_json=args.json, show=_show)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

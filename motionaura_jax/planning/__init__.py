@@ -1,0 +1,1 @@
+"""What a training run will need, before any device has to hold it."""

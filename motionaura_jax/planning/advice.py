@@ -1,0 +1,130 @@
+"""Which change of settings makes a run fit, the cheapest first, each tried out."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from motionaura_jax.planning.estimate import Estimate, Question
+from motionaura_jax.planning.machines import GIB
+
+Ask = Callable[[Question], Estimate]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Changes that were tried, one on top of the other.
+
+    Attributes:
+      changes: as flags of a command, in the order of what they cost.
+      estimate: of the run with all of them.
+      fits: whether it then fits.
+    """
+
+    changes: tuple[str, ...]
+    estimate: Estimate
+    fits: bool
+
+    def __str__(self) -> str:
+        flags, peak = " ".join(self.changes), f"{self.estimate.peak / GIB:.3g} GiB on each device"
+        if self.fits:
+            return f"{flags} takes {peak}" if flags else f"it takes {peak} as it is"
+        tried = f"even {flags} takes {peak}" if flags else f"it takes {peak}"
+        return f"{tried}; use more devices (--config.mesh.fsdp), smaller clips or a smaller model"
+
+
+def advise(question: Question, estimate: Estimate, limit: float, ask: Ask) -> Advice:
+    """Changes `question`, whose answer is `estimate`, until a device of `limit` bytes can take it.
+
+    As long as the state alone is too large, only what makes that smaller is tried.  A change stays where it helps and is
+    dropped where it does not.
+    """
+    changes: list[str] = []
+    for of_state in (True, False):
+        for flag, changed in _changes(question, of_state):
+            if estimate.peak <= limit or (of_state and estimate.state <= limit):
+                break
+            later = changed(question, estimate, limit)
+            if later is None:
+                continue
+            answer = ask(later)
+            if answer.peak < 0.98 * estimate.peak:
+                changes = [change for change in changes if change.split("=")[0] != flag]
+                changes.append(f"{flag}={_value(later, flag)}")
+                question, estimate = later, answer
+    return Advice(changes=tuple(changes), estimate=estimate, fits=estimate.peak <= limit)
+
+
+Changed = Callable[[Question, Estimate, float], Question | None]
+
+
+def _changes(question: Question, of_state: bool) -> Iterator[tuple[str, Changed]]:
+    """Yields (flag, change) by rising cost; a change gives None where it does not apply."""
+    if not of_state:
+        yield "--config.model.loss_chunk", _set("model.loss_chunk", 1024, {0})
+        yield "--config.model.remat", _set("model.remat", "dots", {"none"})
+        yield "--config.model.remat", _set("model.remat", "full", {"none", "dots", "offload"})
+        yield "--config.train.accumulation", _accumulate
+        yield "--config.train.accumulation", _accumulate
+    yield "--mesh", _split_state
+    yield "--config.optimizer.mu_dtype", _set("optimizer.mu_dtype", "bfloat16", {"float32"})
+    yield "--config.optimizer.name", _set("optimizer.name", "adafactor", {"adam", "adamw"})
+
+
+def _set(key: str, value: Any, instead_of: set[Any]) -> Changed:
+    def change(question: Question, estimate: Estimate, limit: float) -> Question | None:
+        return _with(question, key, value) if _at(question.values, key) in instead_of else None
+
+    return change
+
+
+def _accumulate(question: Question, estimate: Estimate, limit: float) -> Question | None:
+    """As many microbatches as bring the activations down far enough, if they shrink in proportion; else one for each clip."""
+    count = int(_at(question.values, "train.accumulation"))
+    clips = _clips(question.values)
+    choices = [n for n in range(count + 1, clips + 1) if clips % n == 0 and clips // n % _shards(question.mesh) == 0]
+    if not choices:
+        return None
+    gradients = estimate.held["parameters"] * (1 if count > 1 else 2)  # sums are kept beside those of a microbatch
+    room = limit - estimate.state - gradients
+    activations = max(estimate.temporary + estimate.results - estimate.held["parameters"], 0)
+    wanted = count * math.ceil(activations / room) if room > 0 else choices[-1]
+    return _with(question, "train.accumulation", next((n for n in choices if n >= wanted), choices[-1]))
+
+
+def _split_state(question: Question, estimate: Estimate, limit: float) -> Question | None:
+    """The devices that hold copies of the state split it instead."""
+    mesh = dict(question.mesh)
+    if mesh["data"] == 1:
+        return None
+    return dataclasses.replace(question, mesh={**mesh, "data": 1, "fsdp": mesh["data"] * mesh["fsdp"]})
+
+
+def _shards(mesh: Mapping[str, int]) -> int:
+    return mesh["data"] * mesh["fsdp"]
+
+
+def _clips(values: Mapping[str, Any]) -> int:
+    """Clips of a step that every bucket can be cut by alike."""
+    buckets = values["data"].get("buckets") or [values["data"]]
+    return math.gcd(*(int(bucket["batch_size"]) for bucket in buckets))
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, None where a recipe has no such key."""
+    section, _, name = key.partition(".")
+    return values[section].get(name)
+
+
+def _with(question: Question, key: str, value: Any) -> Question:
+    section, _, name = key.partition(".")
+    values = copy.deepcopy(dict(question.values))
+    values[section][name] = value
+    return dataclasses.replace(question, values=values)
+
+
+def _value(question: Question, flag: str) -> Any:
+    if flag == "--mesh":
+        return ",".join(f"{axis}:{size}" for axis, size in question.mesh.items() if size > 1)
+    return _at(question.values, flag.removeprefix("--config."))

@@ -1,0 +1,79 @@
+"""Devices that a run may be planned for; free of jax imports."""
+
+import dataclasses
+import math
+
+from motionaura_jax.errors import UserError, nearest
+
+USABLE = 0.92
+"""Share of a device's memory that a program can have; drivers, libraries and fragmentation take the rest."""
+
+GIB = 2**30
+
+SIZES = (16, 24, 40, 80, 141)
+"""Memory of the devices for which every estimate has a verdict, in GiB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """One kind of device.
+
+    Attributes:
+      memory: GiB.
+      host: chips of one host of a TPU along each axis; None for other devices, whose programs cannot be compiled
+        without one: their figures come from the program for a CPU.
+    """
+
+    memory: float
+    host: tuple[int, ...] | None = None
+
+    @property
+    def limit(self) -> float:
+        """Bytes that a program can have."""
+        return USABLE * self.memory * GIB
+
+
+MACHINES = {
+    "cpu": Machine(math.inf),
+    "t4": Machine(16),
+    "v100": Machine(32),
+    "l4": Machine(24),
+    "rtx4090": Machine(24),
+    "a100-40": Machine(40),
+    "a100": Machine(80),
+    "h100": Machine(80),
+    "h200": Machine(141),
+    "v5e": Machine(16, (2, 2)),
+    "v6e": Machine(32, (2, 2)),
+    "v5p": Machine(95, (2, 2, 1)),
+}
+
+
+def machine(name: str) -> Machine:
+    """Returns a kind of device.
+
+    Raises:
+      UserError: it is not known (with the nearest name).
+    """
+    if name not in MACHINES:
+        raise UserError(f"--device={name}: no such device{nearest(name, MACHINES)}")
+    return MACHINES[name]
+
+
+def topology(name: str, chips: int) -> str | None:
+    """Returns the name of a topology of `chips` chips of a TPU, e.g. "v5e:4x8"; None for other devices.
+
+    Raises:
+      UserError: no topology has that number.
+    """
+    found = machine(name).host
+    if found is None:
+        return None
+    axes = list(found)
+    while math.prod(axes) < chips:
+        axes[axes.index(min(axes))] *= 2
+    if math.prod(axes) != chips:
+        raise UserError(
+            f"--mesh: {chips} devices form no {name} topology; choose a power of two from {math.prod(found)} on"
+        )
+    return f"{name}:{'x'.join(map(str, sorted(axes)))}"

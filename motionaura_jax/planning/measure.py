@@ -1,0 +1,128 @@
+"""Compiles the training step of a run that nobody has the devices for, and reads off what it needs.
+
+Everything is abstract: arguments are shapes, devices are virtual (of a CPU) or described (of a TPU).  Run as a module it
+answers one `Question` in JSON on stdin, because a process that has started JAX cannot change its devices any more.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from motionaura_jax.errors import UserError
+from motionaura_jax.parallel import collectives
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
+from motionaura_jax.planning.estimate import Estimate, Question
+from motionaura_jax.systems import base
+from motionaura_jax.training import flops, optimizer, state, step
+from motionaura_jax.types import PyTree
+
+
+def measure(question: Question) -> Estimate:
+    """Answers on the devices of this process, or on those of a TPU topology.
+
+    Raises:
+      UserError: a config or a mesh that does not work, or no libtpu.
+    """
+    devices = jax.devices() if question.topology is None else _described(question.topology)
+    mesh = make_mesh(MeshConfig(**question.mesh), devices)
+    system: base.System = base.system_class(question.values.get("system", "")).planned(
+        {**question.values, "mesh": question.mesh}
+    )
+    recipe = system.recipe
+    for bucket in recipe.data.all_buckets():
+        check_batch(mesh.shape, bucket.batch_size, recipe.train.accumulation)
+    with jax.set_mesh(mesh):
+        optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
+        current = state.abstract(system, optimize, mesh)
+        places = state.shardings(current, mesh)
+        frozen = system.frozen()
+        frozen = _placed(frozen, state.frozen_shardings(frozen, mesh))
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
+            dict(system.batch_spec()),
+        )
+        held = {
+            "parameters": current.params,
+            "optimizer": current.opt_state,
+            "average": current.ema,
+            "extra": current.extra,
+            "frozen": frozen,
+            "batch": batch,
+        }
+
+        known: dict[str, Any] = {
+            "devices": mesh.size,
+            "parameters": state.parameter_count(current.params),
+            "held": {name: _bytes_per_device(tree) for name, tree in held.items()},
+        }
+        if not question.compiled:
+            return Estimate(**known)
+        function = step.make_train_step(system, optimize, places)
+        return Estimate(
+            **known, **_compile(function, current, frozen, batch), model_flops=_flops(system, current, frozen, batch)
+        )
+
+
+def _compile(function: Any, *arguments: PyTree) -> dict[str, Any]:
+    start = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+
+    memory, found = compiled.memory_analysis(), collectives.collectives(compiled.as_text())
+    return {
+        "temporary": memory.temp_size_in_bytes,
+        # Results that take the place of an argument cost nothing more.
+        "results": max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
+        "xla_flops": float((compiled.cost_analysis() or {}).get("flops", math.nan)),
+        "collectives": collectives.bytes_by_kind(found),
+        "compile_seconds": seconds,
+    }
+
+
+def _flops(system: base.System, current: state.TrainState, frozen: PyTree, batch: PyTree) -> float:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(system.loss)(current.params, current.extra, frozen, batch, key, current.step)
+    learned = len(jax.tree.leaves(current.params))
+    return flops.step_flops(traced.jaxpr, [index < learned for index in range(len(traced.in_avals))])
+
+
+def _bytes_per_device(tree: PyTree) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _placed(tree: PyTree, places: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places)
+
+
+def _described(topology: str) -> Sequence[Any]:
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(topology, "tpu").devices
+    except Exception as error:  # whatever libtpu or its absence raises
+        raise UserError(f"--device: libtpu cannot describe {topology} ({error}); pip install libtpu") from error
+
+
+def main(stream: Any = None) -> int:
+    """Reads a question from stdin and writes the estimate, or the error, as one line of JSON."""
+    question = Question(**json.load(stream or sys.stdin))
+    answer: Mapping[str, Any]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = dataclasses.asdict(measure(question))
+    except UserError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

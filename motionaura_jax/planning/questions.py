@@ -1,0 +1,33 @@
+"""From a config to the question that a plan asks."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from motionaura_jax import config
+from motionaura_jax.data.buckets import Bucket
+from motionaura_jax.parallel.config import AXES, MeshConfig
+from motionaura_jax.planning.estimate import Question
+from motionaura_jax.recipe import Recipe
+from motionaura_jax.systems import base
+
+
+def question(values: Mapping[str, Any], mesh: MeshConfig | None = None, topology: str | None = None) -> Question:
+    """Asks about the training of a config, with all of its defaults, on `mesh` or else on its own.
+
+    Raises:
+      UserError: no such config.
+    """
+    recipe = base.system_class(values.get("system", "")).planned(values).recipe
+    return of_recipe(recipe, {axis: max(getattr(mesh or recipe.mesh, axis), 1) for axis in AXES}, topology)
+
+
+def of_recipe(recipe: Recipe, mesh: Mapping[str, int], topology: str | None = None) -> Question:
+    """Asks about a complete recipe; of several buckets the one with most pixels counts."""
+    buckets = tuple(sorted(recipe.data.buckets, key=_pixels, reverse=True))
+    largest_first = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, buckets=buckets))
+    return Question(values=config.to_dict(largest_first), mesh=mesh, topology=topology)
+
+
+def _pixels(bucket: Bucket) -> int:
+    return bucket.batch_size * bucket.num_frames * bucket.height * bucket.width

@@ -1,0 +1,104 @@
+"""What a run does when loss or gradient does not stay finite: back to the last checkpoint, and around the data."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from motionaura_jax.data.media import write_json
+from motionaura_jax.errors import UserError
+from motionaura_jax.recipe import Recipe
+from motionaura_jax.training.checkpoint import Beside, Checkpoints
+from motionaura_jax.training.data import TrainingData
+from motionaura_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "non_finite"
+
+
+class NonFiniteStreak(Exception):
+    """`train.max_skipped` or more steps in a row had a loss or gradient that was not finite."""
+
+
+@dataclasses.dataclass
+class Recovery:
+    """Watches for streaks of non-finite steps and takes a run out of them.
+
+    No such step changes a weight, and none is in a checkpoint but that of the last step.  A run goes back nevertheless:
+    the cause is often in what was learned or read some steps earlier.
+    """
+
+    workdir: pathlib.Path
+    recipe: Recipe
+    data: TrainingData
+    checkpoints: Checkpoints
+    rollbacks: int = dataclasses.field(default=0, init=False)
+    _streak: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False)
+
+    def watch(self, last: int, rows: Sequence[Mapping[str, float]]) -> None:
+        """Takes the metrics of the steps up to `last`.
+
+        Raises:
+          NonFiniteStreak: the last of them were not finite; `roll_back` is due.
+        """
+        for step, row in enumerate(rows, start=last - len(rows) + 1):
+            if row["skipped"]:
+                self._streak.append({"step": step, "loss": row["loss"], "gradient_norm": row["gradient_norm"]})
+            else:
+                self._streak = []
+        if rows[-1]["skipped"] >= self.recipe.train.max_skipped:
+            raise NonFiniteStreak
+
+    def saved(self) -> None:
+        """Notes a new checkpoint: rollbacks are counted anew."""
+        self.rollbacks = 0
+
+    def roll_back(self, state: TrainState) -> tuple[TrainState, Beside]:
+        """Returns the last checkpoint, in the shardings of the abstract `state`; the data of the streak is given up.
+
+        Raises:
+          UserError: no checkpoint, or `train.max_rollbacks` did not help; batches and keys are written to a file.
+        """
+        streak, self._streak = self._streak, []
+        first, last = streak[0]["step"] - 1, streak[-1]["step"]  # of the data position: steps count from 0 there
+        report = self._report(streak)
+        self.checkpoints.wait()
+        if self.checkpoints.latest() is None or self.rollbacks >= self.recipe.train.max_rollbacks:
+            self._give_up(streak, report)
+        self.rollbacks += 1
+        restored, beside = self.checkpoints.restore(state)
+        positions = [self.data.skipped.data_step(step) for step in (first, last - 1)]
+        self.data.skipped = self.data.skipped.with_window(positions[0], positions[1] + 1)
+        logger.warning(
+            "loss or gradient was not finite for %d steps up to step %d; going back to step %d and leaving their data out (%s)",
+            *(len(streak), last, int(restored.step), report),
+        )
+        return restored, beside
+
+    def _report(self, streak: list[dict[str, Any]]) -> pathlib.Path:
+        """Writes what is needed to run the steps again by hand; every process writes its part of the batches."""
+        rows = []
+        for row in streak:
+            position = self.data.skipped.data_step(row["step"] - 1)
+            key = jax.random.fold_in(jax.random.key(self.recipe.seed), row["step"] - 1)
+            numbers = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
+            batch = self.data.drawn(position, position + 1) or [{"data_step": position}]
+            rows.append({**numbers, "key": np.asarray(jax.random.key_data(key)).tolist(), **batch[0]})
+        path = self.workdir / FOLDER / f"{streak[-1]['step']:07d}-{jax.process_index()}.json"
+        write_json(path, {"seed": self.recipe.seed, "skipped_windows": self.data.skipped.ranges, "steps": rows})
+        return path
+
+    def _give_up(self, streak: list[dict[str, Any]], report: pathlib.Path) -> NoReturn:
+        again = "run again" if self.checkpoints.latest() is None else "resume from the last checkpoint with --override"
+        tries = f", after {self.rollbacks} rollback(s)" if self.rollbacks else ""
+        raise UserError(
+            f"{self.workdir}: loss or gradient was not finite for {len(streak)} steps up to step {streak[-1]['step']}{tries}; "
+            f"they changed no weight, and their batches and keys are in {report}; lower "
+            f"--config.optimizer.learning_rate and {again}"
+        )

@@ -1,0 +1,114 @@
+"""Arrays on disk by content: round trip, resuming, any number of processes, damage in one line."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from motionaura_jax.data import array_cache
+from motionaura_jax.data.array_cache import ArrayCache, content_key, file_content, fill, text_content
+from motionaura_jax.errors import UserError
+
+META = {"kind": "text", "model": "0123", "dtype": "bfloat16"}
+TEXTS = ["", "a", "a red circle", "東京 👩‍🚀", "\ud800", *map(str, range(30))]
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(array_cache, "SHARD", 4)
+
+
+def items(meta=META):
+    return {content_key(meta, text_content(text)): text for text in TEXTS}
+
+
+def encode(texts):
+    return [np.full((len(text) % 5, 3), len(text), np.float32) for text in texts]
+
+
+def check(folder, meta=META):
+    cache = ArrayCache(folder)
+    assert len(cache) == len(TEXTS) and cache.meta == meta
+    for text, expected in zip(TEXTS, encode(TEXTS), strict=True):
+        found = cache[cache.key(text_content(text))]
+        assert found.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(found.astype(np.float32), expected)
+
+
+def test_arrays_come_back_by_content(tmp_path):
+    assert fill(tmp_path, META, items(), encode) == len(TEXTS)
+    check(tmp_path)
+    assert text_content("b") not in ArrayCache(tmp_path)
+    assert fill(tmp_path, META, items(), lambda _: pytest.fail("computed again")) == 0
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3, 4)])
+def test_any_shape_and_whole_numbers(tmp_path, shape):
+    meta = {"dtype": "int32"}
+    value = np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
+    fill(tmp_path, meta, {content_key(meta, b"x"): value}, list)
+    cache = ArrayCache(tmp_path)
+    assert cache[cache.key(b"x")].shape == shape
+    np.testing.assert_array_equal(cache[cache.key(b"x")], value)
+
+
+def test_an_interrupted_run_goes_on_in_another_number_of_processes(tmp_path):
+    calls = []
+
+    def breaks(texts):
+        calls.append(texts)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, META, items(), breaks, process_index=1, process_count=2)
+    assert len(ArrayCache(tmp_path)) == 8
+    done = [fill(tmp_path, META, items(), encode, process_index=i, process_count=3) for i in range(3)]
+    assert sum(done) == len(TEXTS) - 8
+    check(tmp_path)
+
+
+def test_processes_that_work_at_once_share_the_work(tmp_path):
+    """The second one looks while the first one writes."""
+
+    def first(texts):
+        second.append(fill(tmp_path, META, items(), encode, process_index=1, process_count=2))
+        return encode(texts)
+
+    second = []
+    fill(tmp_path, META, items(), first, process_index=0, process_count=2)
+    check(tmp_path)
+    assert second[0] == len(TEXTS) // 2
+
+
+def test_keys_tell_models_and_contents_apart(tmp_path):
+    assert content_key(META, b"a") != content_key({**META, "model": "4567"}, b"a")
+    for name, content in {"a": b"1", "b": b"1", "c": b"2"}.items():
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (file_content(tmp_path / name) for name in "abc")
+    assert a == b != c
+
+
+def test_what_cannot_be_made_is_left_out_and_tried_again(tmp_path):
+    assert fill(tmp_path, META, items(), lambda texts: [None for _ in texts]) == 0
+    assert len(ArrayCache(tmp_path)) == 0
+    assert fill(tmp_path, META, items(), lambda texts: [None, *encode(texts)[1:]]) == len(TEXTS) - 9
+    assert fill(tmp_path, META, items(), encode) == 9
+    check(tmp_path)
+
+
+def test_another_model_and_damage_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="is no cache; make one"):
+        ArrayCache(tmp_path)
+    fill(tmp_path, META, items(), encode)
+    with pytest.raises(UserError, match="give another --output"):
+        fill(tmp_path, {**META, "model": "4567"}, {}, encode)
+    shard = next(tmp_path.glob("*.arrayrecord"))
+    whole = shard.read_bytes()
+    for part in (whole[:-30], whole[:100], b"", b"\x55" * len(whole)):
+        shard.write_bytes(part)
+        with pytest.raises(UserError, match=r"is damaged .*delete it and run encode again"):
+            ArrayCache(tmp_path)
+    (tmp_path / "cache.json").write_text('{"dtype": "strange"}')
+    with pytest.raises(UserError, match="is damaged"):
+        ArrayCache(tmp_path)

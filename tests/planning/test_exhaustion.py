@@ -1,0 +1,58 @@
+"""A device that runs out of memory in training is answered with a change that was tried."""
+
+import logging
+from pathlib import Path
+from unittest import mock
+
+import jax
+import pytest
+
+from motionaura_jax import config
+from motionaura_jax.errors import UserError
+from motionaura_jax.planning import exhaustion
+from motionaura_jax.systems import base
+from tests.planning.test_advice import ask as answer
+from tests.systems import tiny
+
+FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.\nmore")
+
+
+@pytest.fixture
+def recipe():
+    values = tiny.text_to_video("tokenizer", model={"remat": "none"}, train={"accumulation": 1})
+    return config.build(base.system_class("text_to_video").Recipe, values)
+
+
+def message(recipe, error=FULL):
+    with pytest.raises((UserError, type(error))) as raised, exhaustion.explained(recipe, Path("runs/a")):
+        raise error
+    return raised.value
+
+
+def test_the_change_is_named_in_one_line(recipe):
+    with mock.patch.object(exhaustion, "ask", lambda question, seconds: answer(question)):
+        error = message(recipe)
+    assert isinstance(error, UserError)
+    # 6 GiB of state, 2 of gradients and 16 of activations; 85 % of that have to suffice.
+    assert str(error) == (
+        "out of device memory (RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.); by estimate it takes "
+        "24 GiB on each device; --config.model.remat=dots takes 16 GiB on each device (with train --override)"
+    )
+
+
+def test_one_of_several_processes_names_the_command_instead(recipe):
+    with mock.patch.object(jax, "process_count", lambda: 2):
+        assert str(message(recipe)).endswith("see motionaura estimate --config=runs/a/config.json --mesh=data:1")
+
+
+def test_without_an_estimate_the_error_goes_on_as_it_was(recipe, caplog):
+    def fail(question, seconds):
+        raise TimeoutError
+
+    with mock.patch.object(exhaustion, "ask", fail), caplog.at_level(logging.WARNING):
+        assert message(recipe) is FULL
+
+
+def test_other_errors_are_left_alone(recipe):
+    other = ValueError("RESOURCE_EXHAUSTED in a caption")
+    assert message(recipe, other) is other

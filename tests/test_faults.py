@@ -1,0 +1,169 @@
+"""Runs that are ended at any moment: what the rerun reaches is what an undisturbed run reaches, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from motionaura_jax import train
+from motionaura_jax.data import scene_set
+from motionaura_jax.training import checkpoint, step
+from motionaura_jax.training.data import TrainingData
+from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.weights import steps
+from tests.processes import finish, start
+from tests.systems import tiny
+from tests.training import killed
+
+SPEED = ("per_second", "goodput", "badput", "memory_gb")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """Ten small clips with captions."""
+    folder = tmp_path_factory.mktemp("clips")
+    options = scene_set.PRESETS["easy"]
+    scene_set.write_scenes(folder, count=10, split="train", options=options, num_frames=4, height=16, width=16, fps=8.0)
+    return folder
+
+
+def everything(workdir):
+    """All arrays of the newest checkpoint by name, and the metrics that do not depend on the clock."""
+    step = steps.newest(workdir)
+    items = [item for item in ("params", "ema", "extra", "optimizer") if (step / item).is_dir()]
+    with ocp.StandardCheckpointer() as reader:
+        arrays = {item: jax.tree.map(np.asarray, reader.restore(step / item)) for item in items}
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return arrays, [{k: v for k, v in row.items() if not any(word in k for word in SPEED)} for row in rows]
+
+
+def saved(workdir):
+    """The newest saved step; 0 before the first."""
+    folder = workdir / "checkpoints"
+    return (
+        max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0) if folder.exists() else 0
+    )
+
+
+def assert_equal_runs(one, other):
+    (arrays, rows), (expected, expected_rows) = everything(one), everything(other)
+    assert arrays.keys() == expected.keys() and "ema" in arrays
+    assert jax.tree.structure(arrays) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(arrays), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert rows == expected_rows
+
+
+def test_a_signal_in_the_middle_of_a_step_ends_the_run_after_it(clips, tmp_path, monkeypatch):
+    train.fit(killed.make(clips, 8, 100), tmp_path / "whole")
+    make, calls = step.make_train_step, []
+
+    def make_and_be_stopped(*arguments):
+        train_step = make(*arguments)
+
+        def stopped_in_the_third(*inputs):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_step(*inputs)
+
+        return stopped_in_the_third
+
+    monkeypatch.setattr(step, "make_train_step", make_and_be_stopped)
+    result = train.fit(killed.make(clips, 8, 100), tmp_path / "stopped")
+    assert result["stopped"] and result["step"] == 3
+    assert train.fit(killed.make(clips, 8, 100), tmp_path / "stopped")["step"] == 8
+    fed = [everything(tmp_path / name)[0]["extra"]["extra"]["fed"] for name in ("whole", "stopped")]
+    np.testing.assert_array_equal(*fed)
+
+
+def test_a_signal_in_the_middle_of_a_save_loses_nothing(clips, tmp_path, monkeypatch):
+    train.fit(killed.make(clips, 8, 3), tmp_path / "whole")
+    save = checkpoint.Checkpoints.save
+
+    def save_and_be_stopped(self, state, beside):
+        save(self, state, beside)  # goes on in the background
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", save_and_be_stopped)
+        with pytest.raises(KeyboardInterrupt):  # the second signal comes with the save that the first one asks for
+            train.fit(killed.make(clips, 8, 3), tmp_path / "stopped")
+    assert steps.newest(tmp_path / "stopped").name in ("3", "4")
+    assert train.fit(killed.make(clips, 8, 3), tmp_path / "stopped")["step"] == 8
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_lose_no_step_and_repeat_no_sample(root, clips, tmp_path):
+    total, rng, unfinished = 400, random.Random(0), 0
+    command = [sys.executable, "-m", "tests.training.killed"]
+    for _ in range(20):
+        arguments = [str(tmp_path / "killed"), str(clips), str(total), "5"]
+        process = subprocess.Popen(
+            [*command, *arguments], cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        goal = saved(tmp_path / "killed") + 5 * rng.randint(0, 3)  # at once: while it starts or compiles
+        while saved(tmp_path / "killed") < goal and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        unfinished += bool(list((tmp_path / "killed" / "checkpoints").glob("*tmp*")))
+    assert unfinished, "no kill met a save; the moments need another seed"
+    assert 0 < saved(tmp_path / "killed") < total, "the run was over before the kills were"
+    for name, every in (("killed", "5"), ("whole", "1000")):
+        arguments = [str(tmp_path / name), str(clips), str(total), every]
+        done = subprocess.run([*command, *arguments], cwd=root, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
+    fed = everything(tmp_path / "killed")[0]["extra"]["extra"]["fed"]
+    source = TrainingData(killed.make(clips, total, 5).recipe, tmp_path / "look").batches(0)
+    np.testing.assert_array_equal(fed, [batch["index"] for batch in source])
+
+
+def flags_of(values, prefix="--config"):
+    """Settings as flags of a command."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flags_of(value, f"{prefix}.{key}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            yield f"{prefix}.{key}={text}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tokenizer", "text_to_video"])
+def test_k_steps_a_kill_and_the_rest_equal_all_steps_in_one(root, clips, tmp_path, name):
+    model = {
+        "tokenizer": {"model": tiny.TOKENIZER},
+        "text_to_video": {"model": {"width": 16, "heads": 2, "blocks": 1}},
+    }[name]
+    if name == "text_to_video":
+        model["tokenizer"] = str(tiny.save_tokenizer(tmp_path / "weights"))
+    settings = {
+        **model,
+        "data": {"manifest": str(clips), **tiny.SIZE, "held_out": 0.2},
+        "train": {"steps": 30, "log_every": 1, "accumulation": 2, "ema_decay": 0.99},
+        "checkpoint": {"every": 4},
+        "evaluate": {"every": 1000, "clips": 2, "pictures": 0},
+    }
+    flags = [f"--config=configs/{name}.py:tiny", *flags_of(settings)]
+    process = start("train", *flags, f"--workdir={tmp_path / 'killed'}", root=root)
+    deadline = time.monotonic() + 400
+    while saved(tmp_path / "killed") < 8:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert saved(tmp_path / "killed") < 30
+    for folder in ("killed", "whole"):
+        assert finish(start("train", *flags, f"--workdir={tmp_path / folder}", root=root))["step"] == 30
+    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
