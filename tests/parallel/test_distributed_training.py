@@ -1,6 +1,5 @@
 """Trainings in several real processes: the same numbers as in one, resumed in another number, and all end together."""
 
-import json
 import os
 import re
 import signal
