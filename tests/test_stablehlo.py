@@ -64,7 +64,7 @@ def pipeline(runs):
 
 def start(pipeline, seeds):
     """Inputs of `sample` for the first prompts."""
-    words, count = pipeline._system.words, len(seeds)
+    words, count = pipeline._system.text.words, len(seeds)
     grid = pipeline.tokenizer.config.latent_shape(*pipeline.size())
     return {
         "ids": words.batch(PROMPTS[:count]),

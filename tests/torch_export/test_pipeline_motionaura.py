@@ -124,3 +124,18 @@ def test_modules_that_do_not_run_are_one_line(runs, tmp_path, capsys, monkeypatc
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "do not run in torch" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_on_the_hub_is_opened_at_its_revision(scenes, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    from motionaura_jax.torch_export.modeling_mbq_vae import MBQVAE
+    from motionaura_jax.torch_export.pipeline_motionaura import MotionAuraPipeline
+
+    def download(name, *, revision, allow_patterns):
+        assert (name, revision) == ("me/scenes", "0123abc") and ".py" not in "".join(allow_patterns)
+        return str(scenes)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert MotionAuraPipeline.from_pretrained("me/scenes", revision="0123abc").defaults.fps == 8
+    with pytest.raises(ValueError, match="give its revision"):
+        MBQVAE.from_pretrained("me/scenes")
