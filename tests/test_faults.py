@@ -152,13 +152,15 @@ def flags_of(values, prefix="--config"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokenizer", "text_to_video"])
-def test_k_steps_a_kill_and_the_rest_equal_all_steps_in_one(root, clips, tmp_path, name):
-    model = {
-        "tokenizer": {"model": tiny.TOKENIZER},
-        "text_to_video": {"model": {"width": 16, "heads": 2, "blocks": 1}},
-    }[name]
-    if name == "text_to_video":
-        model["tokenizer"] = str(tiny.save_tokenizer(tmp_path / "weights"))
+def test_k_steps_a_kill_and_the_rest_equal_all_steps_in_one(root, clips, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # three starts of each take less than to compile better
+    if name == "tokenizer":
+        model = {"model": tiny.TOKENIZER}
+    else:
+        model = tiny.text_to_video(tiny.save_tokenizer(tmp_path / "weights"))
+        del model["system"]
+        model["text"] = {"encoder": model["text"]["encoder"]}
+        model["model"] = {**model["model"], "vocab_size": 16}
     settings = {
         **model,
         "data": {"manifest": str(clips), **tiny.SIZE, "held_out": 0.2},
