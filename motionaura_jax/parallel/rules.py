@@ -98,8 +98,9 @@ def follow(tree: PyTree, leaders: Iterable[Placement]) -> list[Placement]:
     return placements
 
 
-def shardings(tree: PyTree, placements: Iterable[Placement], mesh: Mesh) -> PyTree:
-    """Returns a tree like `tree` with the sharding of each leaf."""
+def shardings(tree: PyTree, mesh: Mesh, placements: Iterable[Placement] | None = None) -> PyTree:
+    """Returns a tree like `tree` with the sharding of each leaf, by `RULES` unless other placements are given."""
+    placements = place(tree, mesh.shape) if placements is None else placements
     return jax.tree.unflatten(jax.tree.structure(tree), [NamedSharding(mesh, one.spec) for one in placements])
 
 

@@ -1,6 +1,6 @@
 """A real SLURM on this machine: two nodes by configuration, for the time of a `with` block.  Needs root, slurm-wlm and munge.
 
-python -m tests.cluster.slurm WORKDIR    trains with `sbatch launch/slurm.sbatch`, requeues midway, checks the result
+python -m tests.cluster.slurm WORKDIR    what tests/cluster/test_slurm.py does first, with the log
 """
 
 import contextlib
@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 STEPS = 12
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 CONFIG = """
 ClusterName=test
@@ -79,9 +80,9 @@ def cluster() -> Iterator[Path]:
     (folder / "state").mkdir()
     config = folder / "slurm.conf"
     config.write_text(CONFIG.format(host=socket.gethostname(), folder=folder, ports=free_ports(3)))
-    os.environ["SLURM_CONF"] = str(config)
-    os.environ["PATH"] += ":/usr/sbin"
     own_munge = subprocess.run(["munge", "-n"], capture_output=True).returncode != 0
+    path = os.environ["PATH"]
+    os.environ |= {"SLURM_CONF": str(config), "PATH": f"{path}:/usr/sbin"}
     try:
         if own_munge:
             os.makedirs("/run/munge", exist_ok=True)
@@ -94,9 +95,10 @@ def cluster() -> Iterator[Path]:
         yield folder
     finally:
         pids = [*folder.glob("*.pid"), *([Path("/run/munge/munged.pid")] if own_munge else [])]
-        for path in pids:
+        for pid in pids:
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int(path.read_text()), signal.SIGTERM)
+                os.kill(int(pid.read_text()), signal.SIGTERM)
+        os.environ["PATH"] = path
         os.environ.pop("SLURM_CONF")
 
 
@@ -129,26 +131,42 @@ def logged(workdir: Path) -> list[int]:
     return [row["step"] for row in rows if "loss" in row]
 
 
-def train_through_a_requeue(folder: Path, config: Path) -> str:
-    """Trains `STEPS` steps on two nodes with a requeue after the third; returns the log.
+def requeue(job: str) -> None:
+    """What a person or a preemption does: SLURM signals the processes and starts the job again."""
+    call("scontrol", "requeue", job)
+
+
+def come_to_the_limit(job: str) -> None:
+    """What `--signal` does ahead of the time limit: the script ends the processes and requeues the job."""
+    call("scancel", "--batch", "--signal=USR1", job)
+
+
+def lose_a_process(job: str) -> None:
+    """Kills one of the two processes, as a lack of memory does."""
+    pids = [int(line.split()[0]) for line in call("scontrol", "listpids", f"{job}.0", "n2").splitlines()[1:]]
+    os.kill(max(pids), signal.SIGKILL)
+
+
+def train_through(interruption: Callable[[str], None], folder: Path, config: Path) -> str:
+    """Trains `STEPS` steps on two nodes, interrupted after the third; returns the log.
 
     Raises:
-      AssertionError: a step is missing or done twice, or the run did not resume where it stopped.
+      AssertionError: a step is missing or done twice, or the run did not resume from its newest checkpoint.
     """
     workdir, log = folder / "run", folder / "job.log"
     job = submit(f"--config={config}", f"--workdir={workdir}", log=log)
-    wait_for(lambda: len(logged(workdir)) >= 3 or state(job) == "FAILED", "step 3")
-    call("scontrol", "requeue", job)
+    wait_for(lambda: len(logged(workdir)) >= 3 or state(job) in ENDED, "step 3")
+    interruption(job)
     wait_for(lambda: state(job) == "PENDING", "the requeue")
-    stopped = logged(workdir)[-1]
-    checkpoints = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
-    assert max(checkpoints) == stopped < STEPS, (checkpoints, stopped)
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert 0 < newest < STEPS
     call("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM would hold it for two minutes
-    wait_for(lambda: state(job) in ("COMPLETED", "FAILED", "CANCELLED"), "the end of the job")
+    wait_for(lambda: state(job) in ENDED, "the end of the job")
     text = log.read_text()
     assert state(job) == "COMPLETED", text[-3000:]
     assert logged(workdir) == list(range(1, STEPS + 1)), logged(workdir)
-    assert "start 1" in text and "start 2" in text
+    assert "start 2" in text and f"step {newest + 1}/{STEPS}" in text.split("start 2")[1]
+    assert f"step {newest}/{STEPS}" not in text.split("start 2")[1]
     return text
 
 
@@ -159,7 +177,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with cluster():
-        print(train_through_a_requeue(folder, tokenizer(folder, STEPS)))
+        print(train_through(requeue, folder, tokenizer(folder, STEPS)))
 
 
 if __name__ == "__main__":

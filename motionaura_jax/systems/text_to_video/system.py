@@ -27,6 +27,7 @@ from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_of, make_conditioner
+from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
 from motionaura_jax.systems.text_to_video.stand_in import stand_in
@@ -99,9 +100,13 @@ class TextToVideoSystem:
         """Warns of captions and of settings for samples that will not act as they read.
 
         Raises:
-          UserError: captions that cannot teach any text.
+          UserError: captions that cannot teach any text, or clips that the mesh cannot share.
         """
         check_captions(self.recipe, self.text)
+        sizes = jax.sharding.get_abstract_mesh().shape
+        for bucket in self.recipe.data.all_buckets() if sizes else ():
+            grid = self._tokenizer.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+            check_layout(self.recipe.model, sizes, grid)
         advice.warn_of_words(self.text.words, self.recipe.sample.prompts)
         advice.warn_of_settings(self.recipe, self.recipe.sample)
 
@@ -185,6 +190,7 @@ class TextToVideoSystem:
           text, negative: the prompt, and what to guide away from, both from `text.prompts`; "" is the null text.
           keys: one per sample, on which alone the sample depends.
         """
+        text, negative, fps, keys, x_init = constraints.batch((text, negative, fps, keys, x_init))
         denoise = self.denoise(params, text, negative, fps, guidance)
         return samplers.sample(denoise, sampler, keys, x_init, steps=steps)
 
@@ -199,7 +205,9 @@ class TextToVideoSystem:
         memory = network.apply(weights, cond, method="encode_text")
 
         def model(x_t: Array, m: Array, rates: PyTree) -> Array:
-            return network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)  # type: ignore[return-value]
+            x_t, m, rates = constraints.batch((x_t, m, rates))
+            logits = network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)
+            return constraints.tokens(cast(Array, logits))
 
         return guided(model, fps, fps, guidance)
 
