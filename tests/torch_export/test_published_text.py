@@ -134,6 +134,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_no_folder(places, tmp_path, ca
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.slow
 def test_torch_reads_and_draws_what_jax_does(places, tmp_path, monkeypatch, capsys):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")

@@ -41,6 +41,7 @@ class Words(Protocol):
     """Texts to ids of one length; `models.encoders` has two."""
 
     length: int
+    pad: int
 
     @property
     def limit(self) -> int:
