@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
+from motionaura_jax.models.denoisers.config import PRESETS, SpectralTransformerConfig, preset
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.types import Cond
 from tests.torch_export import parity
@@ -100,6 +100,12 @@ def test_halves_are_close():
         found = network.to(torch.bfloat16)(*tensors)
     assert found.dtype == torch.float32
     parity.assert_close(found, wanted, 0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_at_full_width(name):
+    check(dataclasses.replace(preset(name), blocks=1), (2, 8, 8), batch=2)
 
 
 @pytest.mark.slow
