@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from motionaura_jax import config
 from motionaura_jax.errors import UserError
@@ -127,8 +126,7 @@ class _Source:
             raise UserError(f"{self.path}: its saved {error}") from None
 
     def read(self, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
-        # Restored arrays are committed to a device.  Beside fresh ones, that makes the second training step compile again.
-        return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), self.reader(params, extra))
+        return jax.tree.map(jnp.array, self.reader(params, extra))
 
 
 def _open(path: steps.Location) -> _Source:

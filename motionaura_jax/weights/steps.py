@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from packaging.version import Version
@@ -114,6 +115,8 @@ def read_weights(step: epath.Path, params: PyTree, extra: PyTree) -> tuple[PyTre
       Damaged: it cannot be read.
     """
     name = "ema" if (step / "ema").is_dir() else "params"
+    # As NumPy arrays, each process reads all of it, wherever the arrays lay in the run that wrote them.
+    params, extra = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), (params, extra))
     return read_item(step, name, params), read_item(step, "extra", {"extra": extra})["extra"]
 
 

@@ -24,6 +24,7 @@ from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.parallel import constraints
+from motionaura_jax.parallel.local import by_rows
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_of, make_conditioner
@@ -54,7 +55,7 @@ class TextToVideoSystem:
         self.text = text or make_conditioner(self.recipe)
         self.process = make_process(self.recipe)
         self._nelbo = jax.jit(self._held_out_bound)
-        self._known = TokenCache(lambda video: _encode(self._tokenizer, video), self.recipe.token_cache)
+        self._known = TokenCache(lambda videos: self._encode(videos), self.recipe.token_cache)
         self._preview = jax.jit(self._sample_and_decode, static_argnames="size")
 
     @classmethod
@@ -92,7 +93,8 @@ class TextToVideoSystem:
         text = jnp.zeros((1, model.text_len, model.text_dim), model.dtype)
         cond = Cond(tokens=text, token_mask=jnp.zeros(text.shape[:2], bool), scalars={"fps": jnp.ones(1)})
         network = SpectralTransformer(model)
-        tokens = jnp.zeros((1, 2, 2, 2), jnp.int32)
+        devices = constraints.axis_size("sequence")  # which have to divide the tokens of any clip
+        tokens = jnp.zeros((1, 2, 2, 2 * devices), jnp.int32)
         denoiser = network.init(denoiser_key, tokens, jnp.ones(1), cond)["params"]
         return {"text": self.text.init(text_key), "denoiser": denoiser}, {}
 
@@ -215,6 +217,10 @@ class TextToVideoSystem:
     def _tokenizer(self) -> Tokenizer:
         return self._opened or open_tokenizer(self.recipe.tokenizer, self.recipe.latent_space)
 
+    @functools.cached_property
+    def _encode(self) -> Callable[[np.ndarray], np.ndarray]:
+        return by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, self._tokenizer)
+
     def _global_batch(self, shape: Sequence[int]) -> int:
         """Clips in a whole step of this shape, of which the batch at hand may be a part."""
         sizes = (
@@ -319,11 +325,6 @@ def _shuffled(texts: Sequence[PyTree]) -> tuple[list[PyTree], int]:
         for start, end in itertools.pairwise([0, *ends.tolist()])
     ]
     return parts, len(ids_of(shifted))
-
-
-@jax.jit
-def _encode(tokenizer: Tokenizer, video: Array) -> Any:
-    return tokenizer.encode(video).tokens
 
 
 def _tokens(frozen: PyTree, batch: Batch) -> Int[Array, "b t h w"]:

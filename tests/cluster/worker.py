@@ -1,4 +1,4 @@
-"""`motionaura train` that knows the toy system too: one process of a run, for the tests beside it."""
+"""`motionaura train` that knows the toy system too: one process of a run."""
 
 import sys
 
