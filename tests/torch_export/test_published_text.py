@@ -17,6 +17,7 @@ from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.weights.load import load
 from tests.models import published
+from tests.models.test_tower_tokenizer import strings
 from tests.systems import tiny
 from tests.torch_export.noise import OurNoise
 
@@ -104,6 +105,16 @@ def test_the_tokenizer_that_goes_along_is_the_one_of_training(places, folder):
         again = TowerTokenizer(place, 12, 9)
         assert again.digest == ours.digest
         np.testing.assert_array_equal(again.batch(texts), wanted)
+
+
+def test_a_thousand_strings_have_the_ids_of_training_in_torch(places, folder):
+    pytest.importorskip("torch")
+    from motionaura_jax.torch_export.modeling_published_text import PublishedTokenizer
+
+    texts = strings(1000)
+    wanted = TowerTokenizer(places / "t5", 12, 9).batch(texts)
+    found = PublishedTokenizer.from_pretrained(folder / "tokenizer")(texts)
+    np.testing.assert_array_equal(found, wanted[:, :9])
 
 
 def test_an_encoder_on_the_hub_is_named_with_its_revision(places, tmp_path, monkeypatch):
