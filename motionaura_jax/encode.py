@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--height", type=cli.number(Count), default=0, help="in pixels; 0: as trained")
     parser.add_argument("--width", type=cli.number(Count), default=0, help="in pixels; 0: as trained")
     parser.add_argument("--fps", type=cli.number(Positive), default=0.0, help="of a clip; 0: as trained")
-    parser.add_argument("--batch_size", type=cli.number(Count), default=16, help="computed at once")
+    parser.add_argument("--batch_size", type=cli.number(Count), default=16, help="computed at once, by all devices")
     parser.add_argument("--process_index", type=cli.number(Natural), default=0, help="which process this is")
     parser.add_argument("--process_count", type=cli.number(Count), default=1, help="how many processes share the work")
     args = parser.parse_args(argv)
@@ -63,6 +63,7 @@ def _texts(args: argparse.Namespace, records: Sequence["Record"]) -> dict[str, A
 
     from motionaura_jax.data import array_cache
     from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
+    from motionaura_jax.parallel.local import by_rows
     from motionaura_jax.pipelines.prompts import read_prompts
     from motionaura_jax.systems.text_to_video import conditioners
     from motionaura_jax.weights import hub, towers
@@ -74,13 +75,14 @@ def _texts(args: argparse.Namespace, records: Sequence["Record"]) -> dict[str, A
         texts |= {prompt.text, prompt.negative}
     tower = towers.open_tower(args.text_encoder, "t5", dtype=conditioners.DTYPE)
     meta = conditioners.text_meta(tower, words)
+    encode = by_rows(lambda tower, ids: conditioners.tower_features(tower, ids, words.pad), tower)
 
     def compute(part: Sequence[str]) -> list[np.ndarray]:
         rows: list[np.ndarray] = []
         for start in range(0, len(part), args.batch_size):
             chunk = part[start : start + args.batch_size]
             ids = words.batch([*chunk, *[""] * (args.batch_size - len(chunk))])
-            features = np.asarray(conditioners.tower_features(tower, ids, words.pad))
+            features = encode(ids)
             rows += [features[row][ids[row] != words.pad] for row in range(len(chunk))]
         return rows
 
@@ -118,14 +120,14 @@ def _clip_encoder(
     tokenizer: "Tokenizer", clip: Mapping[str, Any], batch_size: int
 ) -> Callable[[Sequence["Record"]], list["np.ndarray | None"]]:
     """Returns the function from files to tokens; None for a file that cannot be used."""
-    import jax
     import numpy as np
 
     from motionaura_jax.data.clips import load_frames
     from motionaura_jax.data.frames import to_float
     from motionaura_jax.data.video import VideoError
+    from motionaura_jax.parallel.local import by_rows
 
-    encode = jax.jit(lambda tokenizer, video: tokenizer.encode(video).tokens)
+    encode = by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, tokenizer)
 
     def frames(record: "Record") -> np.ndarray | None:
         try:
@@ -141,7 +143,7 @@ def _clip_encoder(
             usable = [one for one in clips if one is not None]
             if usable:
                 filled = np.stack(usable + usable[-1:] * (batch_size - len(usable)))
-                found = iter(np.asarray(encode(tokenizer, to_float(filled))))
+                found = iter(encode(to_float(filled)))
             tokens += [None if one is None else next(found) for one in clips]
         return tokens
 

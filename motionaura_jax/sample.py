@@ -81,6 +81,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--remask", type=cli.number(Natural), help="late steps that may revise revealed tokens")
     parser.add_argument("--seed", type=cli.number(KeySeed), default=0, help="the same one, the same videos")
     parser.add_argument("--batch_size", type=whole, help="videos drawn together; changes no video")
+    parser.add_argument("--mesh", default="", help="how devices share the work, e.g. data:2,sequence:4; else by video")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     return parser
 
@@ -133,9 +134,10 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     prompts = read_prompts(args.prompts_file) if args.prompts_file else [Prompt(text=args.prompt)]
     prompts = [dataclasses.replace(p, negative=p.negative or args.negative_prompt) for p in prompts]
 
+    from motionaura_jax.parallel.config import parse
     from motionaura_jax.pipelines.text_to_video import TextToVideo
 
-    pipeline = TextToVideo(args.checkpoint, args.tokenizer)
+    pipeline = TextToVideo(args.checkpoint, args.tokenizer, parse(args.mesh))
     settings = _settings(pipeline, args, len(prompts))
     pipeline.check(prompts, settings.sample, settings.fps)
     targets = _targets(pipeline, args, prompts, settings)

@@ -119,6 +119,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
         current, beside = state.restart(current, *start), checkpoint.Beside()
     else:
         current, beside = checkpoints.restore(abstract)
+        workdirs.record(workdir, saved)
         clips.skipped = SkippedWindows.of(beside.skipped_windows)
         checkpoints.rate_again(writers.read_metrics(workdir / writers.FILE))
     goodput.resume(int(current.step))

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Complex, Float
 
@@ -48,7 +49,7 @@ def re_fft2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
 
     def local(a: Array) -> Array:
         columns = jnp.fft.rfft(fold_columns(a), axis=-2, norm="ortho")
-        rows = jnp.fft.irfft(columns.conj(), n=width, axis=-1, norm="ortho")
+        rows = _by_rows(jnp.fft.irfft(columns.conj(), n=width, axis=-1, norm="ortho"))
         reflected = mirror(rows, (-1,))[..., 1 : (a.shape[-2] + 1) // 2, :]
         return jnp.concatenate([rows, reflected[..., ::-1, :]], axis=-2)
 
@@ -67,6 +68,7 @@ def fft_parts(x: Float[Array, "b *grid d"], axes: Sequence[int]) -> tuple[Float[
 
     def local(a: Array) -> tuple[Array, Array]:
         half = jnp.fft.rfftn(a, axes=axes, norm="ortho")
+        half = _by_rows(half) if axes[-1] == a.ndim - 1 else half
         count = a.shape[axes[-1]] - half.shape[axes[-1]]
         others = jax.lax.slice_in_dim(mirror(half, axes[:-1]), 1, 1 + count, axis=axes[-1])
         others = jnp.flip(others, axes[-1])
@@ -161,6 +163,14 @@ def _wide(x: Array) -> Array:
 def _spread(x: Float[Array, "b s c"]) -> Float[Array, "b s k"]:
     """Repeats a few columns on a CPU, where rows a power of two apart evict each other from the cache when transposed."""
     return jnp.concatenate([x, x[..., :_LINE]], axis=-1) if jax.default_backend() == "cpu" else x
+
+
+def _by_rows(x: Array) -> Array:
+    """Keeps the last axis innermost in memory: in an island, XLA for CPUs may choose another one that its FFT refuses."""
+    on_island = AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+    if not on_island or jax.default_backend() != "cpu":
+        return x
+    return layout.with_layout_constraint(x, layout.Layout(tuple(range(x.ndim))))
 
 
 def _island(

@@ -40,7 +40,9 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"bottleneck[^/]*/(excite/)?expand/kernel$", _COLUMNS),
     (r"depthwise/kernel$", (("tensor", "fsdp"),)),
     # Along `tensor` whole: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
-    (r"(embedding/table|text/embedding|head/dense/kernel)$", _STORED),
+    (r"(embedding/table|head/dense/kernel)$", _STORED),
+    # By features, as no axis need divide a number of words.
+    (r"text/embedding$", (None, "fsdp")),
     # Vectors, and stacks of vectors.
     (r"(filter|null|position/kernel)$", _VECTOR),
     (r"(bias|scale|embedding/mask|modulation/table)$", _VECTOR),
@@ -98,8 +100,9 @@ def follow(tree: PyTree, leaders: Iterable[Placement]) -> list[Placement]:
     return placements
 
 
-def shardings(tree: PyTree, placements: Iterable[Placement], mesh: Mesh) -> PyTree:
-    """Returns a tree like `tree` with the sharding of each leaf."""
+def shardings(tree: PyTree, mesh: Mesh, placements: Iterable[Placement] | None = None) -> PyTree:
+    """Returns a tree like `tree` with the sharding of each leaf, by `RULES` unless other placements are given."""
+    placements = place(tree, mesh.shape) if placements is None else placements
     return jax.tree.unflatten(jax.tree.structure(tree), [NamedSharding(mesh, one.spec) for one in placements])
 
 

@@ -18,9 +18,13 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.padding import crop
 from motionaura_jax.models.autoencoders.tiling import tiled_decode
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.parallel import constraints, rules
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.parallel.mesh import batch_shards, make_mesh
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.reconstruct import TILE, WHOLE_PIXELS
 from motionaura_jax.systems.text_to_video import advice
+from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.types import Latent, PyTree
@@ -42,7 +46,8 @@ class Settings:
       seed: a video draws from `fold_in(fold_in(seed, prompt.position), number)`, see `Job`.
       sample: sampler, steps, guidance.
       window: frames drawn at once; longer videos are continued window by window, half of each being known already.
-      batch_size: videos drawn together.  The last batch is filled up, so that one program serves all.
+      batch_size: videos drawn together, at least one on each device that shares them.  The last batch is filled up, so
+        that one program serves all.
     """
 
     size: Size
@@ -70,16 +75,18 @@ class TextToVideo:
       digest: hash of the weights, 16 hex digits.
     """
 
-    def __init__(self, checkpoint: str | Path, tokenizer: str = ""):
+    def __init__(self, checkpoint: str | Path, tokenizer: str = "", mesh: MeshConfig = MeshConfig()):  # noqa: B008
         """Opens a checkpoint.
 
         Args:
           checkpoint: workdir, step folder or release folder.
           tokenizer: where the tokenizer is now, if not where it was during training.
+          mesh: how the devices of this process share the work; by default each draws videos of its own.
 
         Raises:
-          UserError: no such checkpoint, or a tokenizer that is missing or another one.
+          UserError: no such checkpoint, a tokenizer that is missing or another one, or a mesh that does not fit.
         """
+        self._mesh = make_mesh(mesh, jax.local_devices())
         loaded = load(checkpoint, "text_to_video")
         self._system = TextToVideoSystem(loaded.recipe)  # type: ignore[arg-type]
         self.recipe, self.step = self._system.recipe, loaded.step
@@ -94,9 +101,15 @@ class TextToVideo:
     @functools.cached_property
     def _params(self) -> PyTree:
         # The first work of the device: by then all that can be refused has been refused.
-        params = jax.jit(self._system.folded)(self._loaded)
+        with jax.set_mesh(self._mesh):
+            loaded = jax.device_put(self._loaded, rules.shardings(self._loaded, self._mesh))
+            params = jax.jit(self._system.folded)(loaded)
         self._loaded = None  # two copies would take twice the memory
         return params
+
+    @functools.cached_property
+    def _decoder(self) -> Tokenizer:
+        return jax.device_put(self.tokenizer, rules.shardings(self.tokenizer, self._mesh))
 
     def size(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size:
         """Checks a size, or takes that of the first training bucket where it is None.
@@ -142,9 +155,11 @@ class TextToVideo:
 
     def draw(self, jobs: Sequence[Job], settings: Settings) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
         """Yields the videos of `jobs` in their order; which jobs share a batch does not matter."""
-        for start in range(0, len(jobs), settings.batch_size):
-            part = list(jobs[start : start + settings.batch_size])
-            tokens = self.tokens([*part, *part[-1:] * (settings.batch_size - len(part))], settings)[: len(part)]
+        shards = batch_shards(self._mesh)
+        size = -(-settings.batch_size // shards) * shards
+        for start in range(0, len(jobs), size):
+            part = list(jobs[start : start + size])
+            tokens = self.tokens([*part, *part[-1:] * (size - len(part))], settings)[: len(part)]
             yield from self.decode(tokens, settings.size)
 
     def tokens(self, jobs: Sequence[Job], settings: Settings) -> Int32[np.ndarray, "b t h w"]:
@@ -152,6 +167,7 @@ class TextToVideo:
         config, process = self.tokenizer.config, self._system.process
         grid = config.latent_shape(*settings.size)
         length = config.latent_shape(settings.window, *settings.size[1:])[0]
+        check_layout(self.recipe.model, self._mesh.shape, (length, *grid[1:]))
         tokens = np.full((len(jobs), *grid), process.mask_id, np.int32)
         sample = settings.sample
         text = self._system.text.prompts(job.prompt.text for job in jobs)
@@ -159,29 +175,34 @@ class TextToVideo:
         fps = np.full(len(jobs), settings.fps, np.float32)
         places = np.array([(job.prompt.position, job.number) for job in jobs], np.uint32)
         for number, start in enumerate(window_starts(grid[0], length)):
-            drawn = self._sample(
-                self._params,
-                text,
-                negative,
-                fps,
-                _keys(settings.seed, places, number),
-                tokens[:, start : start + length],
-                make_sampler(sample, process.vocab_size),
-                sample.guidance,
-                steps=sample.num_inference_steps,
-            )
+            with jax.set_mesh(self._mesh):
+                drawn = self._sample(
+                    self._params,
+                    text,
+                    negative,
+                    fps,
+                    _keys(settings.seed, places, number),
+                    tokens[:, start : start + length],
+                    make_sampler(sample, process.vocab_size),
+                    sample.guidance,
+                    steps=sample.num_inference_steps,
+                )
             tokens[:, start : start + length] = np.asarray(drawn.tokens)
         return tokens
 
     def decode(self, tokens: Int32[np.ndarray, "b t h w"], size: Size) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-        """Decodes one by one, and large videos in tiles, as memory must not grow with the batch."""
-        latent = Latent(size=size, latent_space=self.tokenizer.latent_space)
-        for one in tokens[:, None]:
-            if math.prod(size) <= WHOLE_PIXELS:
-                video = _decode_whole(self.tokenizer, dataclasses.replace(latent, tokens=one))
-            else:
-                video = crop(jnp.asarray(self._decode_tiles(one)), size)
-            yield to_uint8(np.asarray(video[0]))
+        """Decodes one by one on each device, and large videos in tiles, as memory must not grow with the batch."""
+        if math.prod(size) > WHOLE_PIXELS:
+            for one in tokens[:, None]:
+                yield to_uint8(np.asarray(crop(jnp.asarray(self._decode_tiles(one)), size)[0]))
+            return
+        latent, shards = Latent(size=size, latent_space=self.tokenizer.latent_space), batch_shards(self._mesh)
+        for start in range(0, len(tokens), shards):
+            part = tokens[start : start + shards]
+            filled = part[np.minimum(np.arange(shards), len(part) - 1)]  # of one size, so that one program serves all
+            with jax.set_mesh(self._mesh):
+                videos = _decode_whole(self._decoder, dataclasses.replace(latent, tokens=jnp.asarray(filled)))
+            yield from map(to_uint8, np.asarray(videos)[: len(part)])
 
     def _decode_tiles(self, tokens: Int32[np.ndarray, "1 t h w"]) -> np.ndarray:
         config = self.tokenizer.config
@@ -214,7 +235,7 @@ def _keys(seed: int, places: UInt32[np.ndarray, "b 2"], window: int) -> Key[Arra
 
 @jax.jit
 def _decode_whole(tokenizer: Tokenizer, latent: Latent) -> Array:
-    return tokenizer.decode(latent)
+    return tokenizer.decode(constraints.batch(latent))
 
 
 @jax.jit

@@ -56,13 +56,13 @@ def shardings(state: TrainState, mesh: Mesh) -> TrainState:
     leaders = rules.place(state.params, mesh.shape)
 
     def follow(tree: PyTree) -> PyTree:
-        return rules.shardings(tree, rules.follow(tree, leaders), mesh)
+        return rules.shardings(tree, mesh, rules.follow(tree, leaders))
 
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
     return TrainState(
         step=everywhere,
-        params=rules.shardings(state.params, leaders, mesh),
-        extra=rules.shardings(state.extra, rules.place(state.extra, mesh.shape), mesh),
+        params=rules.shardings(state.params, mesh, leaders),
+        extra=rules.shardings(state.extra, mesh),
         opt_state=follow(state.opt_state),
         ema=follow(state.ema),
         skipped=everywhere,
@@ -71,7 +71,7 @@ def shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 def frozen_shardings(frozen: PyTree, mesh: Mesh) -> PyTree:
     """Where pretrained parts lie: by the same rules as parameters."""
-    return rules.shardings(frozen, rules.place(frozen, mesh.shape), mesh)
+    return rules.shardings(frozen, mesh)
 
 
 def describe(name: str, state: TrainState, mesh: Mesh) -> None:

@@ -1,4 +1,4 @@
-"""Opens trained weights: a workdir, one of its step folders, a release folder, or one exported to PyTorch."""
+"""Opens trained weights: a workdir, one of its step folders, a release or exported folder, or one of those on the hub."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems import base
 from motionaura_jax.types import PyTree
-from motionaura_jax.weights import exported, release, steps
+from motionaura_jax.weights import exported, hub, release, steps
 
 R = TypeVar("R", bound=Recipe)
 
@@ -41,7 +41,7 @@ class Loaded:
 
 
 def load(path: steps.Location, system: str | None = None) -> Loaded:
-    """Reads the newest step of a workdir, one step folder or a release folder.
+    """Reads the newest step of a workdir, one step folder, a release folder, or the hub's `ORGANIZATION/NAME@REVISION`.
 
     Args:
       system: the one that is needed; None takes any.
@@ -130,6 +130,7 @@ class _Source:
 
 
 def _open(path: steps.Location) -> _Source:
+    path = hub.checkpoint_folder(path)
     local = pathlib.Path(path)
     folder: pathlib.PurePath = local
     if exported.is_export(local):

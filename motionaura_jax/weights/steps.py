@@ -85,7 +85,10 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
     """
     path = _absolute(location)
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; give a workdir of `train`, a step folder or a release folder")
+        raise UserError(
+            f"{path}: no such checkpoint; give a workdir of `train`, a step folder, a release folder, or a model on the hub "
+            f"with its revision (ORGANIZATION/NAME@REVISION)"
+        )
     step = newest(path)
     if step is None:
         raise UserError(f"{path}: holds no finished checkpoint; train there first, or give another folder")

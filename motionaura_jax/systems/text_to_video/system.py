@@ -24,9 +24,11 @@ from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.parallel import constraints
+from motionaura_jax.parallel.local import by_rows
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_of, make_conditioner
+from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
 from motionaura_jax.systems.text_to_video.stand_in import stand_in
@@ -53,7 +55,7 @@ class TextToVideoSystem:
         self.text = text or make_conditioner(self.recipe)
         self.process = make_process(self.recipe)
         self._nelbo = jax.jit(self._held_out_bound)
-        self._known = TokenCache(lambda video: _encode(self._tokenizer, video), self.recipe.token_cache)
+        self._known = TokenCache(lambda videos: self._encode(videos), self.recipe.token_cache)
         self._preview = jax.jit(self._sample_and_decode, static_argnames="size")
 
     @classmethod
@@ -91,7 +93,8 @@ class TextToVideoSystem:
         text = jnp.zeros((1, model.text_len, model.text_dim), model.dtype)
         cond = Cond(tokens=text, token_mask=jnp.zeros(text.shape[:2], bool), scalars={"fps": jnp.ones(1)})
         network = SpectralTransformer(model)
-        tokens = jnp.zeros((1, 2, 2, 2), jnp.int32)
+        devices = constraints.axis_size("sequence")  # which have to divide the tokens of any clip
+        tokens = jnp.zeros((1, 2, 2, 2 * devices), jnp.int32)
         denoiser = network.init(denoiser_key, tokens, jnp.ones(1), cond)["params"]
         return {"text": self.text.init(text_key), "denoiser": denoiser}, {}
 
@@ -99,9 +102,13 @@ class TextToVideoSystem:
         """Warns of captions and of settings for samples that will not act as they read.
 
         Raises:
-          UserError: captions that cannot teach any text.
+          UserError: captions that cannot teach any text, or clips that the mesh cannot share.
         """
         check_captions(self.recipe, self.text)
+        sizes = jax.sharding.get_abstract_mesh().shape
+        for bucket in self.recipe.data.all_buckets() if sizes else ():
+            grid = self._tokenizer.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+            check_layout(self.recipe.model, sizes, grid)
         advice.warn_of_words(self.text.words, self.recipe.sample.prompts)
         advice.warn_of_settings(self.recipe, self.recipe.sample)
 
@@ -185,6 +192,7 @@ class TextToVideoSystem:
           text, negative: the prompt, and what to guide away from, both from `text.prompts`; "" is the null text.
           keys: one per sample, on which alone the sample depends.
         """
+        text, negative, fps, keys, x_init = constraints.batch((text, negative, fps, keys, x_init))
         denoise = self.denoise(params, text, negative, fps, guidance)
         return samplers.sample(denoise, sampler, keys, x_init, steps=steps)
 
@@ -199,13 +207,19 @@ class TextToVideoSystem:
         memory = network.apply(weights, cond, method="encode_text")
 
         def model(x_t: Array, m: Array, rates: PyTree) -> Array:
-            return network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)  # type: ignore[return-value]
+            x_t, m, rates = constraints.batch((x_t, m, rates))
+            logits = network.apply(weights, x_t, m, Cond(scalars={"fps": rates}), memory)
+            return constraints.tokens(cast(Array, logits))
 
         return guided(model, fps, fps, guidance)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
         return self._opened or open_tokenizer(self.recipe.tokenizer, self.recipe.latent_space)
+
+    @functools.cached_property
+    def _encode(self) -> Callable[[np.ndarray], np.ndarray]:
+        return by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, self._tokenizer)
 
     def _global_batch(self, shape: Sequence[int]) -> int:
         """Clips in a whole step of this shape, of which the batch at hand may be a part."""
@@ -311,11 +325,6 @@ def _shuffled(texts: Sequence[PyTree]) -> tuple[list[PyTree], int]:
         for start, end in itertools.pairwise([0, *ends.tolist()])
     ]
     return parts, len(ids_of(shifted))
-
-
-@jax.jit
-def _encode(tokenizer: Tokenizer, video: Array) -> Any:
-    return tokenizer.encode(video).tokens
 
 
 def _tokens(frozen: PyTree, batch: Batch) -> Int[Array, "b t h w"]:

@@ -1,0 +1,152 @@
+"""One training step of both systems on meshes of eight virtual devices, compared with one device; prints JSON.
+
+A program of its own, because the number of devices is fixed once JAX has started.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+
+import jax
+import numpy as np
+import optax
+
+from motionaura_jax import config
+from motionaura_jax.models.layers import spectral
+from motionaura_jax.parallel import collectives, constraints, mesh
+from motionaura_jax.parallel.config import MeshConfig, parse
+from motionaura_jax.systems import base
+from motionaura_jax.training import state, step
+from motionaura_jax.trees import path_name
+from tests.systems import tiny
+
+CLIPS, GRID = 8, (4, 6, 4)
+# Rows of activations and of their frequencies, whole and split over 2, 4 or 8 devices; no parameter has as many.
+TOKENS = {96, 48, 24, 12, 49, 50, 25, 52, 26, 13, 56, 28, 14, 7}
+# With the usual gain sharp attention amplifies rounding 20 times: 4e-5 already between two forms on one device.
+DENOISER = {
+    "width": 64,
+    "heads": 8,
+    "blocks": 2,
+    "vocab_size": 16,
+    "text_dim": 16,
+    "text_len": 8,
+    "mlp_ratio": 2.0,
+    "qk_gain": 1.0,
+}
+MESHES = {
+    "text_to_video": {
+        "fsdp": ("fsdp:8", {}),
+        "tensor": ("data:2,tensor:4", {}),
+        "sequence": ("sequence:8", {}),
+        "three": ("fsdp:2,tensor:2,sequence:2", {}),
+        "folded": ("fsdp:4,tensor:2", {"model": {"folded_training": True}, "train": {"accumulation": 2}}),
+    },
+    "mbq_vae": {"three": ("data:2,fsdp:2,tensor:2", {})},
+}
+
+
+def build(name, sizes, **changes):
+    """The system `name` with sections of its recipe changed."""
+    if name == "text_to_video":
+        values = {**tiny.text_to_video("absent", model=DENOISER), "latent_space": "any"}
+    else:
+        values = {"system": name, "loss": {"adversarial": 0.1}}
+        values["model"] = {**tiny.TOKENIZER, "channels": [16, 16], "enc_mb": [1, 0], "enc_inc": [0, 1]}
+        values["discriminator"] = {"channels": [8, 16]}
+    values["data"] = {**tiny.SIZE, "batch_size": CLIPS}
+    for section, part in changes.items():
+        values[section] = {**values.get(section, {}), **part}
+    cls = base.system_class(name)
+    return cls(config.build(cls.Recipe, {**values, "mesh": dataclasses.asdict(sizes)}))
+
+
+def batch_of(system):
+    rng = np.random.default_rng(0)
+    video = rng.uniform(-1, 1, (CLIPS, 4, 16, 16, 3)).astype(np.float32)
+    batch = {"video": video, "sample": np.arange(CLIPS, dtype=np.int32)}
+    if system.recipe.system == "mbq_vae":
+        return batch
+    tokens = rng.integers(0, DENOISER["vocab_size"], (CLIPS, *GRID)).astype(np.int32)
+    text = system.text.batch([tiny.CAPTIONS[index % 4] for index in range(CLIPS)])
+    return {**batch, "fps": np.full(CLIPS, 8.0, np.float32), "tokens": tokens, "text": text}
+
+
+# A trace without memory is the gradient itself, which so becomes part of the state.
+DESCENT = optax.chain(optax.trace(0.0), optax.scale(-0.1))
+
+
+def start(system):
+    """A state in the memory of the host, away from the beginning, where gates and so most gradients are zero."""
+    begun = jax.device_get(jax.jit(lambda: state.create(system, DESCENT, 0))())
+    return dataclasses.replace(begun, params=tiny.perturb(begun.params, 0.03))
+
+
+def run(system, begun, devices):
+    """Returns what a step of plain gradient descent makes, and the text of its program."""
+    place = mesh.make_mesh(system.recipe.mesh, devices)
+    with jax.set_mesh(place):
+        shardings = state.shardings(begun, place)
+        current = jax.device_put(begun, shardings)
+        batch = mesh.spread_batch(place, batch_of(system))
+        program = step.make_train_step(system, DESCENT, shardings).lower(current, {}, batch).compile()
+        after, metrics = program(current, {}, batch)
+        result = {"gradient": after.opt_state[0].trace, "params": after.params, "extra": after.extra}
+        return jax.device_get({**result, "loss": metrics["loss"]}), program.as_text()
+
+
+def largest_differences(ours, theirs):
+    """Returns the three leaves that differ most, each relative to its largest number, as (difference, path)."""
+    leaves = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
+    rows = ((float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9)), path_name(path)) for (path, a), b in leaves)
+    return sorted(rows, reverse=True)[:3]
+
+
+def report(name, labels):
+    """Compares with one device that takes the whole batch at once, in the plain form."""
+    alone = build(name, MeshConfig())
+    begun = start(alone)
+    whole, _ = run(alone, begun, jax.devices()[:1])
+    rows = {}
+    for label in labels or MESHES[name]:
+        sizes, changes = MESHES[name][label]
+        parts, program = run(build(name, parse(sizes), **changes), begun, jax.devices())
+        found = collectives.collectives(program)
+        activations = {one.kind for one in found if any(len(x) > 2 and TOKENS.intersection(x) for x in one.shapes)}
+        rows[label] = {
+            "differences": {key: largest_differences(parts[key], whole[key]) for key in parts},
+            "activations": sorted(activations),
+            "gathered_bytes": collectives.bytes_by_kind(found)["all-gather"],
+            "parameters": state.parameter_count(begun.params),
+        }
+    return rows
+
+
+def exchanges():
+    """What the transforms of a layer and their gradient exchange where the tokens are split, by the form of the layer."""
+    rows, width, heads = {}, DENOISER["width"], DENOISER["heads"]
+    x = np.random.default_rng(0).standard_normal((2, math.prod(GRID), width)).astype(np.float32)
+    for name, half in (("re_fft2", True), ("hartley", False)):
+        into = spectral.FoldedInput(("v",), width, half, np.dtype(np.float32), heads)
+        out = spectral.FoldedOutput(width, half, np.dtype(np.float32), heads)
+        params = into.init(jax.random.key(0), x), out.init(jax.random.key(1), x)
+
+        def change(x, into=into, out=out, params=params):
+            value, back = jax.vjp(lambda x: out.apply(params[1], into.apply(params[0], constraints.tokens(x))[0]), x)
+            return constraints.tokens(back(jax.numpy.sin(value))[0])
+
+        results = []
+        for sizes, devices in (("data:1", jax.devices()[:1]), ("sequence:8", jax.devices())):
+            with jax.set_mesh(mesh.make_mesh(parse(sizes), devices)):
+                program = jax.jit(change).lower(x).compile()
+                results.append(jax.device_get(program(x)))
+        kinds = {one.kind for one in collectives.collectives(program.as_text())}
+        rows[name] = {"kinds": sorted(kinds), "difference": float(np.abs(results[1] - results[0]).max())}
+    return rows
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    system, *labels = sys.argv[1:]
+    json.dump(exchanges() if system == "exchanges" else report(system, labels), sys.stdout)
