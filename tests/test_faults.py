@@ -125,15 +125,14 @@ def test_twenty_kills_at_random_moments_lose_no_step_and_repeat_no_sample(clips,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(clips, tmp_path, number):
+def test_an_interrupt_of_one_of_two_processes_ends_both_after_the_same_step(clips, tmp_path):
     place = {"coordinator_address": f"localhost:{free_port()}", "num_processes": 2}
     both = [killed.start(tmp_path / "run", clips, 10**5, 1000, **place, process_id=index) for index in (0, 1)]
     deadline = time.monotonic() + 200
     while not read_metrics(tmp_path / "run" / "metrics.jsonl"):
         assert time.monotonic() < deadline and all(process.is_alive() for process in both)
         time.sleep(0.05)
-    os.kill(both[1].pid, number)
+    os.kill(both[1].pid, signal.SIGINT)
     for process in both:
         process.join(100)
         assert process.exitcode == 0
@@ -152,13 +151,15 @@ def flags_of(values, prefix="--config"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokenizer", "text_to_video"])
-def test_k_steps_a_kill_and_the_rest_equal_all_steps_in_one(root, clips, tmp_path, name):
-    model = {
-        "tokenizer": {"model": tiny.TOKENIZER},
-        "text_to_video": {"model": {"width": 16, "heads": 2, "blocks": 1}},
-    }[name]
-    if name == "text_to_video":
-        model["tokenizer"] = str(tiny.save_tokenizer(tmp_path / "weights"))
+def test_k_steps_a_kill_and_the_rest_equal_all_steps_in_one(root, clips, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # three starts of each take less than to compile better
+    if name == "tokenizer":
+        model = {"model": tiny.TOKENIZER}
+    else:
+        model = tiny.text_to_video(tiny.save_tokenizer(tmp_path / "weights"))
+        del model["system"]
+        model["text"] = {"encoder": model["text"]["encoder"]}
+        model["model"] = {**model["model"], "vocab_size": 16}
     settings = {
         **model,
         "data": {"manifest": str(clips), **tiny.SIZE, "held_out": 0.2},

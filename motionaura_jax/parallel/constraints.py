@@ -7,7 +7,7 @@ Each function returns its argument unchanged where no mesh is set, where the mes
 import math
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 from motionaura_jax.parallel import rules
@@ -25,7 +25,7 @@ def axis_size(axis: str) -> int:
 def split(x: Array, *axes: Axes) -> Array:
     """Splits the leading dimensions of `x` over mesh axes, one entry each; what is not named stays whole."""
     mesh = jax.sharding.get_abstract_mesh()
-    if math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types:
+    if _nothing_to_split(mesh):
         return x
     entries = []
     for length, entry in zip(x.shape, axes, strict=False):
@@ -69,7 +69,7 @@ def whole(tree: PyTree) -> PyTree:
 def placed(params: PyTree) -> PyTree:
     """Splits what is computed from parameters by the rules of parameters."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if _nothing_to_split(mesh):
         return params
     specs = (place.spec for place in rules.place(params, mesh.shape))
     leaves = map(jax.lax.with_sharding_constraint, jax.tree.leaves(params), specs)
@@ -83,7 +83,7 @@ def gathered(params: PyTree) -> PyTree:
     loop gathers them one by one.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if _nothing_to_split(mesh):
         return params
     sizes = {axis: 1 if axis in BATCH else size for axis, size in mesh.shape.items()}
 
@@ -106,3 +106,7 @@ def microbatches(tree: PyTree, count: int) -> PyTree:
         return split(parts.reshape(count, -1, *x.shape[1:]), None, BATCH)
 
     return jax.tree.map(cut, tree)
+
+
+def _nothing_to_split(mesh: AbstractMesh) -> bool:
+    return math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types

@@ -40,7 +40,9 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"bottleneck[^/]*/(excite/)?expand/kernel$", _COLUMNS),
     (r"depthwise/kernel$", (("tensor", "fsdp"),)),
     # Along `tensor` whole: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
-    (r"(embedding/table|text/embedding|head/dense/kernel)$", _STORED),
+    (r"(embedding/table|head/dense/kernel)$", _STORED),
+    # By features, as no axis need divide a number of words.
+    (r"text/embedding$", (None, "fsdp")),
     # Vectors, and stacks of vectors.
     (r"(filter|null|position/kernel)$", _VECTOR),
     (r"(bias|scale|embedding/mask|modulation/table)$", _VECTOR),

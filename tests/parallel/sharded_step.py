@@ -96,18 +96,11 @@ def run(system, begun, devices):
         return jax.device_get({**result, "loss": metrics["loss"]}), program.as_text()
 
 
-def largest_difference(ours, theirs):
-    """Returns the largest difference of any leaf, relative to the largest number in that leaf, and its path."""
-
-    def difference(path, a, b):
-        return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9)), path_name(path)
-
-    rows = jax.tree.leaves(jax.tree_util.tree_map_with_path(difference, ours, theirs), is_leaf=_is_pair)
-    return max(rows, default=(0.0, ""))
-
-
-def _is_pair(value):
-    return isinstance(value, tuple) and isinstance(value[-1], str)
+def largest_differences(ours, theirs):
+    """Returns the three leaves that differ most, each relative to its largest number, as (difference, path)."""
+    leaves = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
+    rows = ((float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9)), path_name(path)) for (path, a), b in leaves)
+    return sorted(rows, reverse=True)[:3]
 
 
 def report(name, labels):
@@ -122,7 +115,7 @@ def report(name, labels):
         found = collectives.collectives(program)
         activations = {one.kind for one in found if any(len(x) > 2 and TOKENS.intersection(x) for x in one.shapes)}
         rows[label] = {
-            "differences": {key: largest_difference(parts[key], whole[key]) for key in parts},
+            "differences": {key: largest_differences(parts[key], whole[key]) for key in parts},
             "activations": sorted(activations),
             "gathered_bytes": collectives.bytes_by_kind(found)["all-gather"],
             "parameters": state.parameter_count(begun.params),

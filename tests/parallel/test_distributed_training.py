@@ -62,13 +62,16 @@ class Run:
         return [(process.wait(), log.read_text()) for process, log in zip(self.processes, self.logs, strict=True)]
 
 
-def train_to(step: int, *arguments) -> int:
-    """Trains until `step` is logged and SIGTERM comes to the last process; returns the step that all have saved."""
+def train_to(step: int, *arguments, status: int = 0) -> int:
+    """Trains until `step` is logged and SIGTERM comes to the last process; returns the step that all have saved.
+
+    All end with `status`.
+    """
     run = Run(*arguments)
     run.come_to(step)
     run.processes[-1].send_signal(signal.SIGTERM)
     ends = run.finish()
-    assert [status for status, _ in ends] == [0] * len(ends), ends
+    assert [found for found, _ in ends] == [status] * len(ends), ends
     saved = int(steps.newest(run.workdir).name)
     assert f"stopped by a signal after step {saved};" in ends[0][1] and len(losses(run.workdir)) == saved
     return saved
@@ -87,7 +90,7 @@ def one_error(said: str) -> str:
 
 
 def test_a_signal_to_one_process_saves_the_same_step_in_both(root, tmp_path):
-    assert train_to(5, root, recipes.toy(tmp_path), tmp_path / "run", 2) >= 5
+    assert train_to(5, root, recipes.toy(tmp_path), tmp_path / "run", 2, "--requeue", status=75) >= 5
 
 
 @pytest.mark.slow

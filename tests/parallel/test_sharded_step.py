@@ -8,6 +8,7 @@ import sys
 import pytest
 
 TOLERANCE = 1e-5  # relative to the largest number of a leaf; 5.2e-6 is the most that was found
+CANCELING = {"tokenizer/mask_fill": 5e-5}  # a sum over all masked pixels, most of which cancel: 1.7e-5 was found
 PASSES = {"folded": 2}  # microbatches, each of which gathers the parameters
 
 
@@ -22,8 +23,10 @@ def report(root, *arguments):
 def assert_equal(rows):
     for label, row in rows.items():
         assert row["differences"].keys() == {"loss", "gradient", "params", "extra"}
-        for what, (difference, path) in row["differences"].items():
-            assert difference <= TOLERANCE, f"{label}: {what} {path} differs by {difference:.2g}"
+        for what, worst in row["differences"].items():
+            for difference, path in worst:
+                message = f"{label}: {what} {path} differs by {difference:.2g}"
+                assert difference <= CANCELING.get(path, TOLERANCE), message
 
 
 def assert_frugal(rows):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array
 
+from motionaura_jax.parallel import constraints
 from motionaura_jax.types import PyTree
 
 
@@ -26,4 +27,4 @@ class Tower:
 
     def __call__(self, *inputs: Array) -> Any:
         """Features; see the `__call__` of the network."""
-        return self.network.apply({"params": self.params}, *inputs)
+        return self.network.apply({"params": constraints.gathered(self.params)}, *inputs)
