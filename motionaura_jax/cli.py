@@ -236,4 +236,6 @@ def set_up_logging() -> None:
 
     handler = RichHandler(console=console(), show_path=False, log_time_format="%X")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("motionaura_jax").setLevel(logging.INFO)
+    ours = logging.getLogger("motionaura_jax")
+    ours.setLevel(logging.INFO)
+    logging.getLogger("__main__").parent = ours  # a command that is run with `python -m` goes by that name

@@ -85,11 +85,15 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in arguments:
-            raise UserError(f"{where}.{name}: this key has no default; set {PREFIX}{name}=VALUE")
+            raise UserError(f"{where}.{name}: this key has no default; {_how_to_set(where, name)}")
     try:
         return cls(**arguments)
     except (ValueError, UserError) as error:
         raise UserError(_keyed(str(error), cls.__name__, where)) from None
+
+
+def _how_to_set(where: str, name: str) -> str:
+    return f"add it to {where}" if where.endswith("]") else f"set --{where}.{name}=VALUE"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from motionaura_jax.planning.machines import GIB
 if TYPE_CHECKING:
     from motionaura_jax.planning.estimate import Estimate
 
-_DERIVED = (
-    "derived for a GPU: sizes of the state and exchanges are exact, temporary memory is that of the program for a CPU"
-)
+_DERIVED = "derived for a GPU: the state is exact, temporary memory and exchanges are those of the program for a CPU"
+_UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def estimate(location: str, overrides: Sequence[str], mesh: str, device: str) -> dict[str, Any]:
@@ -69,25 +68,28 @@ def _report(answer: "Estimate") -> dict[str, Any]:
 
 def _show(result: Mapping[str, Any]) -> None:
     """Shows an estimate to a person."""
+    held, devices = result["state_bytes"], result["devices"]
+    arithmetic = (
+        f"{result['model_flops'] / 1e12:.4g} TFLOP a step, {result['model_flops'] / devices / 1e12:.4g} on each"
+    )
     rows = [
-        ("mesh", f"{result['mesh']} ({result['devices']} devices)"),
-        ("figures", result["figures"]),
-        ("parameters", f"{result['parameters'] / 1e6:.2f} M"),
-        *((f"{name}, on each device", _size(value)) for name, value in result["state_bytes"].items() if value),
-        ("temporary, on each device", _size(result["temporary_bytes"])),
-        ("peak, on each device", _size(result["peak_bytes"])),
-        ("model arithmetic", f"{result['model_flops'] / 1e12:.4g} TFLOP a step on all devices"),
-        ("XLA counts", f"{result['xla_flops_per_device'] / 1e12:.4g} TFLOP on each device, loop bodies once"),
-        *((f"{name}, received a step", _size(value)) for name, value in result["collective_bytes"].items() if value),
-        ("compilation", f"{result['compile_seconds']:.1f} s"),
+        *((name, _size(value)) for name, value in held.items() if value),
+        ("temporary", _size(result["temporary_bytes"])),
+        ("peak, the sum", _size(result["peak_bytes"])),
         ("fits into", ", ".join(name for name, fits in result["fits"].items() if fits) or "none of the common devices"),
-        *([(f"for {result['device']}", result["advice"])] if result["advice"] else []),
+        *([(f"to fit into {result['device']}", result["advice"])] if result["advice"] else []),
+        *((f"{name}, received a step", _size(value)) for name, value in result["collective_bytes"].items() if value),
+        ("model arithmetic", arithmetic),
+        ("trained parameters", f"{result['parameters'] / 1e6:.2f} M on all devices"),
+        ("compilation, here", f"{result['compile_seconds']:.1f} s"),
+        ("figures", result["figures"]),
     ]
-    cli.show_table(("", ""), rows)
+    cli.show_table(("on each device", f"{result['mesh']} ({devices} device{'s' if devices > 1 else ''})"), rows)
 
 
 def _size(count: float) -> str:
-    return f"{count / GIB:.3g} GiB" if count >= GIB / 100 else f"{count / 2**20:.3g} MiB"
+    unit, name = next(((size, name) for size, name in _UNITS if count >= size), _UNITS[-1])
+    return f"{count / unit:.3g} {name}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

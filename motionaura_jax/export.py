@@ -3,6 +3,7 @@
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=releases/t2v
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=serving/t2v --format=stablehlo
+python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch --push_to_hub=me/t2v
 """
 
 import argparse
@@ -28,8 +29,9 @@ FORMATS = ("release", "pytorch", "stablehlo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = cli.Parser("export", "Write a trained model, with the tokenizer that it needs, as one folder to pass on.")
-    parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release")
+    parser.add_argument("--checkpoint", required=True, help="workdir, step folder, release, or ID@REVISION on the hub")
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
+    parser.add_argument("--text_encoder", default="", help="its published text encoder, where that has moved")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
     parser.add_argument("--format", choices=FORMATS, default="release", help="of the folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the file")
@@ -41,22 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no_check", action="store_true", help="pytorch: do not run the result against this model")
     parser.add_argument("--overwrite", action="store_true", help="replace a release folder that exists")
+    parser.add_argument("--push_to_hub", metavar="ID", default="", help="upload it to the Hugging Face hub as well")
     args = parser.parse_args(argv)
     return cli.run(lambda: _export(args), as_json=args.json)
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from motionaura_jax.weights import release
+    from motionaura_jax.weights import hub, release
     from motionaura_jax.weights.load import load
 
     release.check_output(args.output, overwrite=args.overwrite)
     _check_flags(args)
+    if args.push_to_hub:
+        hub.check_push(args.push_to_hub)
     if args.format == "stablehlo":
         _trace_on_cpu()
     checked = args.format == "pytorch" and not args.no_check
     if checked:
         _require_torch()
-    model = _rounded(load(args.checkpoint), args.dtype)
+    model = _with_text_encoder(_rounded(load(args.checkpoint), args.dtype), args.text_encoder)
     if args.provenance:
         model = dataclasses.replace(model, provenance=_read_object(args.provenance))
     parts = _parts(model, args.tokenizer, args.dtype)
@@ -64,7 +69,10 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         writers = {"release": _write_release, "pytorch": _write_pytorch, "stablehlo": _write_stablehlo}
         writers[args.format](folder, model, parts, args)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    message = f"Export {model.recipe.system} of step {model.step} with motionaura_jax {motionaura_jax.__version__}"
+    pushed = {"hub": hub.push(args.output, args.push_to_hub, message)} if args.push_to_hub else {}
     return {
+        **pushed,
         "output": args.output,
         "format": args.format,
         "system": model.recipe.system,
@@ -108,10 +116,10 @@ def _write_release(
 ) -> None:
     from motionaura_jax.weights import release
 
+    _copy_text_encoder(folder, model, SHARD_BYTES)
     for name, part in {"": model, **parts}.items():
         (folder / name).mkdir(exist_ok=True)
-        inside = {key: key for key in parts} if part is model else {}
-        release.write_folder(folder / name, _meta(part, inside), part.params, part.extra, args.dtype)
+        release.write_folder(folder / name, _meta(part, release.PARTS[0]), part.params, part.extra, args.dtype)
         _check(part, folder / name)
 
 
@@ -124,11 +132,12 @@ def _write_pytorch(
     files = writer.Files(dtype=args.dtype, shard_bytes=args.max_shard_bytes)
     tokenizer = parts.get("tokenizer", model)
     if tokenizer is model:
-        meta = _meta(model, {})
+        meta = _meta(model)
         writer.write_tokenizer(folder, model, meta, files)
     else:
-        meta = _meta(model, {"tokenizer": writer.VAE})
-        writer.write_text_to_video(folder, model, tokenizer, (meta, _meta(tokenizer, {})), files)
+        meta = _meta(model, writer.VAE)
+        writer.write_text_to_video(folder, model, tokenizer, (meta, _meta(tokenizer)), files)
+        _copy_text_encoder(folder, model, args.max_shard_bytes)
         _check(tokenizer, folder / writer.VAE)
     _check(model, folder)
     writer.write_card(folder, meta, None if args.no_check else compare(folder, model, tokenizer))
@@ -139,7 +148,7 @@ def _write_stablehlo(
 ) -> None:
     from motionaura_jax import stablehlo
 
-    stablehlo.write(folder, model, parts.get("tokenizer", model), _meta(model, {}))
+    stablehlo.write(folder, model, parts.get("tokenizer", model), _meta(model))
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
@@ -182,15 +191,58 @@ def _parts(model: "Loaded", tokenizer: str, dtype: str) -> dict[str, "Loaded"]:
     return {"tokenizer": rounded}
 
 
-def _meta(model: "Loaded", inside: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `config.json`; `inside` replaces recipe keys."""
+def _with_text_encoder(model: "Loaded", place: str) -> "Loaded":
+    """The model with the published text encoder that it needs where that is now, and without a cache of its features."""
+    from motionaura_jax.weights import hub
+
+    text = getattr(model.recipe, "text", None)
+    if text is None or not text.is_frozen:
+        if place:
+            raise UserError(f"--text_encoder={place}: this {model.recipe.system} reads no published one; leave it out")
+        return model
+    if not (place or text.tower):
+        raise UserError(
+            f"--checkpoint={model.path}: was trained on features from {text.cache}; name their encoder with --text_encoder"
+        )
+    text = dataclasses.replace(text, tower=hub.pinned(place or text.tower), cache="")
+    return dataclasses.replace(model, recipe=dataclasses.replace(model.recipe, text=text))  # type: ignore[call-arg]
+
+
+def _takes_text_encoder_along(model: "Loaded") -> bool:
+    """Whether a published text encoder is a folder here, which is copied; one on the hub stays there."""
+    text = getattr(model.recipe, "text", None)
+    return text is not None and text.is_frozen and pathlib.Path(text.tower).is_dir()
+
+
+def _copy_text_encoder(folder: pathlib.Path, model: "Loaded", shard_bytes: int) -> None:
+    from motionaura_jax.systems.text_to_video.conditioners import FrozenText
+    from motionaura_jax.weights import release
+
+    if _takes_text_encoder_along(model):
+        recipe: Any = model.recipe
+        (folder / release.TEXT_ENCODER).mkdir()
+        FrozenText(recipe.text, recipe.model).save(folder / release.TEXT_ENCODER, shard_bytes)
+
+
+def _meta(model: "Loaded", tokenizer: str = "") -> dict[str, Any]:
+    """The content of `config.json`.
+
+    Args:
+      tokenizer: folder of that part inside, where it lies there; paths in the recipe are relative then.
+    """
     import jax
 
     from motionaura_jax import config
+    from motionaura_jax.weights import release
 
+    recipe = config.to_dict(model.recipe)
+    if tokenizer and "tokenizer" in recipe:
+        recipe["tokenizer"] = tokenizer
+        if _takes_text_encoder_along(model):
+            recipe["text"] = {**recipe["text"], "tower": release.TEXT_ENCODER}
     meta = {
         "system": model.recipe.system,
-        "recipe": {**config.to_dict(model.recipe), **inside},
+        "recipe": recipe,
         "step": model.step,
         "weights": model.weights,
         "versions": {"motionaura_jax": motionaura_jax.__version__, "jax": jax.__version__},
@@ -203,9 +255,12 @@ def _check(model: "Loaded", folder: pathlib.Path) -> None:
     import jax
     import numpy as np
 
+    from motionaura_jax.systems.text_to_video.conditioners import make_conditioner
     from motionaura_jax.weights.load import load
 
     again = load(folder, model.recipe.system)
+    if getattr(again.recipe, "text", None) is not None:
+        make_conditioner(again.recipe).frozen()  # type: ignore[arg-type] # a published text encoder has to be the one of training
     pairs = zip(*(jax.tree.leaves((one.params, one.extra)) for one in (model, again)), strict=True)
     if not all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs):
         raise UserError(f"{folder}: reads back differently from what was written; check the disk and export again")

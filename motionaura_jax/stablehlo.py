@@ -1,8 +1,8 @@
 """A trained model as StableHLO graphs that JAX serves without this package, on CPU, CUDA and TPU, at any batch size.
 
-A folder holds one file per graph (`jax.export`), `weights.npz`, `stablehlo.json` that says what each takes and gives, and, of
-a text-to-video model, `serve.py`, which uses them.  A graph takes `(weights, inputs)`, both dicts of arrays, and gives a dict;
-inputs lead with the batch unless they are single numbers.  Sizes of the video are those of the first training bucket.
+A folder holds one file per graph (`jax.export`), `weights.safetensors`, `stablehlo.json` that says what each takes and gives,
+and, of a text-to-video model, `serve.py`, which uses them.  A graph takes `(weights, inputs)`, both dicts of arrays, and gives
+a dict; inputs lead with the batch unless they are single numbers.  Sizes of the video are those of the first training bucket.
 """
 
 import dataclasses
@@ -21,17 +21,18 @@ from motionaura_jax import assets
 from motionaura_jax.data.media import write_json
 from motionaura_jax.diffusion.guidance import Guidance
 from motionaura_jax.diffusion.samplers import State
-from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
-from motionaura_jax.models.encoders.text_tokenizer import TextTokenizer
+from motionaura_jax.systems.text_to_video.conditioners import Conditioner, make_conditioner
 from motionaura_jax.systems.text_to_video.recipe import make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.trees import path_name
 from motionaura_jax.types import Latent, PyTree
 from motionaura_jax.weights.load import Loaded
+from motionaura_jax.weights.shards import save_tensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-MANIFEST, WEIGHTS, EXAMPLE = "stablehlo.json", "weights.npz", "serve.py"
+NEGATIVE = "negative_"
+MANIFEST, WEIGHTS, EXAMPLE = "stablehlo.json", "weights.safetensors", "serve.py"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,13 +59,12 @@ def write(folder: pathlib.Path, model: Loaded, tokenizer: Loaded, meta: Mapping[
       meta: what a release says of `model`.
 
     Raises:
-      UserError: the disk is full or not writable.
+      UserError: the disk is full or not writable, or a published text encoder is another one.
     """
     graphs = tokenizer_graphs(tokenizer, _clip(model))
     if model is not tokenizer:
         graphs |= denoiser_graphs(model, tokenizer)
-        recipe: Any = model.recipe
-        TextTokenizer(recipe.text.vocabulary, recipe.model.text_len).save(folder)
+        make_conditioner(model.recipe).words.save(folder)  # type: ignore[arg-type]
     described: dict[str, Any] = {}
     stored: dict[str, np.ndarray] = {}
     for name, graph in graphs.items():
@@ -78,10 +78,7 @@ def write(folder: pathlib.Path, model: Loaded, tokenizer: Loaded, meta: Mapping[
             "inputs": {key: _describe(leaf, key in graph.shared) for key, leaf in graph.inputs.items()},
             "outputs": {key: _describe(leaf, False) for key, leaf in _outputs(graph).items()},
         }
-    try:
-        np.savez(folder / WEIGHTS, **stored)  # type: ignore[arg-type]
-    except OSError as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be written ({error}); free disk space") from error
+    save_tensors(stored, folder / WEIGHTS)
     write_json(folder / MANIFEST, {**meta, "platforms": PLATFORMS, "graphs": described, **_hints(model)})
     if model is not tokenizer:
         shutil.copyfile(assets.FOLDER / EXAMPLE, folder / EXAMPLE)
@@ -134,18 +131,22 @@ def tokenizer_graphs(loaded: Loaded, size: tuple[int, int, int]) -> dict[str, Gr
 
 
 def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
-    """`sample`: word ids to tokens; `step`: one step of it, number `index`, of tokens whose `free` positions are sampled.
+    """`sample`: a text to tokens; `step`: one step of it, number `index`, of tokens whose `free` positions are sampled.
 
-    In both `tokens` has MASK (the number of codes) where tokens are still to be drawn, and `seed` fixes the randomness: the
-    video is that of `motionaura sample --seed` for one prompt, up to rounding.
+    A text is its `ids`, and where a published encoder reads them the `features` that the graph `text` gives for them; what to
+    guide away from has the same names after `negative_`.  In both graphs `tokens` has MASK (the number of codes) where tokens
+    are still to be drawn, and `seed` fixes the randomness: the video is that of `motionaura sample --seed` for one prompt, up
+    to rounding.
     """
     recipe: Any = loaded.recipe
     system = TextToVideoSystem(recipe)
     config, steps = recipe.sample, recipe.sample.num_inference_steps
     grid = tokenizer.recipe.model.latent_shape(*_clip(loaded))  # type: ignore[attr-defined]
+    null = system.text.prompts([""])
+    parts = {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in _parts(null).items()}
     inputs = {
-        "ids": jax.ShapeDtypeStruct((recipe.model.text_len,), jnp.int32),
-        "negative_ids": jax.ShapeDtypeStruct((recipe.model.text_len,), jnp.int32),
+        **parts,
+        **{f"{NEGATIVE}{name}": leaf for name, leaf in parts.items()},
         "fps": jax.ShapeDtypeStruct((), jnp.float32),
         "seed": jax.ShapeDtypeStruct((), jnp.uint32),
         "tokens": jax.ShapeDtypeStruct(grid, jnp.int32),
@@ -153,10 +154,14 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
         "temperature": jax.ShapeDtypeStruct((), jnp.float32),
     }
 
-    def arguments(inputs: Mapping[str, Array]) -> tuple[Any, Any, tuple[Array, Array, Array]]:
+    def text_of(inputs: Mapping[str, Array], prefix: str = "") -> PyTree:
+        found = {name: inputs[f"{prefix}{name}"][None] for name in parts}
+        return found if isinstance(null, Mapping) else found["ids"]
+
+    def arguments(inputs: Mapping[str, Array]) -> tuple[Any, Any, tuple[PyTree, PyTree, Array]]:
         sampler = dataclasses.replace(make_sampler(config, recipe.model.vocab_size), temperature=inputs["temperature"])  # type: ignore[type-var]
         guidance = Guidance(scale=inputs["guidance_scale"] - 1, ramp=config.guidance_ramp)
-        return sampler, guidance, (inputs["ids"][None], inputs["negative_ids"][None], inputs["fps"][None])
+        return sampler, guidance, (text_of(inputs), text_of(inputs, NEGATIVE), inputs["fps"][None])
 
     def sample(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
         sampler, guidance, text = arguments(inputs)
@@ -174,9 +179,28 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
     shared = ("guidance_scale", "temperature")
     more = {"free": jax.ShapeDtypeStruct(grid, jnp.bool_), "index": jax.ShapeDtypeStruct((), jnp.int32)}
     return {
+        **text_graphs(system.text, parts),
         "sample": Graph(function=sample, weights=weights, inputs=inputs, shared=shared),
         "step": Graph(function=step, weights=weights, inputs={**inputs, **more}, shared=(*shared, "index")),
     }
+
+
+def text_graphs(text: Conditioner, parts: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Graph]:
+    """`text`: ids to features, where a published encoder reads them; one that was trained is a part of `sample`."""
+    frozen = text.frozen()
+    if not frozen:
+        return {}
+
+    def read(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        tower = dataclasses.replace(frozen["text"], params=weights["text"])
+        return {"features": text.read({"text": tower}, inputs["ids"][None])["features"][0]}
+
+    return {"text": Graph(function=read, weights={"text": frozen["text"].params}, inputs={"ids": parts["ids"]})}
+
+
+def _parts(text: PyTree) -> Mapping[str, Array]:
+    """The arrays of a text by name."""
+    return text if isinstance(text, Mapping) else {"ids": text}
 
 
 def _key(seed: Array) -> Key[Array, ""]:
@@ -196,7 +220,9 @@ def _hints(model: Loaded) -> dict[str, Any]:
         return {}
     sample = recipe.sample
     defaults = {"guidance_scale": sample.guidance_scale, "temperature": sample.temperature, "fps": recipe.data.rates[0]}
-    return {"defaults": defaults, "steps": sample.num_inference_steps, "mask_id": recipe.model.vocab_size}
+    words = make_conditioner(recipe).words
+    text = {"pad": words.pad, "limit": words.limit, "length": words.length}
+    return {"defaults": defaults, "steps": sample.num_inference_steps, "mask_id": recipe.model.vocab_size, "text": text}
 
 
 def _named(tree: PyTree) -> dict[str, np.ndarray]:

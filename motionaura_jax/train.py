@@ -119,6 +119,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
         current, beside = state.restart(current, *start), checkpoint.Beside()
     else:
         current, beside = checkpoints.restore(abstract)
+        workdirs.record(workdir, saved)
         clips.skipped = SkippedWindows.of(beside.skipped_windows)
         checkpoints.rate_again(writers.read_metrics(workdir / writers.FILE))
     goodput.resume(int(current.step))
@@ -280,8 +281,8 @@ def open_system(recipe: "Recipe", workdir: pathlib.Path) -> "System":
 
 def _train(
     location: str, overrides: Sequence[str], workdir: pathlib.Path, override: bool, place: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Trains together with the other processes of the run, of which the first has the result."""
+) -> dict[str, Any]:
+    """Trains together with the other processes of the run."""
     from motionaura_jax import config
     from motionaura_jax.parallel import cluster, distributed, preflight
     from motionaura_jax.planning import exhaustion
@@ -293,8 +294,7 @@ def _train(
         preflight.check(workdir, config.to_dict(recipe))
         system = open_system(recipe, workdir)
         with exhaustion.explained(system.recipe, workdir):
-            result = fit(system, workdir, override=override)
-        return result if distributed.is_primary() else None
+            return fit(system, workdir, override=override)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -304,14 +304,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--override", action="store_true", help="go on although the workdir has another config")
     parser.epilog = "Every key can be set: --config.KEY=VALUE, e.g. --config.data.manifest=videos/"
+    requeue = "where a signal stops the run, end with status 75 and not 0, so that a scheduler starts it again"
+    parser.add_argument("--requeue", action="store_true", help=requeue)
     place = _place_flags(parser)
     args, overrides = parser.parse_with_overrides(argv)
     told = {name: value for name in place if (value := getattr(args, name)) is not None}
-    work = lambda: _train(args.config, overrides, args.workdir, args.override, told)  # noqa: E731
-    status = cli.run(work, as_json=args.json)
-    from motionaura_jax.parallel import distributed
+    result: dict[str, Any] = {}
 
-    return distributed.leave(status)
+    def work() -> dict[str, Any] | None:
+        result.update(_train(args.config, overrides, args.workdir, args.override, told))
+        return result if distributed.is_primary() else None
+
+    from motionaura_jax.parallel import distributed, wire
+
+    status = cli.run(work, as_json=args.json)
+    return distributed.leave(wire.AGAIN if args.requeue and result.get("stopped") else status)
 
 
 def _place_flags(parser: cli.Parser) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -203,6 +204,13 @@ def test_cache_that_cannot_be_made_is_only_a_warning(
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "cache"))
     assert cli.run(lambda: {"a": 1}, as_json=True) == 0
     assert "no compilation cache" in caplog.text
+
+
+def test_a_command_that_is_run_as_a_module_says_as_much() -> None:
+    logging.getLogger("motionaura_jax").setLevel(logging.NOTSET)
+    cli.set_up_logging()
+    levels = {name: logging.getLogger(name).getEffectiveLevel() for name in ("__main__", "motionaura_jax.train", "jax")}
+    assert levels == {"__main__": logging.INFO, "motionaura_jax.train": logging.INFO, "jax": logging.WARNING}
 
 
 def test_compiled_programs_are_kept(tmp_path: Path) -> None:

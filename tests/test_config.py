@@ -20,8 +20,15 @@ class Inner:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Named:
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
     name: str
+    deep: Named = dataclasses.field(default_factory=lambda: Named(name="n"))
+    named: tuple[Named, ...] = ()
     flag: bool = False
     inner: Inner = dataclasses.field(default_factory=Inner)
     many: tuple[Inner, ...] = ()
@@ -52,7 +59,9 @@ def test_plain_values_survive_a_round_trip_through_json():
     ("values", "message"),
     [
         ({"name": "n", "inner": {"rat": 1}}, r"config\.inner\.rat: no such key; did you mean 'rate'"),
-        ({}, r"config\.name: this key has no default"),
+        ({}, r"config\.name: this key has no default; set --config\.name=VALUE"),
+        ({"name": "n", "deep": {}}, r"config\.deep\.name: .* default; set --config\.deep\.name=VALUE"),
+        ({"name": "n", "named": [{}]}, r"config\.named\[0\]\.name: .* default; add it to config\.named\[0\]"),
         ({"name": "n", "inner": {"rate": "fast"}}, r"config\.inner\.rate=fast: float was expected"),
         ({"name": "n", "flag": "maybe"}, r"config\.flag=maybe: bool was expected"),
         ({"name": "n", "inner": {"kind": "c"}}, r"config\.inner\.kind=c: one of a, b"),

@@ -1,6 +1,7 @@
 """The command `estimate`: one result, and one line for what cannot be estimated."""
 
 import json
+import re
 
 import pytest
 
@@ -76,4 +77,9 @@ def test_bad_input_is_one_line(answered, capsys, flags, message):
 def test_a_person_reads_a_table(answered, capsys):
     assert estimate.main([f"--config={TINY}", "--config.model.remat=full"]) == 0
     shown = capsys.readouterr().err
-    assert "peak, on each device" in shown and "36 GiB" in shown and "40 GB, 80 GB, 141 GB" in shown
+    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in shown.splitlines() if "  " in line.strip())
+    assert rows["on each device"] == "data:1 (4 devices)" and rows["optimizer"] == "4 GiB"
+    assert rows["peak, the sum"] == "36 GiB" and rows["fits into"] == "40 GB, 80 GB, 141 GB"
+    assert (
+        rows["all-gather, received a step"] == "0.00684 KiB" and rows["trained parameters"] == "0.00 M on all devices"
+    )

@@ -1,6 +1,7 @@
 """`export --format=stablehlo`: graphs for all platforms and batch sizes that compute what the package does, without it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from motionaura_jax import export, stablehlo
 from motionaura_jax.data.frames import to_uint8
@@ -15,6 +17,7 @@ from motionaura_jax.models.encoders.text_tokenizer import PAD
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
 from motionaura_jax.weights.load import load_tokenizer
+from tests.models import published
 from tests.systems import tiny
 
 STEPS, PROMPTS = 4, ("a red circle", "two blue squares")
@@ -39,7 +42,7 @@ def folder(runs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     manifest = json.loads((folder / stablehlo.MANIFEST).read_text())
-    weights = np.load(folder / stablehlo.WEIGHTS)
+    weights = load_file(folder / stablehlo.WEIGHTS)
     programs = {}
 
     def call(name, **inputs):
@@ -64,7 +67,7 @@ def pipeline(runs):
 
 def start(pipeline, seeds):
     """Inputs of `sample` for the first prompts."""
-    words, count = pipeline._system.words, len(seeds)
+    words, count = pipeline._system.text.words, len(seeds)
     grid = pipeline.tokenizer.config.latent_shape(*pipeline.size())
     return {
         "ids": words.batch(PROMPTS[:count]),
@@ -104,18 +107,42 @@ def test_encoding_and_decoding_are_those_of_the_tokenizer(run, runs):
     np.testing.assert_allclose(again, jax.jit(tokenizer.decode)(wanted), atol=1e-5)
 
 
-def test_the_example_serves_without_the_package(folder, run, pipeline, tmp_path):
+def serve(folder, output):
+    """The video that the example in the folder draws, without this package."""
     script = f"""
 import runpy, sys
 sys.modules["motionaura_jax"] = sys.modules["flax"] = None
-sys.argv = ["serve.py", {PROMPTS[0]!r}, {str(tmp_path / "out.npz")!r}, "5"]
+sys.argv = ["serve.py", {PROMPTS[0]!r}, {str(output)!r}, "5"]
 runpy.run_path({str(folder / "serve.py")!r}, run_name="__main__")
 """
     subprocess.run([sys.executable, "-I", "-c", script], check=True)
+    return np.load(output)["video"]
+
+
+def test_the_example_serves_without_the_package(folder, run, pipeline, tmp_path):
     tokens = run("sample", **start(pipeline, (5,)))["tokens"]
     wanted = to_uint8(run("decode", tokens=tokens)["video"][0])
-    found = np.load(tmp_path / "out.npz")["video"]
+    found = serve(folder, tmp_path / "out.npz")
     assert found.dtype == np.uint8 and np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_a_published_text_encoder_is_a_graph_of_its_own(tmp_path):
+    values = tiny.text_to_video(tiny.save_tokenizer(tmp_path / "tokenizer"), sample={"num_inference_steps": 3})
+    values["text"] = {"tower": str(published.write_t5(tmp_path / "t5")), "limit": 9}
+    tiny.save_untrained(tmp_path / "model", noise=0.3, **values)
+    ours, place = TextToVideo(tmp_path / "model"), tmp_path / "place"
+    size = ours.size()
+    settings = Settings(size=size, fps=8.0, seed=5, sample=ours.recipe.sample, window=size[0], batch_size=1)
+    (wanted,) = ours.draw([Job(prompt=Prompt(text=PROMPTS[0]))], settings)
+    assert export.main([f"--checkpoint={tmp_path / 'model'}", f"--output={place}", "--format=stablehlo"]) == 0
+    shutil.rmtree(tmp_path / "t5")
+    about = json.loads((place / stablehlo.MANIFEST).read_text())["graphs"]
+    assert about["text"]["outputs"]["features"] == {
+        "shape": ["batch", 12, published.T5["d_model"]],
+        "dtype": "bfloat16",
+    }
+    assert {"ids", "features", "negative_ids", "negative_features"} <= about["step"]["inputs"].keys()
+    assert np.abs(serve(place, tmp_path / "out.npz").astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("quantizer", ["vq", "none"])

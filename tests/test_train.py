@@ -143,6 +143,10 @@ def test_another_config_in_the_workdir_is_refused_with_the_keys(scenes, tmp_path
     result = train.fit(make(scenes, optimizer__learning_rate=0.5), tmp_path, override=True)
     assert result["step"] == 6
     assert train.fit(make(scenes, checkpoint__every=1, optimizer__learning_rate=0.5), tmp_path)["step"] == 6
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError, match="another architecture"):
+        train.fit(make(scenes, optimizer__learning_rate=0.5, optimizer__mu_dtype="bfloat16"), tmp_path, override=True)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(before)
 
 
 def test_a_start_that_failed_leaves_the_workdir_free(scenes, tmp_path, capsys):

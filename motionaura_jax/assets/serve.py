@@ -1,40 +1,43 @@
-"""Draws a video with the graphs beside this file; needs jax and numpy only.  python serve.py "a prompt" out.npz [SEED]"""
+"""Draws a video with the graphs beside this file, in jax alone.  python serve.py "a prompt" out.npz [SEED]"""
 
 import json
 import pathlib
-import re
 import sys
 from typing import Any
 
 import jax
 import jax.export
 import numpy as np
+import tokenizers
+from safetensors import safe_open
 
 FOLDER = pathlib.Path(__file__).parent
 MANIFEST = json.loads((FOLDER / "stablehlo.json").read_text("utf-8"))
-WEIGHTS = np.load(FOLDER / "weights.npz")
-WORDS = json.loads((FOLDER / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+WORDS = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+WORDS.enable_truncation(MANIFEST["text"]["limit"])
+WORDS.enable_padding(pad_id=MANIFEST["text"]["pad"], length=MANIFEST["text"]["length"])
 
 
 def run(name: str, **inputs: Any) -> dict[str, jax.Array]:
-    """Runs one graph, casting inputs as it wants them; keep the result of `deserialize` to serve many calls."""
+    """Runs one graph, casting inputs as it wants them; keep the program and the weights to serve many calls."""
     graph = MANIFEST["graphs"][name]
     program = jax.export.deserialize(bytearray((FOLDER / graph["file"]).read_bytes()))
     given = {key: np.asarray(inputs[key], about["dtype"]) for key, about in graph["inputs"].items()}
-    return jax.jit(program.call)({key: WEIGHTS[key] for key in graph["weights"]}, given)
+    with safe_open(FOLDER / "weights.safetensors", "numpy") as weights:
+        return jax.jit(program.call)({key: weights.get_tensor(key) for key in graph["weights"]}, given)
 
 
-def ids(text: str) -> np.ndarray:
-    """Word ids, 1 for an unknown word and 0 behind the end."""
-    length = MANIFEST["graphs"]["sample"]["inputs"]["ids"]["shape"][1]
-    found = [WORDS.get(word, 1) for word in re.findall(r"\w+|[^\w\s]", text.lower())][:length]
-    return np.array([found + [0] * (length - len(found))])
+def read(text: str) -> dict[str, Any]:
+    """A text as `sample` takes it: ids, and features where a published encoder makes them."""
+    ids = np.array([WORDS.encode(text).ids])
+    return {"ids": ids, **(run("text", ids=ids) if "text" in MANIFEST["graphs"] else {})}
 
 
 if __name__ == "__main__":
     grid = MANIFEST["graphs"]["sample"]["inputs"]["tokens"]["shape"][1:]
     given = {**MANIFEST["defaults"], "fps": [MANIFEST["defaults"]["fps"]], "seed": [int(*sys.argv[3:4] or "0")]}
     start = np.full((1, *grid), MANIFEST["mask_id"])
-    tokens = run("sample", ids=ids(sys.argv[1]), negative_ids=ids(""), tokens=start, **given)["tokens"]
+    negative = {f"negative_{key}": value for key, value in read("").items()}
+    tokens = run("sample", tokens=start, **read(sys.argv[1]), **negative, **given)["tokens"]
     video = np.asarray(run("decode", tokens=tokens)["video"][0])
     np.savez(sys.argv[2], video=np.uint8((video + 1) * 127.5 + 0.5))

@@ -92,7 +92,7 @@ class Hub:
             over = self._over
         if not over:
             self._end(
-                wire.LOST, f"{member} is gone: it was killed, crashed or lost the network; its log has the reason"
+                wire.AGAIN, f"{member} is gone: it was killed, crashed or lost the network; its log has the reason"
             )
 
     def _admit(self, member: Member, connection: wire.Connection) -> bool:
@@ -141,7 +141,7 @@ class Hub:
                 silent = [index for index, heard in self._heard.items() if now - heard > self._timeout]
                 if silent and not self._over:
                     names = ", ".join(str(self._members[index]) for index in silent)
-                    self._end(wire.LOST, f"no sign of life for {self._timeout:g} s from {names}; look at that machine")
+                    self._end(wire.AGAIN, f"no sign of life for {self._timeout:g} s from {names}; look at that machine")
                 self._send_all(beat=[self._steps.get(index, -1) for index in range(self._count)])
 
     def _incomplete(self) -> str:

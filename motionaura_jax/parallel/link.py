@@ -108,7 +108,7 @@ class Link:
                 self._news.notify_all()
         if not self._over:
             self._leave(
-                wire.LOST, f"{self.members[0]} is gone: it was killed, crashed or lost the network; see its log"
+                wire.AGAIN, f"{self.members[0]} is gone: it was killed, crashed or lost the network; see its log"
             )
         with self._news:
             self._ended = True
@@ -119,4 +119,4 @@ class Link:
             self._send(beat=self._step)
             time.sleep(interval(self._timeout))
             if not (self._over or beside_hub) and time.monotonic() - self._heard > self._timeout:
-                self._leave(wire.LOST, f"no sign of life for {self._timeout:g} s from {self.members[0]}; look at it")
+                self._leave(wire.AGAIN, f"no sign of life for {self._timeout:g} s from {self.members[0]}; look at it")

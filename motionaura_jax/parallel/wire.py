@@ -12,8 +12,8 @@ from typing import Any
 
 from motionaura_jax.errors import UserError
 
-LOST, FAILED = 75, 2
-"""Exit status where another process is gone, which a launcher answers with a restart, and where one met an error."""
+AGAIN, FAILED = 75, 2
+"""Exit status that asks a launcher for another start, as where a process is gone, and that of an error."""
 
 END = "end"
 """Name of the last barrier of a run: after it, a closed connection is no loss."""

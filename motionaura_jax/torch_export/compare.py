@@ -19,9 +19,11 @@ from motionaura_jax.models.autoencoders.padding import padded_size
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.models.encoders.text_tokenizer import PAD, TextTokenizer
+from motionaura_jax.models.encoders.text_tokenizer import PAD
+from motionaura_jax.systems.text_to_video import conditioners
 from motionaura_jax.types import Cond
 from motionaura_jax.weights.load import Loaded
+from motionaura_jax.weights.towers import open_tower
 
 Arrays = dict[str, np.ndarray]
 
@@ -86,26 +88,38 @@ def _tokenizer_case(tokenizer: Loaded) -> tuple[Arrays, Arrays]:
 def _denoiser_case(model: Loaded) -> tuple[Arrays, Arrays]:
     recipe: Any = model.recipe
     config = dataclasses.replace(recipe.model, dtype="float32")
-    words = TextTokenizer(recipe.text.vocabulary, config.text_len)
     texts = [" ".join(recipe.text.vocabulary[: config.text_len]), "", "a word; (unknown)"]
     rng, count = np.random.default_rng(0), len(texts)
     tokens = rng.integers(0, config.vocab_size + 1, (count, *_GRID)).astype(np.int32)
     level, fps = rng.uniform(0, 1, count).astype(np.float32), np.full(count, recipe.data.rates[0], np.float32)
-    ids = words.batch(texts)
+    ids, seen, features = _text_case(model, texts)
 
     @jax.jit
-    def run(params: Any) -> Any:
-        encoder = TextEncoder(recipe.text.encoder, words.size, config.text_dim)
-        features = encoder.apply({"params": params["text"]}, ids)
-        cond = Cond(tokens=features, token_mask=jnp.asarray(ids != PAD), scalars={"fps": jnp.asarray(fps)})  # type: ignore[arg-type]
-        return features, SpectralTransformer(config).apply({"params": params["denoiser"]}, tokens, level, cond)
+    def run(params: Any, features: Any) -> Any:
+        cond = Cond(tokens=features, token_mask=jnp.asarray(seen), scalars={"fps": jnp.asarray(fps)})
+        return SpectralTransformer(config).apply({"params": params}, tokens, level, cond)
 
-    features, logits = run(model.params)
+    logits = run(model.params["denoiser"], features)
     given: Arrays = {"tokens": tokens.astype(np.int64), "level": level, "fps": fps}
     given["texts"] = np.frombuffer("\n".join(texts).encode(), np.uint8)
-    seen = (ids != PAD)[..., None]  # features of padding mean nothing
-    wanted = {"ids": ids, "text": np.asarray(features) * seen, "logits": np.asarray(logits)}
+    wanted = {"ids": ids, "text": features * seen[..., None], "logits": np.asarray(logits)}
     return given, {**wanted, "logits_folded": wanted["logits"]}
+
+
+def _text_case(model: Loaded, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, where there is text, and features in float32, of which those elsewhere mean nothing."""
+    recipe: Any = model.recipe
+    text = conditioners.make_conditioner(recipe)
+    ids = text.words.batch(texts)[:, : text.words.limit]
+    if isinstance(text, conditioners.FrozenText):
+        pad = text.words.pad
+        tower = open_tower(recipe.text.tower, conditioners.TOWER, dtype="float32")
+        features = conditioners.tower_features(tower, ids, pad)
+    else:
+        pad = PAD
+        encoder = TextEncoder(recipe.text.encoder, text.words.size, recipe.model.text_dim)
+        features = jax.jit(encoder.apply)({"params": model.params["text"]}, ids)
+    return ids, ids != pad, np.asarray(features)
 
 
 def _run(folder: pathlib.Path, given: Mapping[str, np.ndarray]) -> Arrays:

@@ -3,7 +3,7 @@
 tokenizer = WordTokenizer.from_pretrained("FOLDER/tokenizer")
 encoder = TextEncoder.from_pretrained("FOLDER/text_encoder")
 ids = tokenizer(["a large red circle moves up"])
-features = encoder(ids)
+features = encoder(ids, ids != tokenizer.pad)
 """
 
 import dataclasses
@@ -40,6 +40,8 @@ class TextEncoderConfig:
 
 class WordTokenizer:
     """Text to word ids: NFKC, lower case, split at spaces and punctuation; `tokenizer.json` has the words."""
+
+    pad = PAD
 
     def __init__(self, ids: Mapping[str, int], length: int):
         self.ids, self.length = dict(ids), length
@@ -131,7 +133,10 @@ class Layer(nn.Module):
 
 
 class TextEncoder(Pretrained):
-    """Word ids `(b, l)` to features `(b, l, width)`; those of padding mean nothing, and no other position sees them."""
+    """Word ids `(b, l)` and a mask `(b, l)`, True where there is a word, to features `(b, l, width)`.
+
+    Those of other positions mean nothing, and no word sees them.
+    """
 
     Config = TextEncoderConfig
     config: TextEncoderConfig
@@ -143,10 +148,10 @@ class TextEncoder(Pretrained):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         places = relative_buckets(ids.shape[1], self.config.buckets, self.config.max_distance).to(ids.device)
         bias = self.relative_bias(places).movedim(-1, 0).float()
-        bias = bias + torch.where(ids == PAD, _MASKED, 0.0)[:, None, None, :]
+        bias = bias + torch.where(mask, 0.0, _MASKED)[:, None, None, :]
         x = self.embedding(ids)
         for layer in self.layers:
             x = layer(x, bias)

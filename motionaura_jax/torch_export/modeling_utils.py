@@ -24,14 +24,16 @@ class Pretrained(nn.Module):
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32) -> Self:
-        """Opens the network in `folder`, in evaluation mode on the CPU.
+    def from_pretrained(
+        cls, folder: str | Path, *, revision: str | None = None, torch_dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Opens the network in `folder` (see `model_folder`), in evaluation mode on the CPU.
 
         Raises:
           FileNotFoundError: a file is missing.
           RuntimeError, TypeError: weights or settings of another network.
         """
-        folder = Path(folder)
+        folder = model_folder(folder, revision)
         settings = read_settings(folder / CONFIG)
         known = {field.name for field in dataclasses.fields(cls.Config)}
         with torch.device("meta"):  # no time and memory for random weights
@@ -49,6 +51,21 @@ class Pretrained(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+
+def model_folder(place: str | Path, revision: str | None) -> Path:
+    """Returns `place` if it is a folder, else the local copy of the Hugging Face hub's `place` at `revision`.
+
+    Raises:
+      ValueError: no folder, and no revision; without one, what an id means would change.
+    """
+    if Path(place).is_dir():
+        return Path(place)
+    if revision is None:
+        raise ValueError(f"{place}: no such folder; to fetch a model from the hub, give its revision as well")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(place), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text to video with an exported MotionAura model: plain PyTorch and safetensors, nothing else.
+"""Text to video with an exported MotionAura model: plain PyTorch and safetensors, and transformers for a published T5.
 
 from pipeline_motionaura import MotionAuraPipeline, export_to_video
 
@@ -12,15 +12,25 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from motionaura_jax.torch_export.modeling_mbq_vae import MBQVAE, Size
 from motionaura_jax.torch_export.modeling_spectral_transformer import SpectralTransformer
-from motionaura_jax.torch_export.modeling_text_encoder import PAD, TextEncoder, WordTokenizer
+from motionaura_jax.torch_export.modeling_text_encoder import TextEncoder, WordTokenizer
+from motionaura_jax.torch_export.modeling_utils import model_folder
 from motionaura_jax.torch_export.scheduling_absorbing import AbsorbingScheduler, Denoise, Noise, SeededNoise, guide
+
+
+class Tokenizer(Protocol):
+    """Texts to ids `(b, l)`, with `pad` where there is no text."""
+
+    pad: int
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids of texts."""
 
 
 class MotionAuraOutput(NamedTuple):
@@ -46,8 +56,8 @@ class MotionAuraPipeline:
 
     def __init__(
         self,
-        tokenizer: WordTokenizer,
-        text_encoder: TextEncoder,
+        tokenizer: Tokenizer,
+        text_encoder: torch.nn.Module,
         transformer: SpectralTransformer,
         vae: MBQVAE,
         scheduler: AbsorbingScheduler,
@@ -58,20 +68,29 @@ class MotionAuraPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, fold: bool = True
+        cls,
+        folder: str | Path,
+        *,
+        revision: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        fold: bool = True,
+        text_encoder: str | Path | None = None,
     ) -> Self:
         """Opens an exported folder on the CPU; `to` moves the networks.
 
         Args:
+          folder, revision: a folder here, or an id on the Hugging Face hub with the commit or tag to take.
           torch_dtype: of weights and activations.
           fold: merges transforms along the embedding into kernels: the same function with less work.
+          text_encoder: folder of the published T5 that `model_index.json` names, where it is not to be fetched.
         """
-        folder = Path(folder)
+        folder = model_folder(folder, revision)
         transformer = SpectralTransformer.from_pretrained(folder / "transformer", torch_dtype=torch_dtype)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        tokenizer, encoder = _open_text(folder, index, text_encoder, torch_dtype)
         return cls(
-            tokenizer=WordTokenizer.from_pretrained(folder / "tokenizer"),
-            text_encoder=TextEncoder.from_pretrained(folder / "text_encoder", torch_dtype=torch_dtype),
+            tokenizer=tokenizer,
+            text_encoder=encoder,
             transformer=transformer.fold() if fold else transformer,
             vae=MBQVAE.from_pretrained(folder / "vae", torch_dtype=torch_dtype),
             scheduler=AbsorbingScheduler.from_pretrained(folder / "scheduler"),
@@ -134,9 +153,10 @@ class MotionAuraPipeline:
         return MotionAuraOutput(videos if output_type == "pt" else videos.numpy(), tokens.cpu())
 
     def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features `(b, l, d)` of texts, and a mask `(b, l)`, True where there is a word."""
+        """Features `(b, l, d)` of texts, and a mask `(b, l)`, True where there is text."""
         ids = self.tokenizer(prompts).to(self.device)
-        return self.text_encoder(ids), ids != PAD
+        mask = ids != self.tokenizer.pad
+        return self.text_encoder(ids, mask), mask
 
     def _size(self, num_frames: int | None, height: int | None, width: int | None) -> Size:
         given = {"num_frames": num_frames, "height": height, "width": width}
@@ -174,6 +194,24 @@ class MotionAuraPipeline:
         """Frames uint8 `(1, t, h, w, 3)` on the CPU."""
         video = self.vae.decode_tokens(tokens, size).movedim(1, -1)
         return ((video + 1.0) * 127.5 + 0.5).to(torch.uint8).cpu()
+
+
+def _open_text(
+    folder: Path, index: dict[str, Any], other: str | Path | None, dtype: torch.dtype
+) -> tuple[Tokenizer, torch.nn.Module]:
+    """Opens the text encoder that trained along, or the published one, in the folder, in `other`, or on the hub."""
+    if index["text_encoder"][1] == "TextEncoder":
+        if other is not None:
+            raise ValueError("this model has a text encoder of its own; leave text_encoder out")
+        encoder = TextEncoder.from_pretrained(folder / "text_encoder", torch_dtype=dtype)
+        return WordTokenizer.from_pretrained(folder / "tokenizer"), encoder
+    from motionaura_jax.torch_export.modeling_published_text import PublishedT5, PublishedTokenizer
+
+    place, _, revision = index.get("text_encoder_id", "").partition("@")
+    if other is not None or not place:
+        place, revision = str(other or folder / "text_encoder"), ""
+    published = PublishedT5.from_pretrained(place, revision=revision or None, torch_dtype=dtype)
+    return PublishedTokenizer.from_pretrained(folder / "tokenizer"), published
 
 
 def window_starts(total: int, length: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import motionaura_jax
 from motionaura_jax.data.media import write_json
-from motionaura_jax.models.encoders.text_tokenizer import TextTokenizer
+from motionaura_jax.systems.text_to_video.conditioners import TrainedText, make_conditioner
 from motionaura_jax.torch_export import settings
 from motionaura_jax.torch_export.model_card import model_card
 from motionaura_jax.weights import exported
@@ -20,6 +20,8 @@ _PIPELINE = (
     "modeling_spectral_transformer",
     "modeling_spectral_layers",
     "modeling_text_encoder",
+    "modeling_published_text",
+    "scheduling_absorbing",
 )
 _CLASSES = {
     "tokenizer": ("modeling_text_encoder", "WordTokenizer"),
@@ -27,6 +29,10 @@ _CLASSES = {
     "transformer": ("modeling_spectral_transformer", "SpectralTransformer"),
     "scheduler": ("scheduling_absorbing", "AbsorbingScheduler"),
     VAE: ("modeling_mbq_vae", "MBQVAE"),
+}
+_PUBLISHED = {
+    "tokenizer": ("modeling_published_text", "PublishedTokenizer"),
+    "text_encoder": ("modeling_published_text", "PublishedT5"),
 }
 _SAMPLER = (
     "sampler",
@@ -57,18 +63,16 @@ def write_text_to_video(
     metas: tuple[Mapping[str, Any], Mapping[str, Any]],
     how: Files,
 ) -> None:
-    """Writes all components into an empty folder.
+    """Writes all components but a published text encoder into an empty folder.
 
     Args:
+      model: `text.tower` of its recipe is a folder here, or a hub id with its revision.
       metas: what `exported.read_meta` gives back of `model`, and of the tokenizer in `VAE`.
     """
     recipe: Any = model.recipe
-    words = TextTokenizer(recipe.text.vocabulary, recipe.model.text_len)
-    for name in _CLASSES:
+    for name in ("tokenizer", "transformer", "scheduler", VAE):
         (folder / name).mkdir()
-    words.save(folder / "tokenizer")
-    text = settings.text_settings(recipe.text.encoder, words.size, recipe.model.text_dim)
-    _write_config(folder / "text_encoder", text)
+    text = _write_text(folder, recipe)
     _write_config(folder / "transformer", settings.denoiser_settings(recipe.model))
     sampler = {name: getattr(recipe.sample, name) for name in _SAMPLER}
     _write_config(folder / "scheduler", {"vocab_size": recipe.model.vocab_size, **sampler}, "scheduler_config.json")
@@ -76,12 +80,13 @@ def write_text_to_video(
     index = {
         **_origin("MotionAuraPipeline"),
         **_CLASSES,
+        **text,
         **{name: getattr(clip, name) for name in ("num_frames", "height", "width")},
         "fps": recipe.data.rates[0],
         "window_frames": max(bucket.num_frames for bucket in recipe.data.all_buckets()),
     }
     write_json(folder / "model_index.json", index)
-    _copy_modules(folder, (*_COMMON, *_PIPELINE, "scheduling_absorbing"))
+    _copy_modules(folder, (*_COMMON, *_PIPELINE))
     _write_weights(folder, model, metas[0], how)
     _write_tokenizer(folder / VAE, tokenizer, metas[1], how)
 
@@ -95,6 +100,19 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Loaded, meta: Mapping[str, 
 def write_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mapping[str, float] | None) -> None:
     """Writes the model card; `deviations` are from `compare.compare`, None where nothing was compared."""
     (folder / "README.md").write_text(model_card(folder, meta, deviations), "utf-8")
+
+
+def _write_text(folder: pathlib.Path, recipe: Any) -> Mapping[str, Any]:
+    """Writes the tokenizer of texts, and settings of an encoder of our own; returns what `model_index.json` says."""
+    text = make_conditioner(recipe)
+    text.words.save(folder / "tokenizer")
+    if isinstance(text, TrainedText):
+        place = folder / "text_encoder"
+        place.mkdir()
+        _write_config(place, settings.text_settings(recipe.text.encoder, text.words.size, recipe.model.text_dim))
+        return {}
+    here = pathlib.Path(recipe.text.tower).is_dir()
+    return _PUBLISHED if here else {**_PUBLISHED, "text_encoder_id": recipe.text.tower}
 
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Loaded, meta: Mapping[str, Any], how: Files) -> None:

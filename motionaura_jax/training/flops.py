@@ -55,7 +55,8 @@ class ModelFlops:
 
     def add(self, state: TrainState, frozen: PyTree, batch: Mapping[str, Any]) -> float:
         """Takes note of a step and returns its FLOPs, over all devices."""
-        shapes = tuple((name, leaf.shape) for name, leaf in sorted(batch.items()))
+        leaves, structure = jax.tree.flatten(dict(batch))
+        shapes = (structure, *(leaf.shape for leaf in leaves))
         if shapes not in self._counted:
             abstract = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, frozen, dict(batch))

@@ -90,7 +90,8 @@ class Recovery:
             numbers = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
             batch = self.data.drawn(position, position + 1) or [{"data_step": position}]
             rows.append({**numbers, "key": np.asarray(jax.random.key_data(key)).tolist(), **batch[0]})
-        path = self.workdir / FOLDER / f"{streak[-1]['step']:07d}-{jax.process_index()}.json"
+        # Another try may fail at the same steps, but never on the same data.
+        path = self.workdir / FOLDER / f"{rows[-1]['data_step']:07d}-{jax.process_index()}.json"
         write_json(path, {"seed": self.recipe.seed, "skipped_windows": self.data.skipped.ranges, "steps": rows})
         return path
 

@@ -14,6 +14,8 @@ from motionaura_jax.recipe import Recipe
 from motionaura_jax.training import data
 from motionaura_jax.weights import steps
 
+CONFIG = "config.json"
+
 # Keys that may change between two runs of one workdir: they move no parameter and no sample.  Elsewhere is another run.
 FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "profile", "sample", "watchdog")
 BOUND_KEYS = ("checkpoint.folder",)
@@ -22,6 +24,8 @@ FREE_KEYS = ("data.threads", "train.log_every", "train.max_rollbacks")
 
 def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = False) -> dict[str, Any]:
     """Creates the workdir, or checks that it belongs to this recipe, and saves the resolved config.
+
+    With `override`, `record` saves a config that differs: its checkpoint may yet turn out not to fit.
 
     Of several processes the first does this, and the others wait for it.  Without a finished checkpoint there is nothing
     that another config could spoil: the workdir starts anew.
@@ -39,8 +43,14 @@ def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = Fals
     return wanted
 
 
+def record(workdir: pathlib.Path, wanted: dict[str, Any]) -> None:
+    """Saves the resolved config of a run whose checkpoint was restored, in the first of several processes."""
+    if distributed.is_primary():
+        write_json(workdir / CONFIG, wanted)
+
+
 def _claim(workdir: pathlib.Path, recipe: Recipe, wanted: dict[str, Any], override: bool) -> None:
-    path, place = workdir / "config.json", steps.folder_of(workdir, recipe.checkpoint.folder)
+    path, place = workdir / CONFIG, steps.folder_of(workdir, recipe.checkpoint.folder)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         saved = json.loads(path.read_text("utf-8")) if path.exists() else _of_checkpoint(place) or wanted
@@ -55,6 +65,8 @@ def _claim(workdir: pathlib.Path, recipe: Recipe, wanted: dict[str, Any], overri
         raise UserError(
             f"{workdir}: was made with another config ({'; '.join(changed)}); choose another folder, or use train --override"
         )
+    elif changed:
+        return
     write_json(path, wanted)
 
 

@@ -84,10 +84,11 @@ class _Board:
         self._write([Event(file_version="brain.Event:2"), Event(step=purge_step, session_log=start)])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes numbers by name."""
-        from tensorboardX.summary import scalar
+        """Writes numbers by name, whether finite or not."""
+        from tensorboardX.proto.summary_pb2 import Summary
 
-        self._write([self._event(step=step, summary=scalar(name, float(value))) for name, value in values.items()])
+        numbers = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+        self._write([self._event(step=step, summary=Summary(value=[number])) for number in numbers])
 
     def picture(self, step: int, name: str, path: pathlib.Path) -> None:
         """Writes the pixels of an image file."""

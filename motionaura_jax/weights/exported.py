@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from motionaura_jax.data.media import write_json
 from motionaura_jax.errors import UserError
 from motionaura_jax.trees import leaf_types, path_name
 from motionaura_jax.types import PyTree
@@ -27,7 +26,8 @@ from motionaura_jax.weights.layout import Layout, export_tensors, import_tensors
 from motionaura_jax.weights.maps.mbq_vae import MBQ_VAE
 from motionaura_jax.weights.maps.spectral_transformer import SPECTRAL_TRANSFORMER
 from motionaura_jax.weights.maps.text_encoder import TEXT_ENCODER
-from motionaura_jax.weights.tensors import INDEX, TensorFiles
+from motionaura_jax.weights.shards import save_tensors, write_shards
+from motionaura_jax.weights.tensors import TensorFiles
 
 META, REST = "training.json", "training.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -35,7 +35,10 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Component:
-    """A network in a folder of its own (or in the folder itself), and its place in `{"params": ..., "extra": ...}`."""
+    """A network in a folder of its own (or in the folder itself), and its place in `{"params": ..., "extra": ...}`.
+
+    One without leaves, as the text encoder where a published one takes its place, has no files.
+    """
 
     folder: str
     layout: Layout
@@ -70,6 +73,8 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
     tree = {"params": params, "extra": extra}
     for component in COMPONENTS[read_meta(folder)["system"]]:
         part = functools.reduce(operator.getitem, component.place, tree)
+        if not jax.tree.leaves(part):
+            continue
         filled = import_tensors(TensorFiles(folder / component.folder), component.layout, part)
         tree = _replaced(tree, component.place, filled)
     tree = _with_rest(folder / REST, tree)
@@ -92,51 +97,15 @@ def write_weights(
     kept: list[str] = []
     for component in COMPONENTS[system]:
         part = functools.reduce(operator.getitem, component.place, tree)
+        if not jax.tree.leaves(part):
+            continue
         tensors = ((name, release.narrow(array, dtype)) for name, array in export_tensors(component.layout, part))
         kept += component.layout.new
-        _write_shards(folder / component.folder, tensors, shard_bytes)
+        write_shards(folder / component.folder, WEIGHTS, tensors, shard_bytes)
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     rest = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items() if _is_new(name, kept)}
     if rest:
-        _save(rest, folder / REST)
-
-
-def _write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], limit: int) -> None:
-    """Writes one file, or as many as `limit` asks for with the index that says which tensor is where."""
-    shards: list[list[str]] = []
-    held: dict[str, np.ndarray] = {}
-    total = size = 0
-
-    def flush() -> None:
-        _save(held, folder / f"{len(shards)}.safetensors")
-        shards.append(list(held))
-        held.clear()
-
-    for name, array in tensors:
-        if held and size + array.nbytes > limit:
-            flush()
-            size = 0
-        held[name] = array
-        size, total = size + array.nbytes, total + array.nbytes
-    flush()
-    if len(shards) == 1:
-        (folder / "0.safetensors").rename(folder / WEIGHTS)
-        return
-    stem, suffix = WEIGHTS.split(".")
-    places: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        file = f"{stem}-{number + 1:05d}-of-{len(shards):05d}.{suffix}"
-        (folder / f"{number}.safetensors").rename(folder / file)
-        places |= dict.fromkeys(names, file)
-    write_json(folder / f"{WEIGHTS}{INDEX}", {"metadata": {"total_size": total}, "weight_map": places})
-
-
-def _save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise UserError(f"{path}: cannot be written ({error}); free disk space") from error
-    path.chmod(0o644)  # safetensors makes files that only their owner can read
+        save_tensors(rest, folder / REST)
 
 
 def _with_rest(path: pathlib.Path, tree: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""Opens trained weights: a workdir, one of its step folders, a release folder, or one exported to PyTorch."""
+"""Opens trained weights: a workdir, one of its step folders, a release or exported folder, or one of those on the hub."""
 
 import dataclasses
 import functools
@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from motionaura_jax import config
 from motionaura_jax.errors import UserError
@@ -16,7 +15,7 @@ from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems import base
 from motionaura_jax.types import PyTree
-from motionaura_jax.weights import exported, release, steps
+from motionaura_jax.weights import exported, hub, release, steps
 
 R = TypeVar("R", bound=Recipe)
 
@@ -42,7 +41,7 @@ class Loaded:
 
 
 def load(path: steps.Location, system: str | None = None) -> Loaded:
-    """Reads the newest step of a workdir, one step folder or a release folder.
+    """Reads the newest step of a workdir, one step folder, a release folder, or the hub's `ORGANIZATION/NAME@REVISION`.
 
     Args:
       system: the one that is needed; None takes any.
@@ -127,11 +126,11 @@ class _Source:
             raise UserError(f"{self.path}: its saved {error}") from None
 
     def read(self, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
-        # Restored arrays are committed to a device.  Beside fresh ones, that makes the second training step compile again.
-        return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), self.reader(params, extra))
+        return jax.tree.map(jnp.array, self.reader(params, extra))
 
 
 def _open(path: steps.Location) -> _Source:
+    path = hub.checkpoint_folder(path)
     local = pathlib.Path(path)
     folder: pathlib.PurePath = local
     if exported.is_export(local):

@@ -28,6 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MARKS = (WEIGHTS, "training.json", "stablehlo.json")  # what tells folders that `export` wrote, by its formats
 PARTS = ("tokenizer",)  # recipe keys that name another run
+TEXT_ENCODER = "text_encoder"  # folder of a published text encoder, where `text.tower` has this value
 
 _KEYS: dict[str, type] = {"system": str, "recipe": dict, "step": int, "weights": str, "versions": dict}
 _SHOWN = 3  # names in an error line
@@ -56,8 +57,11 @@ def read_meta(folder: pathlib.Path, name: str = CONFIG) -> dict[str, Any]:
         fault = f"no JSON: {error}"
     if fault:
         raise UserError(f"{path}: is damaged ({fault}); copy or export the release folder again")
-    inside = {key: str(folder / meta["recipe"][key]) for key in PARTS if key in meta["recipe"]}
-    return {**meta, "recipe": {**meta["recipe"], **inside}}
+    recipe = meta["recipe"]
+    inside: dict[str, Any] = {key: str(folder / recipe[key]) for key in PARTS if key in recipe}
+    if recipe.get("text", {}).get("tower") == TEXT_ENCODER:
+        inside["text"] = {**recipe["text"], "tower": str(folder / TEXT_ENCODER)}
+    return {**meta, "recipe": {**recipe, **inside}}
 
 
 def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
@@ -164,6 +168,8 @@ def _fault(meta: Any) -> str:
             return f"{key!r} is missing or of the wrong type"
     if not all(isinstance(meta["recipe"].get(key, ""), str) for key in PARTS):
         return f"recipe: {' and '.join(PARTS)} must be paths"
+    if not isinstance(meta["recipe"].get("text", {}), dict):
+        return "recipe: text must be an object"
     if meta["recipe"].get("system") != meta["system"]:
         return "'system' and the recipe differ"
     if meta["weights"] not in ("averaged", "raw"):

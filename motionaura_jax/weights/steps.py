@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from packaging.version import Version
@@ -84,7 +85,10 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
     """
     path = _absolute(location)
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; give a workdir of `train`, a step folder or a release folder")
+        raise UserError(
+            f"{path}: no such checkpoint; give a workdir of `train`, a step folder, a release folder, or a model on the hub "
+            f"with its revision (ORGANIZATION/NAME@REVISION)"
+        )
     step = newest(path)
     if step is None:
         raise UserError(f"{path}: holds no finished checkpoint; train there first, or give another folder")
@@ -111,6 +115,8 @@ def read_weights(step: epath.Path, params: PyTree, extra: PyTree) -> tuple[PyTre
       Damaged: it cannot be read.
     """
     name = "ema" if (step / "ema").is_dir() else "params"
+    # As NumPy arrays, each process reads all of it, wherever the arrays lay in the run that wrote them.
+    params, extra = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), (params, extra))
     return read_item(step, name, params), read_item(step, "extra", {"extra": extra})["extra"]
 
 

@@ -74,6 +74,15 @@ class TensorFiles(Mapping[str, Tensor]):
                 into[rows : rows + len(piece)] = piece
                 rows += len(piece)
 
+    def whole(self, name: str) -> np.ndarray:
+        """Returns a tensor as it was published.
+
+        Raises:
+          UserError: see `read`.
+        """
+        pieces = list(self._pieces(name))
+        return np.concatenate(pieces) if self[name].shape else pieces[0]
+
     def digest(self, names: Iterable[str]) -> bytes:
         """Hash of these tensors with their names, in alphabetical order; reads all of them."""
         digest = hashlib.sha256()

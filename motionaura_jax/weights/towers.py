@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from motionaura_jax.weights.layout import Layout, import_tensors, without_ignore
 from motionaura_jax.weights.maps import clip as clip_map
 from motionaura_jax.weights.maps import siglip as siglip_map
 from motionaura_jax.weights.maps import t5 as t5_map
+from motionaura_jax.weights.shards import write_shards
 from motionaura_jax.weights.tensors import TensorFiles
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,25 @@ def open_tower(
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(network.config), sort_keys=True).encode())
     digest.update(files.digest(without_ignored(layout, files)))
     return Tower(network=network, params=params, digest=digest.hexdigest()[:16])
+
+
+def copy_tower(place: str, kind: str, folder: Path, shard_bytes: int) -> None:
+    """Writes settings and weights of a tower as they were published, without what else its files may hold.
+
+    Args:
+      place, kind: see `open_tower`.
+      folder: where to write; it exists.
+      shard_bytes: largest size of one file.
+
+    Raises:
+      UserError: no such tower, damaged files, or a disk that is full or not writable.
+    """
+    source = hub.model_folder(place)
+    read_settings(source, kind)
+    files = TensorFiles(source)
+    names = without_ignored(KINDS[kind].layout(files), files)
+    shutil.copyfile(source / CONFIG, folder / CONFIG)
+    write_shards(folder, WEIGHTS, ((name, files.whole(name)) for name in names), shard_bytes)
 
 
 def read_settings(folder: Path, kind: str) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""A real SLURM on this machine: two nodes by configuration, for the time of a `with` block.  Needs root, slurm-wlm and munge.
+"""A real SLURM on this machine: two nodes by configuration, for the time of a `with` block, beside no other daemon.
 
-python -m tests.cluster.slurm WORKDIR    trains with `sbatch launch/slurm.sbatch`, requeues midway, checks the result
+It needs root, since munge and SLURM have to trust each other's files, and the programs of Debian's slurm-wlm.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -13,12 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.weights import steps
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-STEPS = 12
+STEPS = 30
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 CONFIG = """
 ClusterName=test
@@ -26,6 +29,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -73,46 +77,63 @@ def call(*command: str) -> str:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Path]:
-    """Starts munge (unless it runs), the controller and two nodes; ends them by the pids that they wrote."""
+def cluster() -> Iterator[None]:
+    """Starts munge, the controller and two nodes; ends jobs and daemons, by the pids that these wrote."""
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    folder.chmod(0o755)  # as munge wants it
     (folder / "state").mkdir()
-    config = folder / "slurm.conf"
-    config.write_text(CONFIG.format(host=socket.gethostname(), folder=folder, ports=free_ports(3)))
-    os.environ["SLURM_CONF"] = str(config)
-    os.environ["PATH"] += ":/usr/sbin"
-    own_munge = subprocess.run(["munge", "-n"], capture_output=True).returncode != 0
+    (folder / "slurm.conf").write_text(CONFIG.format(host=socket.gethostname(), folder=folder, ports=free_ports(3)))
+    before = dict(os.environ)
+    os.environ |= {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{before['PATH']}:/usr/sbin"}
     try:
-        if own_munge:
-            os.makedirs("/run/munge", exist_ok=True)
-            shutil.chown("/run/munge", "munge", "munge")
-            call("runuser", "-u", "munge", "--", "munged")
+        start_munge(folder)
         call("slurmctld")
         for node in ("n1", "n2"):
             call("slurmd", "-N", node)
         wait_for(lambda: call("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2", "two idle nodes", 60)
-        yield folder
+        yield
+        call("scancel", "--user=root")
+        wait_for(lambda: not call("squeue", "-h").strip(), "the end of all jobs", 90)
     finally:
-        pids = [*folder.glob("*.pid"), *([Path("/run/munge/munged.pid")] if own_munge else [])]
-        for path in pids:
+        for path in folder.glob("*.pid"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(path.read_text()), signal.SIGTERM)
-        os.environ.pop("SLURM_CONF")
+        wait_for(lambda: not list(folder.glob("*.pid")), "the end of the daemons", 30)
+        shutil.rmtree(folder)
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def submit(*flags: str, log: Path, **variables: str) -> str:
-    """Submits launch/slurm.sbatch and returns the number of the job."""
-    # Both nodes have the address of this machine, and no name that resolves: where process 0 waits is told.
-    environment = {"PYTHON": sys.executable, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}", **variables}
-    exported = "ALL," + ",".join(f"{key}={value}" for key, value in environment.items())
+def start_munge(folder: Path) -> None:
+    """Starts a munge of its own key: that of the machine may be stopped, or belong to a real cluster."""
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    files = {"key-file": key.name, "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
+    call("munged", *(f"--{flag}={folder / name}" for flag, name in files.items()), f"--seed-file={folder}/munge.seed")
+
+
+def submit(config: Path, *flags: str) -> str:
+    """Submits launch/slurm.sbatch, with `run` and `job.log` beside `config`; returns the number of the job."""
+    folder = config.parent
+    # `-m motionaura_jax.train` becomes tests/cluster/worker.py; all else is Python.
+    python = folder / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" != motionaura_jax.train ] || {{ shift 2; set -- {ROOT}/tests/cluster/worker.py "$@"; }}\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    variables = {
+        "PYTHON": python,
+        "PYTHONPATH": ROOT,
+        # Both nodes have the address of this machine, and no name that resolves: where process 0 waits is told.
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": 1,
+    }
+    exported = "ALL," + ",".join(f"{key}={value}" for key, value in variables.items())
+    own = (f"--chdir={ROOT}", f"--output={folder}/job.log", f"--export={exported}")
     return call(
-        "sbatch",
-        "--parsable",
-        f"--chdir={ROOT}",
-        f"--output={log}",
-        f"--export={exported}",
-        "launch/slurm.sbatch",
-        *flags,
+        "sbatch", "--parsable", *own, "launch/slurm.sbatch", f"--config={config}", f"--workdir={folder}/run", *flags
     ).strip()
 
 
@@ -124,43 +145,43 @@ def state(job: str) -> str:
 
 def logged(workdir: Path) -> list[int]:
     """The steps in `metrics.jsonl`, in order."""
-    path = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [row["step"] for row in rows if "loss" in row]
+    return [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
 
 
-def train_through_a_requeue(folder: Path, config: Path) -> str:
-    """Trains `STEPS` steps on two nodes with a requeue after the third; returns the log.
+def requeue(job: str) -> None:
+    """What a person or a preemption does: SLURM signals the processes and starts the job again."""
+    call("scontrol", "requeue", job)
+
+
+def come_to_the_limit(job: str) -> None:
+    """What `--signal` does ahead of the time limit: the script ends the processes and requeues the job."""
+    call("scancel", "--batch", "--signal=USR1", job)
+
+
+def lose_a_process(job: str) -> None:
+    """Kills one of the two processes, as a lack of memory does."""
+    pids = [int(line.split()[0]) for line in call("scontrol", "listpids", f"{job}.0", "n2").splitlines()[1:]]
+    os.kill(max(pids), signal.SIGKILL)
+
+
+def train_through(interruption: Callable[[str], None], config: Path) -> str:
+    """Trains `STEPS` steps on two nodes, interrupted after the third; returns the log.
 
     Raises:
-      AssertionError: a step is missing or done twice, or the run did not resume where it stopped.
+      AssertionError: a step is missing or done twice, or the run did not resume from its newest checkpoint.
     """
-    workdir, log = folder / "run", folder / "job.log"
-    job = submit(f"--config={config}", f"--workdir={workdir}", log=log)
-    wait_for(lambda: len(logged(workdir)) >= 3 or state(job) == "FAILED", "step 3")
-    call("scontrol", "requeue", job)
+    workdir, log = config.parent / "run", config.parent / "job.log"
+    job = submit(config)
+    wait_for(lambda: len(logged(workdir)) >= 3 or state(job) in ENDED, "step 3")
+    interruption(job)
     wait_for(lambda: state(job) == "PENDING", "the requeue")
-    stopped = logged(workdir)[-1]
-    checkpoints = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
-    assert max(checkpoints) == stopped < STEPS, (checkpoints, stopped)
+    newest = int(steps.newest(workdir).name)
+    assert 0 < newest < STEPS
     call("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM would hold it for two minutes
-    wait_for(lambda: state(job) in ("COMPLETED", "FAILED", "CANCELLED"), "the end of the job")
+    wait_for(lambda: state(job) in ENDED, "the end of the job")
     text = log.read_text()
     assert state(job) == "COMPLETED", text[-3000:]
     assert logged(workdir) == list(range(1, STEPS + 1)), logged(workdir)
-    assert "start 1" in text and "start 2" in text
+    second = text.split("start 2")[1]
+    assert f"step {newest + 1}/{STEPS}" in second and f"step {newest}/{STEPS}" not in second
     return text
-
-
-def main() -> None:
-    """Runs the check in the folder that is named, with the smallest tokenizer."""
-    from tests.cluster.recipes import tokenizer
-
-    folder = Path(sys.argv[1]).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    with cluster():
-        print(train_through_a_requeue(folder, tokenizer(folder, STEPS)))
-
-
-if __name__ == "__main__":
-    main()

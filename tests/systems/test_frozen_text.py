@@ -14,6 +14,7 @@ from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.systems.text_to_video.conditioners import identity
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
+from motionaura_jax.training import flops, optimizer, state
 from tests.models import published
 from tests.systems.tiny import CAPTIONS, SIZE, perturb, save_tokenizer, save_untrained, text_to_video
 
@@ -201,3 +202,10 @@ def test_flags_that_do_not_go_together_are_one_line(places, tmp_path, capsys, fl
     flags = [*flags, f"--manifest={places / 'clips.jsonl'}", f"--output={tmp_path / 'out'}"]
     assert encode.main(flags) == 2
     assert fault in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_arithmetic_of_a_step_with_features_is_counted(cached):
+    fresh = jax.eval_shape(lambda: state.create(cached, optimizer.build(cached.recipe.optimizer, 1), 0))
+    counted = flops.ModelFlops(cached)
+    first, again = (counted.add(fresh, cached.frozen(), data(cached)) for _ in range(2))
+    assert first == again > 0

@@ -16,6 +16,7 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
+from motionaura_jax.parallel.config import AXES
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import optimizer, state, step
@@ -63,6 +64,15 @@ def weights(system):
 @pytest.fixture(scope="module")
 def frozen(system):
     return system.frozen()
+
+
+def test_weights_have_one_shape_on_any_number_of_devices_along_the_sequence(system):
+    def shapes(devices):
+        mesh = jax.sharding.AbstractMesh((1, 1, 1, devices), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+        with jax.sharding.use_abstract_mesh(mesh):
+            return jax.eval_shape(system.init, jax.random.key(0))
+
+    assert leaf_types(shapes(3)) == leaf_types(shapes(16)) == leaf_types(shapes(1))
 
 
 @pytest.mark.parametrize("objective", ["ce_masked", "elbo"])

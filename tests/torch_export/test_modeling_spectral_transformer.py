@@ -103,6 +103,12 @@ def test_halves_are_close():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "S_paper_width_fat", "M"])  # all others pass as well, in minutes
+def test_presets_at_full_width(name):
+    check(dataclasses.replace(preset(name), blocks=1), (2, 8, 8), batch=2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_preset_s_two_blocks_deep(kind):
     config = dataclasses.replace(preset("S"), blocks=2, spectral=kind, text_len=64, text_dim=512)

@@ -44,7 +44,7 @@ def test_an_encoder_computes_what_ours_does(config, width):
     wanted = jax.jit(TextEncoder(config, 20, width).apply)({"params": params}, jnp.asarray(ids))
     network = parity.torch_text_encoder(config, 20, width, params)
     with torch.inference_mode():
-        found = network(torch.from_numpy(ids))
+        found = network(torch.from_numpy(ids), torch.from_numpy(ids) != 0)
     parity.assert_close(found[:3], wanted[:3])
 
 

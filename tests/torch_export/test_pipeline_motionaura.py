@@ -26,7 +26,7 @@ PROMPT = "a large red circle moves up over a plain gray background"
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     tokenizer = tiny.save_tokenizer(folder / "tokenizer")
-    tiny.save_untrained(folder / "model", noise=0.1, **tiny.text_to_video(tokenizer, model={"width": 32}))
+    tiny.save_untrained(folder / "model", noise=0.5, **tiny.text_to_video(tokenizer, model={"width": 32}))
     return folder
 
 
@@ -37,6 +37,14 @@ def scenes(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def small(runs):
+    flags = [f"--checkpoint={runs / 'model'}", f"--output={runs / 'small'}", "--format=pytorch", "--no_check"]
+    assert export.main(flags) == 0
+    return runs / "small"
+
+
+@pytest.mark.slow
 def test_the_committed_model_draws_what_it_is_asked_for(scenes, tmp_path):
     script = f"""
 import sys
@@ -55,6 +63,7 @@ assert not {{"jax", "flax", "diffusers", "transformers", "motionaura_jax"}} & sy
     assert (tmp_path / "out.mp4").stat().st_size > 500
 
 
+@pytest.mark.slow
 def test_equal_noise_draws_equal_videos(scenes):
     from motionaura_jax.torch_export.pipeline_motionaura import MotionAuraPipeline
 
@@ -72,27 +81,27 @@ def test_equal_noise_draws_equal_videos(scenes):
     assert np.abs(found.frames[0].astype(int) - frames).max() <= 1
 
 
-def test_arguments_of_a_call(scenes):
+def test_arguments_of_a_call(small):
     from motionaura_jax.torch_export.pipeline_motionaura import MotionAuraPipeline
 
-    pipe = MotionAuraPipeline.from_pretrained(scenes)
-    small = {"num_frames": 4, "height": 16, "width": 24, "num_inference_steps": 2}
-    pair = pipe([PROMPT, "a blue star"], num_videos_per_prompt=2, seed=5, **small).frames
+    pipe = MotionAuraPipeline.from_pretrained(small)
+    little = {"num_frames": 4, "height": 16, "width": 24, "num_inference_steps": 2}
+    pair = pipe([PROMPT, "a blue star"], num_videos_per_prompt=2, seed=5, **little).frames
     assert pair.shape == (4, 4, 16, 24, 3) and pair.dtype == np.uint8
-    alone = pipe("a blue star", seed=7, **small).frames
+    alone = pipe("a blue star", seed=7, **little).frames
     np.testing.assert_array_equal(alone[0], pair[2])
     generator = [torch.Generator().manual_seed(7)]
-    np.testing.assert_array_equal(pipe("a blue star", generator=generator, **small).frames, alone)
-    unguided = pipe("a blue star", seed=7, guidance_scale=1.0, **small).tokens
-    negative = pipe("a blue star", seed=7, negative_prompt="a red circle", **small).tokens
+    np.testing.assert_array_equal(pipe("a blue star", generator=generator, **little).frames, alone)
+    unguided = pipe("a blue star", seed=7, guidance_scale=1.0, **little).tokens
+    negative = pipe("a blue star", seed=7, negative_prompt="a red circle", guidance_scale=30.0, **little).tokens
     assert unguided.shape == negative.shape and not torch.equal(unguided, negative)
-    long = pipe("a blue star", **{**small, "num_frames": 10}, window_frames=4).frames
+    long = pipe("a blue star", **{**little, "num_frames": 10}, window_frames=4).frames
     assert long.shape == (1, 10, 16, 24, 3)
     with pytest.raises(ValueError, match="no pixels"):
         pipe(PROMPT, height=0)
 
 
-@pytest.mark.parametrize("name", ["model", "tokenizer"])
+@pytest.mark.parametrize("name", ["model", pytest.param("tokenizer", marks=pytest.mark.slow)])
 def test_a_sound_export_is_compared(runs, tmp_path, name, capsys):
     flags = [f"--checkpoint={runs / name}", f"--output={tmp_path / 'there'}", "--format=pytorch", "--json"]
     assert export.main(flags) == 0
@@ -124,3 +133,18 @@ def test_modules_that_do_not_run_are_one_line(runs, tmp_path, capsys, monkeypatc
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "do not run in torch" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_on_the_hub_is_opened_at_its_revision(small, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    from motionaura_jax.torch_export.modeling_mbq_vae import MBQVAE
+    from motionaura_jax.torch_export.pipeline_motionaura import MotionAuraPipeline
+
+    def download(name, *, revision, allow_patterns):
+        assert (name, revision) == ("me/small", "0123abc") and ".py" not in "".join(allow_patterns)
+        return str(small)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert MotionAuraPipeline.from_pretrained("me/small", revision="0123abc").defaults.fps == 8
+    with pytest.raises(ValueError, match="give its revision"):
+        MBQVAE.from_pretrained("me/small")

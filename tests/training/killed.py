@@ -1,12 +1,17 @@
-"""A run to be killed: `python -m tests.training.killed WORKDIR MANIFEST STEPS SAVE_EVERY`, whose state tells what it was fed."""
+"""Runs to be killed, whose state tells what they were fed."""
 
+import multiprocessing
 import pathlib
-import sys
 
 import jax.numpy as jnp
 
-from motionaura_jax import cli, config, train
+from motionaura_jax import config, train
+from motionaura_jax.parallel import cluster, distributed
 from tests.training.toy import ToyRecipe, ToySystem
+
+# Every run is a process of its own, which finds its libraries imported: most of a short run would be that.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([__name__, "motionaura_jax.training.watch", "motionaura_jax.training.step"])
 
 
 class Diary(ToySystem):
@@ -33,16 +38,24 @@ class Diary(ToySystem):
 
 
 def make(manifest, steps, every):
+    """A run with all that has to come back: accumulation, an average, unfinished windows of the log, few checkpoints."""
     values = {
         "system": "toy",
         "data": {"manifest": str(manifest), "num_frames": 2, "height": 16, "width": 16, "held_out": 0.2},
-        "train": {"steps": int(steps), "log_every": 3, "accumulation": 2, "ema_decay": 0.99},
-        "checkpoint": {"every": int(every), "keep": 2},
+        "train": {"steps": steps, "log_every": 3, "accumulation": 2, "ema_decay": 0.99},
+        "checkpoint": {"every": every, "keep": 2},
         "evaluate": {"every": 10**6, "clips": 2, "pictures": 0},
     }
     return Diary(config.build(ToyRecipe, values))
 
 
-if __name__ == "__main__":
-    workdir, *rest = sys.argv[1:]
-    raise SystemExit(cli.run(lambda: train.fit(make(*rest), pathlib.Path(workdir)), as_json=True))
+def start(workdir, manifest, steps, every, **place):
+    """Starts such a run and returns its process; `place` is that of one of several."""
+    process = _FORKS.Process(target=_run, args=(workdir, manifest, steps, every, place))
+    process.start()
+    return process
+
+
+def _run(workdir, manifest, steps, every, place):
+    with distributed.joined(cluster.Wanted(**place)):
+        train.fit(make(manifest, steps, every), pathlib.Path(workdir))

@@ -1,5 +1,6 @@
 """A system small enough to compile at once: predicts the mean color of a clip, with noise, a counter and a rule."""
 
+import time
 from dataclasses import dataclass
 
 import jax
@@ -12,6 +13,7 @@ from motionaura_jax.systems.base import Evaluation
 @dataclass(frozen=True, kw_only=True)
 class ToyRecipe(Recipe):
     noise: float = 0.01
+    batch_seconds: float = 0.0
     explode_from: int = 10**9
 
 
@@ -27,6 +29,7 @@ class ToySystem:
         return {"video": jax.ShapeDtypeStruct(shape, jnp.float32), "sample": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
 
     def to_arrays(self, batch):
+        time.sleep(self.recipe.batch_seconds)
         return {"video": batch["video"], "sample": batch["sample"]}
 
     def check_data(self):

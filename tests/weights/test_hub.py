@@ -1,11 +1,20 @@
-"""Folders and hub ids: a folder needs no network, an id without one is a single line, a copy serves without."""
+"""Folders and hub ids: a folder needs no network, an id without one is a single line, uploads say what they made."""
+
+import json
+import types
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from motionaura_jax import export
 from motionaura_jax.errors import UserError
-from motionaura_jax.weights.hub import model_folder
+from motionaura_jax.weights.hub import check_push, checkpoint_folder, model_folder
+from motionaura_jax.weights.load import load_tokenizer
+from tests.systems import tiny
+
+TOKEN = "hf_" + "s" * 34
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +61,104 @@ def test_revision_and_files_are_what_is_asked_for(tmp_path, monkeypatch, caplog)
     assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked["allow_patterns"])
     model_folder("organization/name")
     assert asked["revision"] is None and "pin it with organization/name@0123abc" in caplog.text
+
+
+class FakeApi:
+    """The hub as `huggingface_hub.HfApi` shows it, in memory."""
+
+    fault: Exception | None = None
+    calls: ClassVar[list] = []
+
+    def whoami(self):
+        self.calls.append("whoami")
+        if self.fault:
+            raise self.fault
+
+    def create_repo(self, name, *, private, exist_ok):
+        assert private and exist_ok
+        self.calls.append(name)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
+        files = {str(path.relative_to(folder_path)): path.read_bytes() for path in folder_path.rglob("*.*")}
+        self.calls.append((repo_id, files, commit_message, delete_patterns))
+        if "closed" in repo_id:
+            raise PermissionError("403 Forbidden: https://huggingface.co/api/x\nmore")
+        return types.SimpleNamespace(oid="0123abc")
+
+
+@pytest.fixture
+def api(monkeypatch):
+    fake = type("Api", (FakeApi,), {"calls": []})
+    monkeypatch.setattr(huggingface_hub, "HfApi", fake)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return fake
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny.save_tokenizer(tmp_path_factory.mktemp("runs") / "tokenizer")
+
+
+def push(tokenizer, output, name, capsys):
+    capsys.readouterr()
+    status = export.main([f"--checkpoint={tokenizer}", f"--output={output}", f"--push_to_hub={name}", "--json"])
+    return status, *capsys.readouterr()
+
+
+def test_an_export_is_uploaded_and_its_pinned_id_is_a_checkpoint(tokenizer, tmp_path, api, capsys, monkeypatch):
+    status, out, err = push(tokenizer, tmp_path / "there", "me/tokenizer", capsys)
+    assert status == 0 and json.loads(out)["hub"] == "me/tokenizer@0123abc"
+    asked, created, (name, files, message, deleted) = api.calls
+    assert (asked, created, name) == ("whoami", "me/tokenizer", "me/tokenizer")
+    assert files.keys() == {"config.json", "model.safetensors"} and "step 0" in message and "*.safetensors" in deleted
+    assert not any(TOKEN in text for text in (out, err, message)) and not any(
+        TOKEN.encode() in f for f in files.values()
+    )
+
+    def download(name, *, revision, allow_patterns):
+        assert (name, revision) == ("me/tokenizer", "0123abc")
+        return str(tmp_path / "there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    opened, loaded = load_tokenizer("me/tokenizer@0123abc")
+    assert opened.latent_space == load_tokenizer(tokenizer)[0].latent_space and loaded.path == tmp_path / "there"
+
+
+def test_a_hub_that_lets_nobody_in_is_one_line_before_any_work(tokenizer, tmp_path, api, capsys):
+    api.fault = OSError("Token is required; none found at https://huggingface.co")
+    status, out, err = push(tokenizer, tmp_path / "there", "me/tokenizer", capsys)
+    assert status == 2 and not out and not (tmp_path / "there").exists()
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "hf auth login" in line and "http" not in line
+
+
+def test_a_refused_upload_leaves_the_folder_and_says_how_to_go_on(tokenizer, tmp_path, api, capsys):
+    status, _, err = push(tokenizer, tmp_path / "there", "me/closed", capsys)
+    assert status == 2 and f"hf upload me/closed {tmp_path / 'there'}" in err and "403 Forbidden" in err
+    assert load_tokenizer(tmp_path / "there")
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "me/tokenizer@main", "a/b/c"])
+def test_what_is_no_id_is_not_pushed_to(name, tokenizer, tmp_path, api, capsys):
+    status, _, err = push(tokenizer, tmp_path / "there", name, capsys)
+    assert status == 2 and "give ORGANIZATION/NAME" in err and not api.calls and not (tmp_path / "there").exists()
+
+
+def test_without_a_network_a_push_and_a_checkpoint_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for work in (lambda: check_push("me/tokenizer"), lambda: checkpoint_folder("me/tokenizer@0123abc")):
+        with pytest.raises(UserError) as error:
+            work()
+        assert "network" in str(error.value) and "\n" not in str(error.value) and TOKEN not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["runs/t2v", "/a/b@c", "org/name", "x"])
+def test_only_a_pinned_id_is_looked_up_on_the_hub(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    assert checkpoint_folder(place) == place
+    with pytest.raises(UserError, match=r"no such checkpoint; .*ORGANIZATION/NAME@REVISION"):
+        load_tokenizer(place)
+    (tmp_path / "runs@1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_folder("runs@1/t2v@main") == "runs@1/t2v@main"

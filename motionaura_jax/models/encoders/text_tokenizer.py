@@ -27,6 +27,8 @@ class Encoded(NamedTuple):
 class TextTokenizer:
     """Maps text to at most `length` ids: 0 is padding, 1 an unknown word, 2 and on the words of `vocabulary`."""
 
+    pad = PAD
+
     def __init__(self, vocabulary: Sequence[str], length: int):
         self.length = length
         ids = {word: index for index, word in enumerate((*_SPECIAL, *vocabulary))}

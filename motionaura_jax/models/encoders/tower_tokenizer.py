@@ -44,6 +44,7 @@ class TowerTokenizer:
             raise UserError(
                 f"{folder}: its tokenizer has no fast form, or no padding; give a folder with tokenizer.json"
             )
+        self._tokenizer.model_max_length = self.limit  # which `save` tells whoever opens the tokenizer next
         self.pad: int = self._tokenizer.pad_token_id
         self.digest = hashlib.sha256(self._tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
 
@@ -70,4 +71,5 @@ class TowerTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes the files from which the same tokenizer opens."""
+        self._tokenizer.backend_tokenizer.no_truncation()  # a trace of past calls, by which it would be another one
         self._tokenizer.save_pretrained(str(folder))

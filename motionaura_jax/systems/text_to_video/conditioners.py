@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -26,11 +27,12 @@ from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
 from motionaura_jax.systems.text_to_video.recipe import TextConfig, TextToVideoRecipe
 from motionaura_jax.types import PyTree
 from motionaura_jax.weights import hub
-from motionaura_jax.weights.towers import open_tower
+from motionaura_jax.weights.towers import copy_tower, open_tower
 
 TOKENIZER = "tokenizer"
 """Folder in a cache with the tokenizer that its texts were read with."""
 DTYPE = "bfloat16"  # of frozen features
+TOWER = "t5"
 
 Text = PyTree
 
@@ -39,6 +41,7 @@ class Words(Protocol):
     """Texts to ids of one length; `models.encoders` has two."""
 
     length: int
+    pad: int
 
     @property
     def limit(self) -> int:
@@ -141,6 +144,15 @@ class FrozenText:
         """Nothing trains."""
         return {}
 
+    def save(self, folder: Path, shard_bytes: int) -> None:
+        """Writes encoder and tokenizer into an empty folder, which can take the place of `text.tower`.
+
+        Args:
+          shard_bytes: largest size of one file of weights.
+        """
+        copy_tower(self._text.tower, TOWER, folder, shard_bytes)
+        self._tower_words.save(folder)
+
     def frozen(self) -> PyTree:
         """The encoder, where texts come as ids."""
         return {} if self._cache is not None else {"text": self._tower}
@@ -214,7 +226,7 @@ class FrozenText:
 
     @functools.cached_property
     def _open_tower(self) -> Tower:
-        return open_tower(self._text.tower, "t5", dtype=DTYPE)
+        return open_tower(self._text.tower, TOWER, dtype=DTYPE)
 
     @functools.cached_property
     def _tower_words(self) -> TowerTokenizer:

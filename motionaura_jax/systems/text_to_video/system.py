@@ -93,7 +93,8 @@ class TextToVideoSystem:
         text = jnp.zeros((1, model.text_len, model.text_dim), model.dtype)
         cond = Cond(tokens=text, token_mask=jnp.zeros(text.shape[:2], bool), scalars={"fps": jnp.ones(1)})
         network = SpectralTransformer(model)
-        tokens = jnp.zeros((1, 2, 2, 2), jnp.int32)
+        devices = constraints.axis_size("sequence")  # which have to divide the tokens of any clip
+        tokens = jnp.zeros((1, 2, 2, 2 * devices), jnp.int32)
         denoiser = network.init(denoiser_key, tokens, jnp.ones(1), cond)["params"]
         return {"text": self.text.init(text_key), "denoiser": denoiser}, {}
 

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU, from your own machine: creates it, installs this checkout on all its workers, trains, and does all
+# of that again when Google takes it away.
+#
+#   TPU=NAME ZONE=ZONE TYPE=v5litepod-16 VERSION=v2-alpha-tpuv5-lite ./launch/tpu_pod.sh FLAGS
+#
+# The flags are those of `motionaura train`; the workers find each other by themselves.  Ctrl-C or SIGTERM saves a checkpoint
+# and ends the run.  The TPU stays: `gcloud compute tpus tpu-vm delete` ends its costs.
+#
+#   TPU, ZONE       name and place; a TPU that is there already is used as it is, after an installation
+#   TYPE, VERSION   accelerator type and software version of one that is created
+#   SPOT            yes for one that costs less and may be taken away
+#   MOUNT           command that every worker runs first, such as one that mounts the disk that they share
+#   MAX_RESTARTS    how often training may start again (100)
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+for name in TPU ZONE TYPE VERSION; do
+  [ -n "${!name:-}" ] || fail "$name is not set; usage: TPU=NAME ZONE=ZONE TYPE=TYPE VERSION=VERSION launch/tpu_pod.sh FLAGS"
+done
+[ $# -gt 0 ] || fail "no flags; they are those of motionaura train, such as --config=configs/tokenizer.py:small"
+command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
+pause=${PAUSE:-30}
+
+vm() { gcloud compute tpus tpu-vm "$1" "$TPU" --zone="$ZONE" --quiet "${@:2}"; }
+state() { vm describe --format='value(state)' 2>/dev/null || true; }
+everywhere() { vm ssh --worker=all --ssh-flag='-o ServerAliveInterval=30' --command="$1"; }
+
+create() {
+  until vm create --accelerator-type="$TYPE" --version="$VERSION" ${SPOT:+--spot}; do
+    step "no $TYPE to be had in $ZONE; trying again in $pause s"
+    sleep "$pause"
+  done
+}
+
+install_on_workers() {
+  local archive
+  archive=$(mktemp)
+  tar -czf "$archive" -C "$root" --exclude=.git --exclude=.venv --exclude=.cache --exclude=runs .
+  gcloud compute tpus tpu-vm scp "$archive" "$TPU:motionaura.tgz" --zone="$ZONE" --worker=all --quiet
+  rm "$archive"
+  everywhere "set -e; ${MOUNT:-true}; mkdir -p motionaura_jax; tar -xzf motionaura.tgz -C motionaura_jax; cd motionaura_jax
+    command -v python3.11 >/dev/null || sudo apt-get install -qq -y python3.11-venv >/dev/null
+    [ -d .venv ] || python3.11 -m venv .venv
+    .venv/bin/python -m pip install --quiet -c requirements.txt '.[tpu,cloud]'"
+}
+
+# The processes on the workers outlive the connection, and with them the TPU is not free.
+signal_workers() { everywhere "pkill -$1 -u \$USER -f '[m]otionaura_jax[.]train' || true"; }
+
+stopping=
+trap 'stopping=yes; signal_workers TERM' INT TERM
+
+installed=
+for ((restarts = 0; restarts <= ${MAX_RESTARTS:-100}; restarts++)); do
+  found=$(state)
+  if [ "$found" != READY ]; then
+    [ -z "$found" ] || { step "$TPU is $found; it is deleted" && vm delete; }
+    step "creating $TPU, a $TYPE in $ZONE"
+    create
+    installed=
+  fi
+  [ -n "$installed" ] || { step "installing on all workers" && install_on_workers && installed=yes; }
+  step "start $((restarts + 1))"
+  status=0
+  everywhere "cd motionaura_jax && COLUMNS=160 .venv/bin/python -m motionaura_jax.train --requeue $(printf '%q ' "$@")" \
+    & wait $! || status=$?
+  [ -z "$stopping" ] || { wait && step "stopped; the same command goes on" && exit 0; }
+  case $status in
+    0) exit 0 ;;
+    # An error of the run, unless it is gcloud's, which finds no TPU.  All else comes again: 75, signals, lost connections.
+    1 | 2) [ "$(state)" != READY ] || fail "training ended with status $status; its reason is above" ;;
+  esac
+  step "status $status; starting again from the newest checkpoint"
+  signal_workers KILL || true
+done
+fail "started again ${MAX_RESTARTS:-100} times (MAX_RESTARTS)"

@@ -1,0 +1,156 @@
+"""The launchers of clusters start the same module with flags that exist, and start again what can go on.
+
+SLURM is tried for real (tests/cluster); the others by what they would run, and by stand-ins for the programs they call.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from motionaura_jax import config
+from motionaura_jax.parallel import cluster, wire
+from motionaura_jax.systems import base
+from tests.test_launch import Checkout, one_error
+
+MODULE = "-m motionaura_jax.train"
+
+
+@pytest.mark.parametrize("name", ["common.sh", "demo.sh", "local.sh", "slurm.sbatch", "test.sh", "tpu_pod.sh"])
+def test_scripts_are_bash(root: Path, name: str) -> None:
+    subprocess.run(["bash", "-n", root / "launch" / name], check=True)
+
+
+@pytest.mark.parametrize("name", ["local.sh", "slurm.sbatch", "gke_jobset.yaml", "tpu_pod.sh", "skypilot.yaml"])
+def test_all_start_the_same_module(root: Path, name: str) -> None:
+    text = (root / "launch" / name).read_text()
+    assert MODULE in text.replace(", ", " ")
+    assert f"launch/{name}" in text and f"launch/{name}" in (root / "docs" / "clusters.md").read_text()
+
+
+# ---------------------------------------------------------------- GKE
+
+
+@pytest.fixture(params=["gpu", "tpu"])
+def jobset(request: pytest.FixtureRequest, root: Path) -> dict:
+    documents = yaml.safe_load_all((root / "launch" / "gke_jobset.yaml").read_text())
+    (found,) = [each for each in documents if each["metadata"]["labels"] == {"accelerator": request.param}]
+    assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    return found
+
+
+def job_of(jobset: dict) -> dict:
+    (job,) = jobset["spec"]["replicatedJobs"]
+    assert job["template"]["spec"]["parallelism"] == job["template"]["spec"]["completions"]
+    return job
+
+
+def container_of(jobset: dict) -> dict:
+    (container,) = job_of(jobset)["template"]["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def test_pods_run_the_module_with_keys_that_exist(root: Path, jobset: dict) -> None:
+    container = container_of(jobset)
+    assert container["command"] == ["python", "-m", "motionaura_jax.train", "--requeue"]
+    flags = dict(flag.removeprefix("--").split("=", 1) for flag in container["args"])
+    place = flags.pop("config").replace("/opt/motionaura_jax", str(root))
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert any(flags.pop("workdir").startswith(f"{mount}/") for mount in mounts)
+    values = config.read(place, [f"--{key}={value}" for key, value in flags.items()])
+    config.build(base.system_class(values["system"]).Recipe, values)
+
+
+def test_a_jobset_starts_again_except_after_bad_input(jobset: dict) -> None:
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] > 10
+    assert policy["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+    spec = job_of(jobset)["template"]["spec"]
+    assert spec["backoffLimit"] == 0 and spec["template"]["spec"]["restartPolicy"] == "Never"
+    ((rule),) = spec["podFailurePolicy"]["rules"]
+    codes = {"containerName": container_of(jobset)["name"], "operator": "In", "values": [wire.FAILED]}
+    assert rule == {"action": "FailJob", "onExitCodes": codes}
+
+
+def test_gpu_pods_are_told_their_place_and_tpu_pods_find_it(jobset: dict) -> None:
+    name, job = jobset["metadata"]["name"], job_of(jobset)
+    variables = {each["name"]: each.get("value") for each in container_of(jobset)["env"]}
+    told = {key: value for key, value in variables.items() if key in cluster.VARIABLES.values()}
+    if jobset["metadata"]["labels"]["accelerator"] == "tpu":
+        assert not told
+        return
+    told["JAX_PROCESS_ID"] = "1"  # of the pod, by its annotation
+    place = cluster.find(cluster.Wanted(), {key: value.replace("$(JOBSET)", name) for key, value in told.items()})
+    assert place is not None and place.count == job["template"]["spec"]["parallelism"]
+    assert place.coordinator.startswith(f"{name}-{job['name']}-0-0.{name}:")
+
+
+# ---------------------------------------------------------------- SkyPilot
+
+
+def test_skypilot_tells_each_node_its_place(root: Path, tmp_path: Path) -> None:
+    task = yaml.safe_load((root / "launch" / "skypilot.yaml").read_text())
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [wire.AGAIN]
+    subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$JAX_COORDINATOR_ADDRESS $JAX_PROCESS_ID/$JAX_NUM_PROCESSES $*"\n')
+    python.chmod(0o755)
+    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    flags = {"FLAGS": "--config=a.json --workdir=/runs/a", "PATH": "/usr/bin:/bin"}
+    told = subprocess.run(
+        ["bash", "-c", task["run"]], env={**nodes, **flags}, cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    assert told == f"10.0.0.1:8476 1/2 {MODULE} --requeue --config=a.json --workdir=/runs/a\n"
+
+
+# ---------------------------------------------------------------- TPU pods
+
+GCLOUD = """#!/bin/bash
+# A TPU that is what the file `state` says; training ends with the statuses in the file `statuses`, one after the other.
+echo "${*:4}" >>calls
+case $4 in
+  describe) cat state ;;
+  create) echo READY >state ;;
+  delete) : >state ;;
+  ssh)
+    case $* in *'bin/python -m motionaura_jax.train'*) ;; *) exit 0 ;; esac
+    read -r status <statuses; sed -i 1d statuses
+    case $status in gone) echo PREEMPTED >state; exit 255 ;; *) exit "$status" ;; esac ;;
+esac
+"""
+
+
+def train_on_tpu(root: Path, folder: Path, statuses: list[str], state: str = "", **variables: str):
+    """Runs launch/tpu_pod.sh with a stand-in for gcloud; returns how it ended and the calls, shortened."""
+    checkout = Checkout(root, folder)
+    checkout.command("gcloud", f"#!/bin/bash\ncd {folder}\n" + GCLOUD.split("\n", 1)[1])
+    (folder / "state").write_text(state)
+    (folder / "statuses").write_text("\n".join(statuses))
+    place = {"TPU": "pod", "ZONE": "z", "TYPE": "v5litepod-16", "VERSION": "v2", "PAUSE": "0"}
+    result = checkout.run("tpu_pod.sh", "--config=a b.json", "--workdir=/runs/a", **{**place, **variables})
+    calls = (folder / "calls").read_text() if (folder / "calls").exists() else ""
+    short = re.findall(r"^create|^delete|^scp|pip install|train --requeue", calls, re.MULTILINE)
+    return result, short, calls
+
+
+def test_a_tpu_that_is_taken_away_is_created_anew(root: Path, tmp_path: Path) -> None:
+    result, calls, text = train_on_tpu(root, tmp_path, ["gone", "75", "0"], SPOT="yes")
+    assert result.returncode == 0, result.stderr
+    afresh = ["create", "scp", "pip install", "train --requeue"]
+    assert calls == [*afresh, "delete", *afresh, "train --requeue"]
+    assert "create pod --zone=z --quiet --accelerator-type=v5litepod-16 --version=v2 --spot" in text
+    assert f"{MODULE} --requeue --config=a\\ b.json --workdir=/runs/a" in text
+
+
+def test_a_tpu_that_is_there_is_used_and_an_error_ends_the_run(root: Path, tmp_path: Path) -> None:
+    result, calls, _ = train_on_tpu(root, tmp_path, ["2"], "READY")
+    assert calls == ["scp", "pip install", "train --requeue"]
+    assert "training ended with status 2; its reason is above" in one_error(result)
+
+
+def test_missing_settings_of_a_tpu_are_one_line(root: Path, tmp_path: Path) -> None:
+    result, calls, _ = train_on_tpu(root, tmp_path, [], ZONE="")
+    assert calls == [] and "ZONE is not set; usage: TPU=NAME ZONE=ZONE" in one_error(result)
