@@ -1,8 +1,11 @@
 """Eight devices draw the videos and find the tokens that one device does."""
 
+import pytest
+
 from tests import processes
 
 
+@pytest.mark.slow
 def test_videos_and_tokens_do_not_depend_on_the_mesh(root, tmp_path):
     found = processes.report("tests.parallel.sharded_sample", tmp_path, root=root)
     assert found["videos"] == [3, 4, 16, 16, 3] and found["spread"] > 10 and found["tokens"] > 4
