@@ -206,6 +206,19 @@ def test_one_bad_file_among_good_ones_is_listed_and_counted(scenes, tmp_path):
     assert [row["rejected_files"] for row in rows] == [1] * 6
 
 
+def test_a_run_that_resumes_on_other_files_says_so(scenes, tmp_path, caplog):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for source in scenes.rglob("*.mp4"):
+        (folder / source.name).write_bytes(source.read_bytes())
+    for _ in range(2):
+        assert train.fit(make(folder), tmp_path / "run")["step"] == 6
+    assert "not those of step 6" not in caplog.text
+    (folder / "another.mp4").write_bytes(source.read_bytes())
+    assert train.fit(make(folder), tmp_path / "run")["step"] == 6
+    assert "not those of step 6" in caplog.text
+
+
 def test_training_goes_on_for_several_clip_shapes(scenes, tmp_path):
     buckets = [
         {"num_frames": 4, "height": 16, "width": 16, "batch_size": 2},

@@ -1,7 +1,8 @@
 """One run on several processes: how they start together, agree on small values, and end together.
 
 The processes meet at process 0 (`hub`), each through its `link`.  JAX aborts a process whose peer is missing, at the start
-and later; here the same comes earlier and as one line that names the machine.
+and later, with a number and a stack of C++; here the same comes as soon as the connection breaks, and as one line that names
+the machine.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ def names() -> list[str]:
 def gather(name: str, value: Any) -> list[Any]:
     """Returns the JSON values that all processes gave, in their order.
 
-    All have to call this, `barrier`, `broadcast` and `any_of` with the same names in the same order, from one thread.
+    All have to call this, `barrier` and `broadcast` with the same names in the same order, from one thread.
     A process that is gone or failed ends those that wait.  Costs a message to process 0 and back, and no device work.
     """
     return _link.gather(name, value) if _link else [value]
@@ -67,11 +68,6 @@ def barrier(name: str) -> None:
 def broadcast(name: str, value: Any = None) -> Any:
     """Returns the JSON value that process 0 gave; waits for all."""
     return gather(name, value if is_primary() else None)[0]
-
-
-def any_of(name: str, flag: bool) -> bool:
-    """Tells whether `flag` is set on any process: the same answer on all of them."""
-    return any(gather(name, bool(flag)))
 
 
 def at_step(step: int) -> None:

@@ -48,12 +48,8 @@ class Hub:
         self, port: int, count: int, *, start_timeout: float, heartbeat_timeout: float, service: Callable[[], Any]
     ):
         self._server = wire.listen(port)
-        self._count, self._start_timeout, self._timeout, self._service = (
-            count,
-            start_timeout,
-            heartbeat_timeout,
-            service,
-        )
+        self._count, self._service = count, service
+        self._start_timeout, self._timeout = start_timeout, heartbeat_timeout
         self._lock = threading.RLock()
         self._members: dict[int, Member] = {}
         self._connections: dict[int, wire.Connection] = {}

@@ -1,5 +1,6 @@
 """What is checked before several processes train together: one line each, and the machine that differs by name."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 CLOCK_LIMIT = 30.0  # seconds; logs of different machines could not be compared any more
 SIGHT_LIMIT = 10.0  # seconds for a new file to show on the other machines, which network disks delay
 REDUCE_LIMIT = 120.0  # seconds for the first sums over all devices, compiled and connected
+_ROOM = 1 << 20  # bytes that a workdir must take; on a full disk even an empty file can be made
 _ELEMENTS = {"cpu": 1 << 20}  # float32 numbers summed over all devices
 _REPEATS = 3
 
@@ -113,8 +115,10 @@ def check_workdir(workdir: pathlib.Path) -> str:
     if distributed.is_primary():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            mark.write_text("")
+            mark.write_bytes(bytes(_ROOM))
         except OSError as error:
+            with contextlib.suppress(OSError):
+                mark.unlink()
             raise UserError(
                 f"{workdir}: cannot be used as a workdir ({error.strerror}); choose another folder"
             ) from error

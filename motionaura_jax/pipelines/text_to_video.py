@@ -28,6 +28,7 @@ from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.types import Latent, PyTree
+from motionaura_jax.weights import hub
 from motionaura_jax.weights.load import load
 from motionaura_jax.weights.tokenizer import open_tokenizer
 
@@ -90,7 +91,7 @@ class TextToVideo:
         loaded = load(checkpoint, "text_to_video")
         self._system = TextToVideoSystem(loaded.recipe)  # type: ignore[arg-type]
         self.recipe, self.step = self._system.recipe, loaded.step
-        place = tokenizer or self.recipe.tokenizer
+        place = hub.checkpoint_folder(tokenizer or self.recipe.tokenizer)
         if not Path(place).exists():
             raise UserError(f"{place}: the tokenizer of {checkpoint} is not there; name its folder with --tokenizer")
         self.tokenizer = open_tokenizer(place, self.recipe.latent_space)

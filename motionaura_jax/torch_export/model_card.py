@@ -39,11 +39,15 @@ def model_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mappin
       deviations: see `compare.compare`; None where nothing was compared.
     """
     whole = meta["system"] == "text_to_video"
+    needs = "`torch` and `safetensors`"
     if whole:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         usage = _PIPELINE.format(
             prompt=json.dumps(next(iter(meta["recipe"]["sample"]["prompts"]), "a prompt")), **index
         )
+        if index["text_encoder"][1] == "PublishedT5":
+            needs = "`torch`, `safetensors` and `transformers` 4.56 or newer"
+            usage += "\n\n" + _published(index)
     else:
         usage = _TOKENIZER
     what = "MotionAura, text to video" if whole else "3D-MBQ-VAE, a video tokenizer"
@@ -52,7 +56,7 @@ def model_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mappin
         f"# {what}",
         f"Discrete-diffusion video generation after MotionAura, trained with motionaura_jax "
         f"{meta['versions']['motionaura_jax']} and exported to PyTorch. "
-        f"It needs `torch` and `safetensors`, runs no code from elsewhere, and holds no pickle.",
+        f"It needs {needs}, runs no code from elsewhere, and holds no pickle.",
         "## Use",
         usage,
         f"The folder is also a checkpoint of motionaura_jax: `motionaura {'sample' if whole else 'reconstruct'} "
@@ -64,6 +68,16 @@ def model_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mappin
         _comparison(deviations),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _published(index: Mapping[str, Any]) -> str:
+    """Where the text encoder comes from."""
+    if "text_encoder_id" not in index:
+        return "Prompts are read by a published T5, which lies in `text_encoder/` as it was published."
+    return (
+        f"Prompts are read by the published T5 `{index['text_encoder_id']}`, which is fetched from the Hugging Face hub when the "
+        f"pipeline is opened; `from_pretrained(..., text_encoder=PATH)` takes a copy instead."
+    )
 
 
 def _front_matter(whole: bool) -> str:

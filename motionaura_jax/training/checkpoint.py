@@ -145,6 +145,7 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Beside]:
         folder, meta = steps.read_meta(self._folder / str(step))
+        self._compare_data(step, meta)
         items = {name: steps.read_item(folder, name, tree) for name, tree in _items(abstract).items()}
         rest = items["optimizer"]
         state = TrainState(
@@ -156,6 +157,15 @@ class Checkpoints:
             skipped=rest["skipped"],
         )
         return state, Beside(**{field.name: meta.get(field.name, ()) for field in dataclasses.fields(Beside)})
+
+    def _compare_data(self, step: int, meta: Mapping[str, Any]) -> None:
+        then, now = (origin.get("data") for origin in (meta.get("provenance", {}), self._provenance))
+        if then and now and then != now:
+            logger.warning(
+                "the files of the data are not those of step %d (hash %s, now %s); from here on batches are drawn from the "
+                "new list, so that some files may come twice and others later",
+                *(step, then, now),
+            )
 
     def _set_aside(self, damaged: list[tuple[int, steps.Damaged]], step: int) -> None:
         for number, damage in damaged:

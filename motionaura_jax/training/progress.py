@@ -58,7 +58,7 @@ class TrainingProgress:
         }
         self._bar.update(self._task, completed=step, loss=texts["loss"], speed=texts["speed"], memory=texts["memory"])
         if not self._console.is_terminal:
-            remaining = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / max(rate, 1e-9)))
+            remaining = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / rate)) if rate else "--:--:--"
             self.note(f"step {step}/{self._total}  " + "  ".join(texts.values()) + f"  ETA {remaining}")
         return speed
 

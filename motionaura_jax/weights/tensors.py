@@ -136,7 +136,10 @@ def _refuse_pickle(path: Path, files: list[Path]) -> Path:
         raise UserError(
             f"{files[0]}: a pickle can run any program, so that it is not opened; convert it with `{command}`"
         )
-    raise UserError(f"{path}: holds no model.safetensors; give the folder of a published model")
+    raise UserError(
+        f"{path}: holds no model.safetensors; give the folder of a published model, or what motionaura convert_weights "
+        f"makes of its pickle"
+    )
 
 
 def _read_index(path: Path) -> dict[str, set[str]]:

@@ -2,11 +2,12 @@
 
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.weights import steps
 from motionaura_jax.weights.load import load_tokenizer
 
 
-def open_tokenizer(path: str, latent_space: str = "") -> Tokenizer:
-    """Opens the tokenizer in a workdir, a step folder or a release folder.
+def open_tokenizer(path: steps.Location, latent_space: str = "") -> Tokenizer:
+    """Opens the tokenizer in a workdir, a step folder or a release folder, or on the hub.
 
     Args:
       latent_space: the one that is expected; empty takes any.

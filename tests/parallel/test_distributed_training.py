@@ -107,12 +107,12 @@ def test_fewer_processes_go_on_with_the_same_numbers(root, tmp_path):
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_ends_the_other_by_name(root, tmp_path, victim):
-    run = Run(root, recipes.toy(tmp_path), tmp_path / "run", 2, "--heartbeat_timeout=10")
+    run = Run(root, recipes.toy(tmp_path), tmp_path / "run", 2, "--heartbeat_timeout=30")
     run.come_to(3)
     run.processes[victim].kill()
     began = time.monotonic()
     status, said = run.finish()[1 - victim]
-    assert time.monotonic() - began < 10  # within the heartbeat
+    assert time.monotonic() - began < 30  # within the heartbeat
     assert status != 0 and re.search(rf"^error: process {victim} on \S+ is gone", said, re.MULTILINE), said[-3000:]
 
 

@@ -78,6 +78,7 @@ def test_a_folder_here_goes_along_and_draws_the_same_where_the_first_one_is_gone
 
 
 def test_a_run_starts_from_the_export_with_its_encoder(folder, places):
+    assert "lies in `text_encoder/`" in (folder / "README.md").read_text()
     values = {**tiny.text_to_video(places / "tokenizer"), "tokenizer": "", "init_from": str(folder), "text": {}}
     recipe = TextToVideoSystem(config.build(TextToVideoRecipe, values)).recipe
     assert recipe.text.tower == str(folder / "text_encoder") and recipe.text.tower_hash
@@ -124,6 +125,8 @@ def test_an_encoder_on_the_hub_is_named_with_its_revision(places, tmp_path, monk
     assert not (there / "text_encoder").exists() and (there / "tokenizer" / "tokenizer.json").is_file()
     assert json.loads((there / "model_index.json").read_text())["text_encoder_id"] == f"{ID}@0123abc"
     assert load(there).recipe.text.tower == f"{ID}@0123abc"
+    card = (there / "README.md").read_text()
+    assert f"`{ID}@0123abc`" in card and "`transformers`" in card
     np.testing.assert_array_equal(
         drawn(there)[0], drawn(write(places / "cached", tmp_path / "r", f"--text_encoder={places / 't5'}"))[0]
     )

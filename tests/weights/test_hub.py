@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 from motionaura_jax import export
 from motionaura_jax.errors import UserError
+from motionaura_jax.pipelines.text_to_video import TextToVideo
 from motionaura_jax.weights.hub import check_push, checkpoint_folder, model_folder
 from motionaura_jax.weights.load import load_tokenizer
 from tests.systems import tiny
@@ -122,6 +123,8 @@ def test_an_export_is_uploaded_and_its_pinned_id_is_a_checkpoint(tokenizer, tmp_
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     opened, loaded = load_tokenizer("me/tokenizer@0123abc")
     assert opened.latent_space == load_tokenizer(tokenizer)[0].latent_space and loaded.path == tmp_path / "there"
+    tiny.save_untrained(tmp_path / "run", **tiny.text_to_video("me/tokenizer@0123abc"))
+    assert TextToVideo(tmp_path / "run").tokenizer.latent_space == opened.latent_space
 
 
 def test_a_hub_that_lets_nobody_in_is_one_line_before_any_work(tokenizer, tmp_path, api, capsys):
