@@ -1,11 +1,8 @@
 """A training step on eight devices equals one device, leaf by leaf, and moves no more than it must."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests import processes
 
 TOLERANCE = 1e-5  # relative to the largest number of a leaf; 5.2e-6 is the most that was found
 CANCELING = {"tokenizer/mask_fill": 5e-5}  # a sum over all masked pixels, most of which cancel: 1.7e-5 was found
@@ -13,11 +10,7 @@ PASSES = {"folded": 2}  # microbatches, each of which gathers the parameters
 
 
 def report(root, *arguments):
-    command = [sys.executable, "-m", "tests.parallel.sharded_step", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return processes.report("tests.parallel.sharded_step", *arguments, root=root)
 
 
 def assert_equal(rows):

@@ -1,0 +1,37 @@
+"""What a mesh asks of clips and heads."""
+
+import pytest
+
+from motionaura_jax.errors import UserError
+from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
+from motionaura_jax.systems.text_to_video.layout import check_layout
+
+GRID = (4, 6, 4)
+
+
+def model(**values):
+    return SpectralTransformerConfig(**{"vocab_size": 16, "width": 64, "heads": 8, "blocks": 1, **values})
+
+
+@pytest.mark.parametrize("sizes", [{}, {"sequence": 8}, {"fsdp": 7, "tensor": 2, "sequence": 4}])
+def test_a_mesh_that_divides_tokens_and_heads_passes_in_silence(sizes, caplog):
+    check_layout(model(), sizes, GRID)
+    assert not caplog.records
+
+
+def test_tokens_that_do_not_divide_are_refused_with_sizes_that_do():
+    with pytest.raises(
+        UserError, match=r"sequence=5: does not divide the 96 tokens of a clip \(4 x 6 x 4\); use 3 or 4"
+    ):
+        check_layout(model(), {"sequence": 5}, GRID)
+
+
+def test_a_transform_of_all_axes_cannot_share_its_tokens():
+    with pytest.raises(UserError, match="hartley3d transforms all axes"):
+        check_layout(model(spectral="hartley3d"), {"sequence": 2}, GRID)
+    check_layout(model(spectral="hartley3d"), {"fsdp": 2, "tensor": 2}, GRID)
+
+
+def test_heads_that_do_not_divide_are_warned_of(caplog):
+    check_layout(model(), {"tensor": 4, "sequence": 4}, GRID)
+    assert "8 heads do not divide over tensor x sequence = 16 devices" in caplog.text
