@@ -57,9 +57,8 @@ def test_a_preset_builds_and_traces(location, tokenizer, text_encoder):
     assert jax.tree.leaves(params)
     assert config.build(system_class.Recipe, config.to_dict(recipe)) == recipe
     if "paper" not in location:  # tracing the loss of the paper's clips takes long; its parts are those of the others
-        loss = jax.eval_shape(
-            system.loss, params, extra, jax.eval_shape(system.frozen), dict(system.batch_spec()), jax.random.key(0), 0
-        )
+        inputs = (system.frozen(), dict(system.batch_spec()), jax.random.key(0), 0)
+        loss = jax.eval_shape(system.loss, params, extra, *inputs)
         assert loss[0].shape == ()
 
 
