@@ -195,17 +195,21 @@ def _with_text_encoder(model: "Loaded", place: str) -> "Loaded":
     """The model with the published text encoder that it needs where that is now, and without a cache of its features."""
     from motionaura_jax.weights import hub
 
-    text = getattr(model.recipe, "text", None)
-    if text is None or not text.is_frozen:
+    recipe: Any = model.recipe
+    if not hasattr(recipe, "text"):
         if place:
-            raise UserError(f"--text_encoder={place}: this {model.recipe.system} reads no published one; leave it out")
+            raise UserError(f"--text_encoder={place}: a {recipe.system} reads no text; leave it out")
         return model
-    if not (place or text.tower):
+    recipe = recipe.with_text_encoder(place) if place else recipe
+    text = recipe.text
+    if not text.is_frozen:
+        return model
+    if not text.tower:
         raise UserError(
             f"--checkpoint={model.path}: was trained on features from {text.cache}; name their encoder with --text_encoder"
         )
-    text = dataclasses.replace(text, tower=hub.pinned(place or text.tower), cache="")
-    return dataclasses.replace(model, recipe=dataclasses.replace(model.recipe, text=text))  # type: ignore[call-arg]
+    text = dataclasses.replace(text, tower=hub.pinned(text.tower), cache="")
+    return dataclasses.replace(model, recipe=dataclasses.replace(recipe, text=text))
 
 
 def _takes_text_encoder_along(model: "Loaded") -> bool:

@@ -55,6 +55,7 @@ def _parser() -> cli.Parser:
         help="workdir, step folder or release; else our model of scenes",
     )
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
+    parser.add_argument("--text_encoder", default="", help="its published text encoder, where that has moved")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="what to show")
     source.add_argument(
@@ -137,7 +138,7 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.parallel.config import parse
     from motionaura_jax.pipelines.text_to_video import TextToVideo
 
-    pipeline = TextToVideo(args.checkpoint, args.tokenizer, parse(args.mesh))
+    pipeline = TextToVideo(args.checkpoint, args.tokenizer, parse(args.mesh), args.text_encoder)
     settings = _settings(pipeline, args, len(prompts))
     pipeline.check(prompts, settings.sample, settings.fps)
     targets = _targets(pipeline, args, prompts, settings)

@@ -31,7 +31,17 @@ ALLOWED = {
     "data": {"data", "ops"},
     "models": {"models", "ops", "parallel"},
     "systems": {"config", "data", "diffusion", "metrics", "models", "ops", "parallel", "recipe", "systems", "weights"},
-    "training": {"config", "data", "metrics", "parallel", "recipe", "systems.base", "training", "weights.steps"},
+    "training": {
+        "config",
+        "data",
+        "metrics",
+        "parallel",
+        "recipe",
+        "systems.base",
+        "training",
+        "weights.checksum",
+        "weights.steps",
+    },
     "weights": {"config", "data", "models", "recipe", "systems.base", "weights"},
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 from motionaura_jax.parallel import wire
 
 _INTERVALS = 5  # beats in one heartbeat timeout
-_PATIENCE = 3.0  # seconds for which process 0 waits until the others have ended
+PATIENCE = 10.0  # seconds for which process 0 waits until the others have ended
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,8 @@ class Hub:
                 if silent and not self._over:
                     names = ", ".join(str(self._members[index]) for index in silent)
                     self._end(wire.AGAIN, f"no sign of life for {self._timeout:g} s from {names}; look at that machine")
+                    for index in silent:  # which process 0 does not wait for
+                        self._connections.pop(index, None)
                 self._send_all(beat=[self._steps.get(index, -1) for index in range(self._count)])
 
     def _incomplete(self) -> str:
@@ -159,7 +161,7 @@ class Hub:
         threading.Thread(target=self._end_last, args=(last, status, message), daemon=True, name="hub end").start()
 
     def _end_last(self, last: wire.Connection | None, status: int, message: str) -> None:
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + PATIENCE
         while self._connections and time.monotonic() < until:
             time.sleep(0.02)
         if last:

@@ -10,7 +10,7 @@ from typing import Any
 
 from motionaura_jax.errors import UserError
 from motionaura_jax.parallel import wire
-from motionaura_jax.parallel.hub import Member, interval
+from motionaura_jax.parallel.hub import PATIENCE, Member, interval
 
 
 class Link:
@@ -75,7 +75,7 @@ class Link:
         with self._news:
             self._over = True
             self._send(fault=fault)
-            self._news.wait_for(lambda: self._ended, timeout=5)
+            self._news.wait_for(lambda: self._ended, timeout=PATIENCE + 5)
 
     def wait_for_news(self, seconds: float) -> None:
         """Gives the hub time to tell that a process is gone, which ends this one."""

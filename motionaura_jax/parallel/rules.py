@@ -106,6 +106,15 @@ def shardings(tree: PyTree, mesh: Mesh, placements: Iterable[Placement] | None =
     return jax.tree.unflatten(jax.tree.structure(tree), [NamedSharding(mesh, one.spec) for one in placements])
 
 
+def over_mesh(tree: PyTree) -> PyTree:
+    """Gives abstract arrays the shardings of `RULES` on the mesh that is set; where there is none, leaves them as they are."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return tree
+    give = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
+    return jax.tree.map(give, tree, shardings(tree, mesh))
+
+
 def table(placements: Iterable[Placement], sizes: Mapping[str, int]) -> str:
     """Writes one line per array: path, dtype and shape, axes of each dimension, bytes per device."""
     rows = [("array", "type", "split over", "bytes/device")]

@@ -25,7 +25,7 @@ from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.reconstruct import TILE, WHOLE_PIXELS
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.layout import check_layout
-from motionaura_jax.systems.text_to_video.recipe import SampleConfig, make_sampler
+from motionaura_jax.systems.text_to_video.recipe import SampleConfig, TextToVideoRecipe, make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.types import Latent, PyTree
 from motionaura_jax.weights import hub
@@ -76,20 +76,29 @@ class TextToVideo:
       digest: hash of the weights, 16 hex digits.
     """
 
-    def __init__(self, checkpoint: str | Path, tokenizer: str = "", mesh: MeshConfig = MeshConfig()):  # noqa: B008
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        tokenizer: str = "",
+        mesh: MeshConfig = MeshConfig(),  # noqa: B008
+        text_encoder: str = "",
+    ):
         """Opens a checkpoint.
 
         Args:
           checkpoint: workdir, step folder or release folder.
           tokenizer: where the tokenizer is now, if not where it was during training.
           mesh: how the devices of this process share the work; by default each draws videos of its own.
+          text_encoder: where the published text encoder is now, likewise.
 
         Raises:
-          UserError: no such checkpoint, a tokenizer that is missing or another one, or a mesh that does not fit.
+          UserError: no such checkpoint, a tokenizer or text encoder that is missing or another one, or a mesh that does
+            not fit.
         """
         self._mesh = make_mesh(mesh, jax.local_devices())
         loaded = load(checkpoint, "text_to_video")
-        self._system = TextToVideoSystem(loaded.recipe)  # type: ignore[arg-type]
+        recipe: TextToVideoRecipe = loaded.recipe  # type: ignore[assignment]
+        self._system = TextToVideoSystem(recipe.with_text_encoder(text_encoder) if text_encoder else recipe)
         self.recipe, self.step = self._system.recipe, loaded.step
         place = hub.checkpoint_folder(tokenizer or self.recipe.tokenizer)
         if not Path(place).exists():

@@ -24,6 +24,7 @@ from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training.state import TrainState
 from motionaura_jax.types import PyTree
 from motionaura_jax.weights import steps
+from motionaura_jax.weights.checksum import checksum
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +107,10 @@ class Checkpoints:
           UserError: the disk is full or not writable; what was committed before stays intact.
         """
         step = int(state.step)
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        trees = _items(state)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         meta = {"recipe": self._recipe, "step": step, "version": __version__, "jax": jax.__version__}
+        meta |= {"checksums": {name: checksum(tree) for name, tree in trees.items()}}
         meta |= {"provenance": self._provenance, **dataclasses.asdict(beside)}
         with _writing(self._folder):
             self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))

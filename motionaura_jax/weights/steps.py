@@ -20,6 +20,7 @@ from motionaura_jax import __version__
 from motionaura_jax.errors import UserError
 from motionaura_jax.trees import leaf_types
 from motionaura_jax.types import PyTree
+from motionaura_jax.weights.checksum import checksum
 
 FOLDER = "checkpoints"
 _CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
@@ -76,8 +77,8 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
     """Finds the newest step under a workdir (or takes a step folder itself) and reads what it says about itself.
 
     Returns:
-      The step folder and its meta: `recipe`, `step`, `version`, `jax`, `provenance`, `skipped_windows` and `weights`,
-      which says what `read_weights` gives: "averaged" or "raw".
+      The step folder and its meta: `recipe`, `step`, `version`, `jax`, `provenance`, `checksums`, `skipped_windows` and
+      `weights`, which says what `read_weights` gives: "averaged" or "raw".
 
     Raises:
       UserError: there is no checkpoint, or a newer version of this package wrote it.
@@ -125,7 +126,7 @@ def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
 
     Raises:
       UserError: the checkpoint belongs to another architecture.
-      Damaged: it cannot be read.
+      Damaged: it cannot be read, or is not what was saved.
     """
     with _reading(step), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(step / name).item_metadata
@@ -141,7 +142,11 @@ def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
                     f"{step}: another architecture: {name}/{leaf} is {stored.get(leaf, 'absent')} in the checkpoint and "
                     f"{wanted.get(leaf, 'absent')} in the config; use the config that the checkpoint was trained with"
                 )
-        return checkpointer.restore(step / name, args=ocp.args.StandardRestore(abstract))
+        restored = checkpointer.restore(step / name, args=ocp.args.StandardRestore(abstract))
+        saved = json.loads((step / "meta" / "metadata").read_text()).get("checksums", {}).get(name)
+        if saved is not None and checksum(restored) != saved:
+            raise ValueError(f"{name} is not what was saved: its checksum is another one")
+        return restored
 
 
 @contextlib.contextmanager

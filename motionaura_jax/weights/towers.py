@@ -91,16 +91,18 @@ def open_tower(
       UserError: no such folder, settings that we do not know, or weights that are damaged, no safetensors, or others
         than the settings say.
     """
-    folder = hub.model_folder(place)
-    values, files = read_settings(folder, kind), TensorFiles(folder)
+    network, files = _find(place, kind, dtype)
     layout = KINDS[kind].layout(files)
-    network = KINDS[kind].network(_build(values, kind, folder, files), dtype)
     abstract = jax.eval_shape(network.init, jax.random.key(0), *_inputs(network.config))["params"]
     target = shard(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), abstract))
     params = import_tensors(files, layout, target)
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(network.config), sort_keys=True).encode())
-    digest.update(files.digest(without_ignored(layout, files)))
-    return Tower(network=network, params=params, digest=digest.hexdigest()[:16])
+    return Tower(network=network, params=params, digest=_digest(network.config, layout, files))
+
+
+def describe_tower(place: str, kind: str, *, dtype: str = "bfloat16") -> Tower:
+    """Returns a tower without its weights, which are read for their hash and not kept; see `open_tower`."""
+    network, files = _find(place, kind, dtype)
+    return Tower(network=network, params={}, digest=_digest(network.config, KINDS[kind].layout(files), files))
 
 
 def copy_tower(place: str, kind: str, folder: Path, shard_bytes: int) -> None:
@@ -141,6 +143,19 @@ def read_settings(folder: Path, kind: str) -> dict[str, Any]:
         raise UserError(f"{path}: is missing; give the folder of a published model") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: describes no model ({type(error).__name__}: {error}); download it again") from None
+
+
+def _find(place: str, kind: str, dtype: str) -> tuple[Any, TensorFiles]:
+    """The network that the settings describe, and its files."""
+    folder = hub.model_folder(place)
+    values, files = read_settings(folder, kind), TensorFiles(folder)
+    return KINDS[kind].network(_build(values, kind, folder, files), dtype), files
+
+
+def _digest(config: Any, layout: Layout, files: TensorFiles) -> str:
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    digest.update(files.digest(without_ignored(layout, files)))
+    return digest.hexdigest()[:16]
 
 
 def _build(values: Mapping[str, Any], kind: str, folder: Path, files: Collection[str]) -> Any:

@@ -120,6 +120,7 @@ def test_an_error_on_one_process_ends_all_with_its_message():
     waiting = threading.Thread(target=links[0].gather, args=("never", None), daemon=True)
     waiting.start()
     links[2].report("data: no such folder")
+    links[2]._connection.close()
     assert meeting.end(1) == (wire.FAILED, "process 2 on n2 failed: data: no such folder")
     assert meeting.end(0) == (wire.FAILED, "process 2 on n2 failed: data: no such folder")
     assert meeting.ends[2].empty()

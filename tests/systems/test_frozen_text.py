@@ -12,6 +12,8 @@ from motionaura_jax.data.array_cache import ArrayCache
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.parallel.mesh import make_mesh
 from motionaura_jax.systems.text_to_video.conditioners import identity
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import flops, optimizer, state
@@ -81,6 +83,14 @@ def test_nothing_of_the_encoder_trains_or_is_saved(live):
     params, extra = jax.eval_shape(live.init, jax.random.key(0))
     assert not jax.tree.leaves(params["text"]) and extra == {}
     assert jax.tree.leaves(live.frozen()["text"])
+
+
+def test_the_encoder_goes_where_the_mesh_says(places, live):
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        tower = make(places, tower=places / "t5").frozen()["text"]
+        assert {leaf.sharding.mesh for leaf in jax.tree.leaves(tower.params)} == {jax.sharding.get_mesh()}
+    for ours, other in zip(jax.tree.leaves(tower), jax.tree.leaves(live.frozen()["text"]), strict=True):
+        np.testing.assert_array_equal(ours, other)
 
 
 def test_a_batch_has_the_promised_shapes(live, cached):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax import assets, config, encode, export
+from motionaura_jax.errors import UserError
 from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
@@ -58,8 +59,8 @@ def error_of(flags, capsys):
     return line
 
 
-def drawn(checkpoint):
-    ours = TextToVideo(checkpoint)
+def drawn(checkpoint, text_encoder=""):
+    ours = TextToVideo(checkpoint, text_encoder=str(text_encoder))
     size = ours.size()
     settings = Settings(size=size, fps=8.0, seed=3, sample=ours.recipe.sample, window=size[0], batch_size=1)
     return ours.tokens([Job(prompt=Prompt(text=PROMPT))], settings), ours.recipe
@@ -127,9 +128,7 @@ def test_an_encoder_on_the_hub_is_named_with_its_revision(places, tmp_path, monk
     assert load(there).recipe.text.tower == f"{ID}@0123abc"
     card = (there / "README.md").read_text()
     assert f"`{ID}@0123abc`" in card and "`transformers`" in card
-    np.testing.assert_array_equal(
-        drawn(there)[0], drawn(write(places / "cached", tmp_path / "r", f"--text_encoder={places / 't5'}"))[0]
-    )
+    np.testing.assert_array_equal(drawn(there)[0], drawn(places / "model", places / "t5")[0])
 
 
 def test_what_does_not_fit_is_one_line_and_leaves_no_folder(places, tmp_path, capsys):
@@ -143,8 +142,11 @@ def test_what_does_not_fit_is_one_line_and_leaves_no_folder(places, tmp_path, ca
             "but" in (line := error_of([cached, output, f"--text_encoder={other}", *flags], capsys))
             and "is needed" in line
         )
+    with pytest.raises(UserError, match="is needed"):
+        drawn(places / "model", other)
     own = [f"--checkpoint={assets.SCENES}", output, f"--text_encoder={other}"]
-    assert "leave it out" in error_of(own, capsys)
+    tokenizer = [f"--checkpoint={places / 'tokenizer'}", *own[1:]]
+    assert all("leave it out" in error_of(flags, capsys) for flags in (own, tokenizer))
     assert not (tmp_path / "there").exists()
 
 

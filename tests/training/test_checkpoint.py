@@ -115,6 +115,25 @@ def test_a_damaged_newest_step_is_put_aside_for_the_one_before(system, saved, ca
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3", "damaged-3"]
 
 
+def test_a_bit_that_turned_over_is_damage(system, tmp_path):
+    params = {"matrix": jax.random.normal(jax.random.key(0), (64, 64))}  # large enough to lie outside of the index
+    store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
+    store.save(dataclasses.replace(fresh(system), params=params), checkpoint.Beside())
+    store.close()
+    folder = tmp_path / "checkpoints" / "0"
+    path = max((folder / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    whole, silent = path.read_bytes(), 0
+    for place in range(0, len(whole), len(whole) // 8):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            restored = steps.read_item(folder, "params", jax.eval_shape(lambda: params))
+        except steps.Damaged as damage:
+            silent += "is not what was saved" in str(damage)
+        else:
+            np.testing.assert_array_equal(restored["matrix"], params["matrix"])  # nobody reads that byte
+    assert silent, "no damage came past orbax"
+
+
 def test_where_every_step_is_damaged_nothing_is_moved(system, saved):
     workdir, _ = saved
     for folder in (workdir / "checkpoints").iterdir():

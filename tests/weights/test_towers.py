@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from motionaura_jax.errors import UserError
-from motionaura_jax.weights.towers import open_tower
+from motionaura_jax.weights.towers import describe_tower, open_tower
 from tests.models import published
 
 
@@ -34,6 +34,8 @@ def test_a_tower_is_its_content(folder, tmp_path):
     assert tower.digest == open_tower(str(published.write_t5(tmp_path / "again")), "t5", dtype="float32").digest
     assert tower.digest != open_tower(str(published.write_t5(tmp_path / "other", seed=1)), "t5").digest
     assert {leaf.dtype.name for leaf in jax.tree.leaves(tower.params)} == {"bfloat16"}
+    described = describe_tower(str(folder), "t5")
+    assert described.digest == tower.digest and described.network == tower.network and described.params == {}
     settings(folder, layer_norm_epsilon=1e-5)
     assert tower.digest != open_tower(str(folder), "t5").digest
 

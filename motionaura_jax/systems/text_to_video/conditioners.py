@@ -24,10 +24,11 @@ from motionaura_jax.models.encoders.text import TextEncoder
 from motionaura_jax.models.encoders.text_tokenizer import PAD, Encoded, TextTokenizer
 from motionaura_jax.models.encoders.tower import Tower
 from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
+from motionaura_jax.parallel import rules
 from motionaura_jax.systems.text_to_video.recipe import TextConfig, TextToVideoRecipe
 from motionaura_jax.types import PyTree
 from motionaura_jax.weights import hub
-from motionaura_jax.weights.towers import copy_tower, open_tower
+from motionaura_jax.weights.towers import copy_tower, describe_tower, open_tower
 
 TOKENIZER = "tokenizer"
 """Folder in a cache with the tokenizer that its texts were read with."""
@@ -138,7 +139,9 @@ class FrozenText:
     @functools.cached_property
     def meta(self) -> Mapping[str, Any]:
         """What the features depend on; see `text_meta`."""
-        return text_meta(self._open_tower, self._tower_words) if self._cache is None else self._cache.meta
+        if self._cache is not None:
+            return self._cache.meta
+        return text_meta(describe_tower(self._text.tower, TOWER, dtype=DTYPE), self._tower_words)
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Nothing trains."""
@@ -221,12 +224,10 @@ class FrozenText:
 
     @functools.cached_property
     def _tower(self) -> Tower:
-        self._check(identity(text_meta(self._open_tower, self._tower_words)), self._text.tower)
-        return self._open_tower
-
-    @functools.cached_property
-    def _open_tower(self) -> Tower:
-        return open_tower(self._text.tower, TOWER, dtype=DTYPE)
+        # Tensor by tensor to where training wants it: the whole may be too large for one device.
+        tower = open_tower(self._text.tower, TOWER, dtype=DTYPE, shard=rules.over_mesh)
+        self._check(identity(text_meta(tower, self._tower_words)), self._text.tower)
+        return tower
 
     @functools.cached_property
     def _tower_words(self) -> TowerTokenizer:

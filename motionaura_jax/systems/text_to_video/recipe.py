@@ -158,6 +158,16 @@ class TextToVideoRecipe(Recipe):
                 )
         make_process(self)
 
+    def with_text_encoder(self, place: str) -> Self:
+        """The same, with its published text encoder in `place`, a folder or a hub id.
+
+        Raises:
+          UserError: the model has a text encoder of its own.
+        """
+        if not self.text.is_frozen:
+            raise UserError(f"--text_encoder={place}: this model has a text encoder of its own; leave it out")
+        return dataclasses.replace(self, text=dataclasses.replace(self.text, tower=place))
+
     def completed(self, origin: Self) -> Self:
         """Takes what is left open from the run `origin`: words or text encoder, latent space and its size, tokenizer."""
         text, model, space = self.text, self.model, self.latent_space
