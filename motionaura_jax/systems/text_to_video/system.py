@@ -219,7 +219,7 @@ class TextToVideoSystem:
 
     @functools.cached_property
     def _encode(self) -> Callable[[np.ndarray], np.ndarray]:
-        return by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, self._tokenizer)
+        return by_rows(_tokens_of, self._tokenizer)
 
     def _global_batch(self, shape: Sequence[int]) -> int:
         """Clips in a whole step of this shape, of which the batch at hand may be a part."""
@@ -327,6 +327,10 @@ def _shuffled(texts: Sequence[PyTree]) -> tuple[list[PyTree], int]:
     return parts, len(ids_of(shifted))
 
 
+def _tokens_of(tokenizer: Tokenizer, video: Array) -> Any:
+    return tokenizer.encode(video).tokens
+
+
 def _tokens(frozen: PyTree, batch: Batch) -> Int[Array, "b t h w"]:
     """The tokens of a batch, where they do not come with it from the tokenizer."""
-    return batch["tokens"] if "tokens" in batch else frozen["tokenizer"].encode(batch["video"]).tokens
+    return batch["tokens"] if "tokens" in batch else _tokens_of(frozen["tokenizer"], batch["video"])
