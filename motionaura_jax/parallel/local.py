@@ -19,7 +19,8 @@ def by_rows(function: Callable[[Any, Any], Any], weights: PyTree) -> Callable[[n
     Devices exchange nothing, so that a thread may call this while another one runs a program on the same devices.
     """
     mesh = make_mesh(MeshConfig(), jax.local_devices())
-    copies = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
+    # Through the host: `weights` may lie on the devices of all processes.
+    copies = jax.device_put(jax.tree.map(np.asarray, weights), NamedSharding(mesh, PartitionSpec()))
     # Nothing varies between devices but the rows, which the functions given here do not say of their loops.
     shared = jax.jit(
         jax.shard_map(
@@ -34,6 +35,7 @@ def by_rows(function: Callable[[Any, Any], Any], weights: PyTree) -> Callable[[n
     def call(rows: np.ndarray) -> np.ndarray:
         count = len(rows)
         filled = rows[np.minimum(np.arange(-(-count // mesh.size) * mesh.size), count - 1)]
-        return np.asarray(shared(copies, jax.device_put(filled, batch_sharding(mesh))))[:count]
+        with jax.set_mesh(mesh):  # the caller may be within that of all processes
+            return np.asarray(shared(copies, jax.device_put(filled, batch_sharding(mesh))))[:count]
 
     return call
