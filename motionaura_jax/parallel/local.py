@@ -21,12 +21,14 @@ def by_rows(function: Callable[[Any, Any], Any], weights: PyTree) -> Callable[[n
     The same function with weights of the same shapes is compiled once.
     """
     mesh = make_mesh(MeshConfig(), jax.local_devices())
-    copies = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
+    # Through the host: `weights` may lie on the devices of all processes.
+    copies = jax.device_put(jax.tree.map(np.asarray, weights), NamedSharding(mesh, PartitionSpec()))
 
     def call(rows: np.ndarray) -> np.ndarray:
         count = len(rows)
         filled = rows[np.minimum(np.arange(-(-count // mesh.size) * mesh.size), count - 1)]
-        return np.asarray(_shared(function, mesh, copies, jax.device_put(filled, batch_sharding(mesh))))[:count]
+        with jax.set_mesh(mesh):  # the caller may be within that of all processes
+            return np.asarray(_shared(function, mesh, copies, jax.device_put(filled, batch_sharding(mesh))))[:count]
 
     return call
 
