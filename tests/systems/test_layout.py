@@ -5,6 +5,8 @@ import pytest
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.systems.text_to_video.layout import check_layout
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
+from tests.systems import tiny
 
 GRID = (4, 6, 4)
 
@@ -35,3 +37,10 @@ def test_a_transform_of_all_axes_cannot_share_its_tokens():
 def test_heads_that_do_not_divide_are_warned_of(caplog):
     check_layout(model(), {"tensor": 4, "sequence": 4}, GRID)
     assert "8 heads do not divide over tensor x sequence = 16 devices" in caplog.text
+
+
+def test_a_plan_refuses_what_a_training_would():
+    values = {**tiny.text_to_video("", model={"spectral": "hartley3d"}), "tokenizer": "", "mesh": {"sequence": 2}}
+    with pytest.raises(UserError, match="hartley3d"):
+        TextToVideoSystem.planned(values)
+    assert TextToVideoSystem.planned({**values, "mesh": {"tensor": 2}})

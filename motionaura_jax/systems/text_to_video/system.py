@@ -62,7 +62,9 @@ class TextToVideoSystem:
     def planned(cls, values: Mapping[str, Any]) -> Self:
         """See `stand_in`."""
         recipe, tokenizer, text = stand_in(values)
-        return cls(recipe, tokenizer=tokenizer, text=text)
+        system = cls(recipe, tokenizer=tokenizer, text=text)
+        system._check_mesh()
+        return system
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""
@@ -105,10 +107,7 @@ class TextToVideoSystem:
           UserError: captions that cannot teach any text, or clips that the mesh cannot share.
         """
         check_captions(self.recipe, self.text)
-        sizes = jax.sharding.get_abstract_mesh().shape
-        for bucket in self.recipe.data.all_buckets() if sizes else ():
-            grid = self._tokenizer.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
-            check_layout(self.recipe.model, sizes, grid)
+        self._check_mesh()
         advice.warn_of_words(self.text.words, self.recipe.sample.prompts)
         advice.warn_of_settings(self.recipe, self.recipe.sample)
 
@@ -212,6 +211,12 @@ class TextToVideoSystem:
             return constraints.tokens(cast(Array, logits))
 
         return guided(model, fps, fps, guidance)
+
+    def _check_mesh(self) -> None:
+        sizes = {"tensor": self.recipe.mesh.tensor, "sequence": self.recipe.mesh.sequence}
+        for bucket in self.recipe.data.all_buckets():
+            grid = self._tokenizer.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+            check_layout(self.recipe.model, sizes, grid)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
