@@ -90,7 +90,7 @@ def cluster() -> Iterator[None]:
         call("slurmctld")
         for node in ("n1", "n2"):
             call("slurmd", "-N", node)
-        wait_for(lambda: call("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2", "two idle nodes", 60)
+        wait_for(idle, "two idle nodes", 60)
         yield
         call("scancel", "--user=root")
         wait_for(lambda: not call("squeue", "-h").strip(), "the end of all jobs", 90)
@@ -143,6 +143,11 @@ def state(job: str) -> str:
     return next(word.split("=")[1] for word in lines if word.startswith("JobState="))
 
 
+def idle() -> bool:
+    """Whether both nodes have done with all jobs."""
+    return call("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2"
+
+
 def logged(workdir: Path) -> list[int]:
     """The steps in `metrics.jsonl`, in order."""
     return [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
@@ -177,10 +182,12 @@ def train_through(interruption: Callable[[str], None], config: Path) -> str:
     wait_for(lambda: state(job) == "PENDING", "the requeue")
     newest = int(steps.newest(workdir).name)
     assert 0 < newest < STEPS
-    call("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM would hold it for two minutes
+    # SLURM would hold the job for two minutes, so that the end of the first start is not taken for that of the second.
+    wait_for(idle, "two nodes that have done with the job")
+    call("scontrol", "update", f"JobId={job}", "StartTime=now")
     wait_for(lambda: state(job) in ENDED, "the end of the job")
     text = log.read_text()
-    assert state(job) == "COMPLETED", text[-3000:]
+    assert state(job) == "COMPLETED", f"{call('scontrol', 'show', 'job', job)}\n{text[-3000:]}"
     assert logged(workdir) == list(range(1, STEPS + 1)), logged(workdir)
     second = text.split("start 2")[1]
     assert f"step {newest + 1}/{STEPS}" in second and f"step {newest}/{STEPS}" not in second
