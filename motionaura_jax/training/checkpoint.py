@@ -68,6 +68,7 @@ class Checkpoints:
         self._folder = steps.folder_of(workdir, config.folder)
         self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future[None] | None = None
+        self._warned = False
         with _writing(self._folder):
             self._manager = _manager(self._folder, _preservation(config, self._known_scores))
 
@@ -85,15 +86,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def rate(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Notes what the evaluation of `step` found, by which `checkpoint.best` chooses.
+        """Notes what the evaluation of `step` found, by which `checkpoint.best` chooses; warns once if that has no such metric.
 
-        Raises:
-          UserError: no metric has that name.
+        Which metrics there are shows in an evaluation only, and by then there are steps to lose.
         """
         best = self._config.best
-        if best and best not in metrics:
-            raise UserError(f"config.checkpoint.best={best}: no such metric{nearest(best, metrics)}")
-        value = metrics[best] if best else None
+        if best and best not in metrics and not self._warned:
+            self._warned = True
+            logger.warning(
+                "config.checkpoint.best=%s: the evaluation has no such metric%s; the newest checkpoints stay, and none for "
+                "being the best until a rerun has the right name",
+                *(best, nearest(best, metrics)),
+            )
+        value = metrics.get(best)
         if value is not None and math.isfinite(value):
             self._scores[step] = value if self._config.best_mode == "max" else -value
 

@@ -186,8 +186,14 @@ def test_the_newest_every_nth_and_the_best_stay(system, tmp_path):
     ]
     lowest = CheckpointConfig(keep=1, best="eval_psnr", best_mode="min")
     assert save_all(system, tmp_path / "c", lowest, values) == [5, 8]
-    with pytest.raises(UserError, match=r"config.checkpoint.best=eval_psn: no such metric; did you mean 'eval_psnr'"):
-        save_all(system, tmp_path / "d", CheckpointConfig(best="eval_psn"), values)
+
+
+def test_a_best_metric_that_does_not_exist_is_told_once_and_ends_nothing(system, tmp_path, caplog):
+    assert save_all(system, tmp_path, CheckpointConfig(keep=2, best="eval_psn"), [1.0, 2.0, 3.0]) == [2, 3]
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
+    assert line.startswith(
+        "config.checkpoint.best=eval_psn: the evaluation has no such metric; did you mean 'eval_psnr'?"
+    )
 
 
 def test_a_checkpoint_says_where_it_comes_from_and_what_data_was_given_up(system, tmp_path):
