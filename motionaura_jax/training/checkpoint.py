@@ -14,6 +14,7 @@ from concurrent import futures
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -165,7 +166,12 @@ class Checkpoints:
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Beside]:
         folder, meta = steps.read_meta(self._folder / str(step))
         self._compare_data(step, meta)
-        items = {name: steps.read_item(folder, name, tree) for name, tree in _items(abstract).items()}
+        wanted = _items(abstract)
+        new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # else it is there or damaged
+        items = {n: steps.read_item(folder, n, tree) for n, tree in wanted.items() if not (n == "ema" and new_average)}
+        if new_average:
+            logger.warning("step %d has no average of the weights; it starts from the parameters of that step", step)
+            items["ema"] = jax.tree.map(jnp.copy, items["params"])
         rest = items["optimizer"]
         state = TrainState(
             step=rest["step"],

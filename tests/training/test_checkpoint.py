@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from threading import Event
@@ -162,6 +163,24 @@ def test_a_checkpoint_of_a_newer_version_is_refused(system, saved):
     store = checkpoint.Checkpoints(saved[0], CheckpointConfig(), RECIPE)
     with pytest.raises(UserError, match="newer than this one"):
         store.restore(abstract(system))
+    store.close()
+
+
+def test_an_average_that_was_off_starts_from_the_parameters(system, tmp_path, caplog):
+    store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
+    store.save(dataclasses.replace(fresh(system), ema=None, step=jnp.int32(4)), checkpoint.Beside())
+    restored, _ = store.restore(abstract(system))
+    store.close()
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
+    assert line == "step 4 has no average of the weights; it starts from the parameters of that step"
+    jax.tree.map(np.testing.assert_array_equal, restored.ema, fresh(system).params)
+    jax.block_until_ready(jax.jit(lambda tree: tree, donate_argnums=0)(restored))  # no buffer is there twice
+
+
+def test_an_average_that_is_lost_is_damage(system, saved):
+    shutil.rmtree(saved[0] / "checkpoints" / "3" / "ema")
+    store = checkpoint.Checkpoints(saved[0], CheckpointConfig(), RECIPE)
+    assert int(store.restore(abstract(system))[0].step) == 2
     store.close()
 
 
