@@ -229,7 +229,7 @@ def _copy_text_encoder(folder: pathlib.Path, model: "Loaded", shard_bytes: int) 
 
 
 def _meta(model: "Loaded", tokenizer: str = "") -> dict[str, Any]:
-    """The content of `config.json`.
+    """The content of `config.json`, without paths of this machine.
 
     Args:
       tokenizer: folder of that part inside, where it lies there; paths in the recipe are relative then.
@@ -239,7 +239,7 @@ def _meta(model: "Loaded", tokenizer: str = "") -> dict[str, Any]:
     from motionaura_jax import config
     from motionaura_jax.weights import release
 
-    recipe = config.to_dict(model.recipe)
+    recipe = release.without_places(config.to_dict(model.recipe))
     if tokenizer and "tokenizer" in recipe:
         recipe["tokenizer"] = tokenizer
         if _takes_text_encoder_along(model):

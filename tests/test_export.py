@@ -1,7 +1,9 @@
 """`motionaura export`: a self-contained folder that commands take, refusals, what stays when something fails."""
 
+import dataclasses
 import json
 import shutil
+import typing
 
 import jax
 import numpy as np
@@ -9,16 +11,19 @@ import pytest
 
 from motionaura_jax import export, reconstruct, sample
 from motionaura_jax.data.media import write_video
+from motionaura_jax.systems import base
 from motionaura_jax.weights import release
 from motionaura_jax.weights.load import load
 from tests.systems import tiny
+from tests.written import local_paths
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     tokenizer = tiny.save_tokenizer(folder / "tokenizer")
-    tiny.save_untrained(folder / "model", **tiny.text_to_video(tokenizer))
+    there = {"data": {"manifest": "/home/me/scenes"}, "checkpoint": {"folder": "gs://mine/b"}}
+    tiny.save_untrained(folder / "model", **tiny.text_to_video(tokenizer, **there))
     return folder
 
 
@@ -49,6 +54,29 @@ def test_a_release_holds_all_that_sampling_needs(runs, released, tmp_path):
         assert sample.main([f"--checkpoint={checkpoint}", "--prompt=a red circle", f"--output={output}"]) == 0
         videos.append(np.load(output)["video"])
     np.testing.assert_array_equal(*videos)
+
+
+def test_a_release_says_nothing_about_the_machine(released):
+    recipe = json.loads((released / "config.json").read_text())["recipe"]
+    assert local_paths(released) == []
+    assert (recipe["data"]["manifest"], recipe["checkpoint"]["folder"]) == ("elsewhere/scenes", "elsewhere/b")
+
+
+def strings_of(kind, prefix=""):
+    """The keys of a config that may hold any text."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from strings_of(hint, f"{prefix}{name}.")
+        elif hint is str:
+            yield prefix + name
+
+
+def test_every_key_that_may_be_a_place_is_known_as_one():
+    recipes = [base.system_class(name).Recipe for name in ("mbq_vae", "text_to_video")]
+    keys = {key for recipe in recipes for key in strings_of(recipe)}
+    assert set(release.PLACES) <= keys
+    names = ("system", "latent_space", "text.tower_hash", "checkpoint.best")
+    assert keys - set(release.PLACES) - set(names) == {"diffusion.schedule", "sample.schedule"}
 
 
 def test_the_tokenizer_inside_reconstructs(released, tmp_path):

@@ -19,6 +19,7 @@ from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
 from motionaura_jax.weights.load import load_tokenizer
 from tests.models import published
 from tests.systems import tiny
+from tests.written import local_paths
 
 STEPS, PROMPTS = 4, ("a red circle", "two blue squares")
 
@@ -58,6 +59,10 @@ def run(folder):
         return {key: np.asarray(output) for key, output in outputs.items()}
 
     return call
+
+
+def test_the_folder_says_nothing_about_the_machine(folder):
+    assert local_paths(folder) == []
 
 
 @pytest.fixture(scope="module")

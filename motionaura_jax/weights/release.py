@@ -28,6 +28,16 @@ DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MARKS = (WEIGHTS, "training.json", "stablehlo.json")  # what tells folders that `export` wrote, by its formats
 PARTS = ("tokenizer",)  # recipe keys that name another run
+PLACES = (
+    "init_from",
+    "tokenizer",
+    "data.manifest",
+    "evaluate.manifest",
+    "checkpoint.folder",
+    "text.tower",
+    "text.cache",
+    "loss.perceptual_weights",
+)  # recipe keys that may say where something lay during the training
 TEXT_ENCODER = "text_encoder"  # folder of a published text encoder, where `text.tower` has this value
 
 _KEYS: dict[str, type] = {"system": str, "recipe": dict, "step": int, "weights": str, "versions": dict}
@@ -109,6 +119,26 @@ def write_folder(
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be written ({error}); free disk space") from error
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes files that only their owner can read
+
+
+def without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without paths of the machine that trained it: of each, `elsewhere/` and the last name stay.
+
+    Names on the hub and paths relative to where a command ran say nothing about the machine and stay as they are.
+    """
+    recipe = dict(recipe)
+    for key in PLACES:
+        section, _, name = key.rpartition(".")
+        values = recipe.get(section, {}) if section else recipe
+        if _is_place(values.get(name, "")):
+            values = {**values, name: f"elsewhere/{pathlib.PureWindowsPath(values[name]).name}"}
+            recipe = {**recipe, section: values} if section else values
+    return recipe
+
+
+def _is_place(value: str) -> bool:
+    absolute = any(kind(value).is_absolute() for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath))
+    return absolute or value.startswith(("~", "..")) or "://" in value
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from tests.models import published
 from tests.models.test_tower_tokenizer import strings
 from tests.systems import tiny
 from tests.torch_export.noise import OurNoise
+from tests.written import local_paths
 
 PROMPT, ID = "a red circle moves up", "me/t5"
 
@@ -38,6 +39,7 @@ def places(tmp_path_factory):
     for name, text in {"model": {"tower": "t5", "limit": 9}, "cached": {"cache": "cache", "limit": 9}}.items():
         values = tiny.text_to_video(tokenizer)
         values["text"] = {key: str(folder / value) if isinstance(value, str) else value for key, value in text.items()}
+        values["data"] = {**values["data"], "manifest": str(folder / "clips.jsonl")}
         tiny.save_untrained(folder / name, noise=0.3, **values)
     return folder
 
@@ -67,6 +69,7 @@ def drawn(checkpoint, text_encoder=""):
 
 
 def test_a_folder_here_goes_along_and_draws_the_same_where_the_first_one_is_gone(places, folder, tmp_path):
+    assert local_paths(folder) == []
     wanted, _ = drawn(places / "model")
     released = write(places / "model", tmp_path / "release")
     for there in (shutil.move(released, tmp_path / "moved"), shutil.copytree(folder, tmp_path / "export")):

@@ -154,3 +154,23 @@ def test_tensors_of_others_are_not_left_over(folder):
     save_file({**stored, "optimizer/count": np.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"the file holds optimizer/count float64\[1\]; the config needs nothing else"):
         release.read_weights(folder, *abstract())
+
+
+@pytest.mark.parametrize(
+    ("place", "left"),
+    [
+        ("/home/me/a", "elsewhere/a"),
+        ("C:\\Users\\me\\a.npz", "elsewhere/a.npz"),
+        ("~/a", "elsewhere/a"),
+        ("../a", "elsewhere/a"),
+        ("gs://mine/a", "elsewhere/a"),
+        ("runs/a", "runs/a"),
+        ("me/model@0123abc", "me/model@0123abc"),
+        ("scenes", "scenes"),
+        ("", ""),
+    ],
+)
+def test_of_paths_of_the_machine_the_last_name_stays(place, left):
+    recipe = {"init_from": place, "data": {"manifest": place, "fps": 8.0}, "text": {"vocabulary": [place]}}
+    kept = release.without_places(recipe)
+    assert kept == {"init_from": left, "data": {"manifest": left, "fps": 8.0}, "text": {"vocabulary": [place]}}

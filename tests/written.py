@@ -1,0 +1,18 @@
+"""What written folders must not hold."""
+
+import json
+
+
+def local_paths(folder):
+    """The strings in the JSON files of a folder that are absolute paths, with their files."""
+    texts = [(path.relative_to(folder), json.loads(path.read_text())) for path in folder.rglob("*.json")]
+    assert texts
+    return [(path, text) for path, value in texts for text in _strings(value) if text.startswith("/") and len(text) > 1]
+
+
+def _strings(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
