@@ -22,13 +22,12 @@ from motionaura_jax.parallel.link import Link
 _LONGEST = 2000  # characters of a fault that the others print
 _NEWS = 5.0  # seconds in which the hub hears of a process whose end broke a collective
 _link: Link | None = None
+_index = 0
 
 
 def process_index() -> int:
-    """Which process of the run this is; 0 where it runs alone.  Starts no backend."""
-    from jax._src.distributed import global_state
-
-    return global_state.process_id
+    """Which process of the run this is, or was; 0 where it runs alone.  Starts no backend, as `jax.process_index` does."""
+    return _index
 
 
 def process_count() -> int:
@@ -126,7 +125,7 @@ def _start(place: cluster.Place, wanted: cluster.Wanted) -> Link:
     """Meets the others, then starts JAX's own service, on a port that process 0 finds free."""
     import jax
 
-    global _link
+    global _link, _index
     start, heartbeat = wanted.start_timeout, wanted.heartbeat_timeout
     host, port = place.coordinator.rsplit(":", 1)
     address = place.coordinator
@@ -144,7 +143,7 @@ def _start(place: cluster.Place, wanted: cluster.Wanted) -> Link:
         initialization_timeout=start,
         heartbeat_timeout_seconds=2 * heartbeat + 10,  # after the hub has said more
     )
-    _link = link
+    _link, _index = link, place.index
     if place.index > 0:  # process 0 speaks for all
         logging.getLogger("motionaura_jax").setLevel(logging.WARNING)
     return link
