@@ -121,6 +121,19 @@ def shardings(tree: PyTree, mesh: Mesh, placements: Iterable[Placement] | None =
     return jax.tree.unflatten(jax.tree.structure(tree), [NamedSharding(mesh, one.spec) for one in placements])
 
 
+def spread(spec: PartitionSpec, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+    """Splits what `spec` leaves in copies: each axis that it does not name goes to the first dimension that it divides."""
+    entries = [_names(entry) for entry in (*spec, *(None for _ in range(len(shape) - len(spec))))]
+    for axis, size in sizes.items():
+        if size == 1 or any(axis in entry for entry in entries):
+            continue
+        for place, (length, entry) in enumerate(zip(shape, entries, strict=True)):
+            if length % math.prod(sizes[name] for name in (*entry, axis)) == 0:
+                entries[place] = (*entry, axis)
+                break
+    return _spec(entries)
+
+
 def over_mesh(tree: PyTree) -> PyTree:
     """Gives abstract arrays the shardings of `RULES` on the mesh that is set; where there is none, leaves them as they are."""
     mesh = jax.sharding.get_mesh()

@@ -8,12 +8,14 @@ import json
 import math
 import subprocess
 import sys
+from threading import Event
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.experimental import multihost_utils
 
 from motionaura_jax import config
 from motionaura_jax.data import media
@@ -253,6 +255,30 @@ def test_no_checkpoint_is_one_line(tmp_path, make):
         steps.read_meta(make(tmp_path))
 
 
+def test_the_loop_goes_on_while_a_save_is_written(system, tmp_path, monkeypatch):
+    store, current, may_write = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE), fresh(system), Event()
+    expected, write = jax.tree.map(np.array, current), store._manager.save
+    monkeypatch.setattr(store._manager, "save", lambda *args, **named: may_write.wait(60) and write(*args, **named))
+    store.save(current, checkpoint.Beside())
+    assert store.latest() is None
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    jax.block_until_ready(step(current))
+    assert current.params["color"].is_deleted()
+    may_write.set()
+    restored, _ = store.restore(abstract(system))
+    store.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_the_thread_never_asks_for_the_step_at_which_a_signal_stops_all(system, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
+    store.save(fresh(system), checkpoint.Beside())
+    store.close()
+    assert store.latest() == 0 and not asked
+
+
 def test_an_unfinished_save_is_not_seen(saved):
     workdir, _ = saved
     unfinished = workdir / "checkpoints" / "4.orbax-checkpoint-tmp"
@@ -279,8 +305,9 @@ def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr(store._manager, "save", fail)
+    store.save(fresh(system), checkpoint.Beside())
     with pytest.raises(UserError, match=f"checkpoints: could not save a checkpoint .*{message}"):
-        store.save(fresh(system), checkpoint.Beside())
+        store.save(fresh(system), checkpoint.Beside())  # tells of the one before
     store.close()
 
 
