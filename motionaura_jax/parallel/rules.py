@@ -39,6 +39,8 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"mfi_head/hidden/kernel$", _COLUMNS),
     (r"bottleneck[^/]*/(excite/)?expand/kernel$", _COLUMNS),
     (r"depthwise/kernel$", (("tensor", "fsdp"),)),
+    # Adapters: small beside what they adapt, so that each device computes them whole.
+    (r"([qkvo]_)?lora_(down|up)(_even|_odd)?$", _STORED),
     # Along `tensor` whole: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
     (r"(embedding/table|head/dense/kernel)$", _STORED),
     # By features, as no axis need divide a number of words.
