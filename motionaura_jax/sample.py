@@ -45,6 +45,7 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     parser.add_argument("--text_encoder", default="", help="its published text encoder, where that has moved")
+    parser.add_argument("--lora", default="", help="folder of an adapter to put on the model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="what to show")
     source.add_argument(
@@ -112,7 +113,8 @@ class Target:
     @property
     def is_ours(self) -> bool:
         """Whether the sidecar is that of this very video, from the same weights wherever they lie now."""
-        return {**(self.recorded or {}), "checkpoint": ""} == {**self.record, "checkpoint": ""}
+        places = {"checkpoint": "", "lora": ""}
+        return {**(self.recorded or {}), **places} == {**self.record, **places}
 
 
 def _sample(args: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.parallel.config import parse
     from motionaura_jax.pipelines.text_to_video import TextToVideo
 
-    pipeline = TextToVideo(args.checkpoint, args.tokenizer, parse(args.mesh), args.text_encoder)
+    pipeline = TextToVideo(args.checkpoint, args.tokenizer, parse(args.mesh), args.text_encoder, args.lora)
     settings = _settings(pipeline, args, len(prompts))
     pipeline.check(prompts, settings.sample, settings.fps)
     targets = _targets(pipeline, args, prompts, settings)
@@ -185,6 +187,7 @@ def _targets(
         "window_frames": settings.window,
         **settings.sample.drawing,
         "checkpoint": str(args.checkpoint),
+        "lora": args.lora,
         "checkpoint_step": pipeline.step,
         "checkpoint_hash": pipeline.digest,
         "latent_space": pipeline.tokenizer.latent_space,

@@ -54,6 +54,8 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"(lead_time|encoder/project|decoder/head|conv_1)/kernel$", _ROWS),
     # Without a partner, but for one vector a clip: what is gathered is small beside them.
     (r"(condition/project|modulation/(down|up))/kernel$", _ROWS),
+    # Adapters: small beside what they adapt, so that each device computes them whole.
+    (r"([qkvo]_)?lora_(down|up)(_even|_odd)?$", _STORED),
     # Along `tensor` whole: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
     (r"(embedding/table|head/dense/kernel)$", _STORED),
     # By features, as no axis need divide a number of words.
