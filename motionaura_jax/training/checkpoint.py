@@ -14,6 +14,7 @@ from concurrent import futures
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -68,6 +69,7 @@ class Checkpoints:
         self._folder = steps.folder_of(workdir, config.folder)
         self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future[None] | None = None
+        self._warned = False
         with _writing(self._folder):
             self._manager = _manager(self._folder, _preservation(config, self._known_scores))
 
@@ -85,15 +87,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def rate(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Notes what the evaluation of `step` found, by which `checkpoint.best` chooses.
+        """Notes what the evaluation of `step` found, by which `checkpoint.best` chooses; warns once if that has no such metric.
 
-        Raises:
-          UserError: no metric has that name.
+        Which metrics there are shows in an evaluation only, and by then there are steps to lose.
         """
         best = self._config.best
-        if best and best not in metrics:
-            raise UserError(f"config.checkpoint.best={best}: no such metric{nearest(best, metrics)}")
-        value = metrics[best] if best else None
+        if best and best not in metrics and not self._warned:
+            self._warned = True
+            logger.warning(
+                "config.checkpoint.best=%s: the evaluation has no such metric%s; the newest checkpoints stay, and none for "
+                "being the best until a rerun has the right name",
+                *(best, nearest(best, metrics)),
+            )
+        value = metrics.get(best)
         if value is not None and math.isfinite(value):
             self._scores[step] = value if self._config.best_mode == "max" else -value
 
@@ -160,7 +166,12 @@ class Checkpoints:
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Beside]:
         folder, meta = steps.read_meta(self._folder / str(step))
         self._compare_data(step, meta)
-        items = {name: steps.read_item(folder, name, tree) for name, tree in _items(abstract).items()}
+        wanted = _items(abstract)
+        new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # else it is there or damaged
+        items = {n: steps.read_item(folder, n, tree) for n, tree in wanted.items() if not (n == "ema" and new_average)}
+        if new_average:
+            logger.warning("step %d has no average of the weights; it starts from the parameters of that step", step)
+            items["ema"] = jax.tree.map(jnp.copy, items["params"])
         rest = items["optimizer"]
         state = TrainState(
             step=rest["step"],

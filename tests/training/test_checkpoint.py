@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from threading import Event
@@ -165,6 +166,24 @@ def test_a_checkpoint_of_a_newer_version_is_refused(system, saved):
     store.close()
 
 
+def test_an_average_that_was_off_starts_from_the_parameters(system, tmp_path, caplog):
+    store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
+    store.save(dataclasses.replace(fresh(system), ema=None, step=jnp.int32(4)), checkpoint.Beside())
+    restored, _ = store.restore(abstract(system))
+    store.close()
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
+    assert line == "step 4 has no average of the weights; it starts from the parameters of that step"
+    jax.tree.map(np.testing.assert_array_equal, restored.ema, fresh(system).params)
+    jax.block_until_ready(jax.jit(lambda tree: tree, donate_argnums=0)(restored))  # no buffer is there twice
+
+
+def test_an_average_that_is_lost_is_damage(system, saved):
+    shutil.rmtree(saved[0] / "checkpoints" / "3" / "ema")
+    store = checkpoint.Checkpoints(saved[0], CheckpointConfig(), RECIPE)
+    assert int(store.restore(abstract(system))[0].step) == 2
+    store.close()
+
+
 def save_all(system, workdir, config, metrics):
     store = checkpoint.Checkpoints(workdir, config, RECIPE)
     for step, value in enumerate(metrics, start=1):
@@ -186,8 +205,14 @@ def test_the_newest_every_nth_and_the_best_stay(system, tmp_path):
     ]
     lowest = CheckpointConfig(keep=1, best="eval_psnr", best_mode="min")
     assert save_all(system, tmp_path / "c", lowest, values) == [5, 8]
-    with pytest.raises(UserError, match=r"config.checkpoint.best=eval_psn: no such metric; did you mean 'eval_psnr'"):
-        save_all(system, tmp_path / "d", CheckpointConfig(best="eval_psn"), values)
+
+
+def test_a_best_metric_that_does_not_exist_is_told_once_and_ends_nothing(system, tmp_path, caplog):
+    assert save_all(system, tmp_path, CheckpointConfig(keep=2, best="eval_psn"), [1.0, 2.0, 3.0]) == [2, 3]
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
+    assert line.startswith(
+        "config.checkpoint.best=eval_psn: the evaluation has no such metric; did you mean 'eval_psnr'?"
+    )
 
 
 def test_a_checkpoint_says_where_it_comes_from_and_what_data_was_given_up(system, tmp_path):
