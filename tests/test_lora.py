@@ -190,7 +190,8 @@ def test_adapters_on_adapters_and_models_without_are_refused(runs, adapter, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_adapted_model_is_released_with_its_adapters(runs, tmp_path):
-    command = [f"--checkpoint={runs / 'adapted'}", f"--output={tmp_path / 'release'}"]
-    assert export.main([*command, f"--tokenizer={runs / 'tokenizer'}"]) == 0
-    assert_same_bits(load(tmp_path / "release").params, load(runs / "adapted").params)
+@pytest.mark.parametrize("flags", [[], ["--format=pytorch", "--no_check"]], ids=["release", "pytorch"])
+def test_an_adapted_model_is_exported_with_its_adapters(flags, runs, tmp_path):
+    there = tmp_path / "there"
+    assert export.main([f"--checkpoint={runs / 'adapted'}", f"--output={there}", *flags]) == 0
+    assert_same_bits(load(there).params, load(runs / "adapted").params)

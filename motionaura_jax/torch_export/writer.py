@@ -11,6 +11,7 @@ from motionaura_jax.systems.text_to_video.conditioners import TrainedText, make_
 from motionaura_jax.torch_export import settings
 from motionaura_jax.torch_export.model_card import model_card
 from motionaura_jax.weights import exported
+from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import Loaded
 
 VAE = "vae"
@@ -19,6 +20,7 @@ _PIPELINE = (
     "pipeline_motionaura",
     "modeling_spectral_transformer",
     "modeling_spectral_layers",
+    "modeling_lora",
     "modeling_text_encoder",
     "modeling_published_text",
     "scheduling_absorbing",
@@ -71,6 +73,7 @@ def write_text_to_video(
         **text,
         **{name: getattr(clip, name) for name in ("num_frames", "height", "width")},
         "fps": recipe.data.rates[0],
+        "weights_hash": digest(model.params),
         "window_frames": max(bucket.num_frames for bucket in recipe.data.all_buckets()),
     }
     write_json(folder / "model_index.json", index)

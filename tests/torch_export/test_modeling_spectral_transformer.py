@@ -9,12 +9,14 @@ import pytest
 
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
+from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.types import Cond
 from tests.torch_export import parity
 
 torch = pytest.importorskip("torch")
 
 BASE = {"vocab_size": 11, "width": 32, "heads": 2, "blocks": 2, "text_dim": 6, "text_len": 5}
+LORA = LoraConfig(rank=5, targets=("q", "k", "v", "o"))
 KINDS = ("re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none")
 CASES = {
     **{kind: {"spectral": kind} for kind in KINDS},
@@ -24,6 +26,9 @@ CASES = {
     "perblock": {"adaln": "perblock", "residual": "paper"},
     "sinusoidal": {"rope": "sinusoidal", "abs_pos": False},
     "axial": {"spectral": "none", "rope": "axial", "time_cond": False},
+    "lora_re_fft2": {"lora": LORA},
+    "lora_filter": {"spectral": "filter", "lora": LORA, "residual": "paper"},
+    "lora_hartley3d": {"spectral": "hartley3d", "lora": LoraConfig(rank=7, activation="none")},
     "odd": {"width": 31, "heads": 3, "attention_ratio": 24 / 31, "mlp_ratio": 2.5},
 }
 TIE = 1e-3
@@ -69,7 +74,7 @@ def test_a_denoiser_computes_what_ours_does(case):
     assert_equal(SpectralTransformerConfig(**{**BASE, **CASES[case]}), (2, 3, 4))
 
 
-@pytest.mark.parametrize("case", ["re_fft2", "filter", "odd"])
+@pytest.mark.parametrize("case", ["re_fft2", "filter", "odd", "lora_re_fft2"])
 @pytest.mark.parametrize("grid", [(1, 3, 3), (1, 1, 1)])
 def test_odd_numbers_of_tokens_are_folded_too(case, grid):
     assert_equal(SpectralTransformerConfig(**{**BASE, **CASES[case]}), grid)
