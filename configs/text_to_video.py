@@ -102,6 +102,17 @@ PRESETS = {
     # The paper's text encoder in place of one trained along, to name after a size: `:L,t5_xxl`.  Encode the captions once
     # with `motionaura encode --text`, and give --config.text.cache=FOLDER.
     "t5_xxl": {"text.tower": "google/t5-v1_1-xxl", "text.limit": 180, "model.text_dim": 4096, "model.text_len": 192},
+    # Adapters on a trained model (recipe D.3 of the paper), to name after its size: `:L,lora --config.init_from=CHECKPOINT`.
+    "lora": {
+        "model.lora.rank": 64,
+        "optimizer.name": "adam",
+        "optimizer.learning_rate": 2e-4,
+        "optimizer.warmup_steps": 100,
+        "train.steps": 2000,
+        "train.ema_decay": 0.0,
+        "checkpoint.every": 500,
+        "evaluate.every": 500,
+    },
     # Variations of the network and of the process.
     **{kind: {"model.spectral": kind} for kind in ("re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none")},
     "identity": {"model.residual": "identity"},

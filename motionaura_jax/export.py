@@ -1,8 +1,9 @@
-"""Writes a trained model as a folder to pass on: a release, PyTorch modules with weights, or compiled graphs.
+"""Writes a trained model as a folder to pass on: a release, PyTorch modules with weights, compiled graphs, or adapters alone.
 
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=releases/t2v
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=serving/t2v --format=stablehlo
+python -m motionaura_jax.export --checkpoint=runs/adapted --output=adapters/mine --format=adapter
 python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --format=pytorch --push_to_hub=me/t2v
 """
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 SHARD_BYTES = 5 * 10**9
-FORMATS = ("release", "pytorch", "stablehlo")
+FORMATS = ("release", "pytorch", "stablehlo", "adapter")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,12 +62,19 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     checked = args.format == "pytorch" and not args.no_check
     if checked:
         _require_torch()
-    model = _with_text_encoder(_rounded(load(args.checkpoint), args.dtype), args.text_encoder)
-    if args.provenance:
-        model = dataclasses.replace(model, provenance=_read_object(args.provenance))
-    parts = _parts(model, args.tokenizer, args.dtype)
+    model, parts = load(args.checkpoint), {}
+    if args.format != "adapter":
+        model = _with_text_encoder(_rounded(model, args.dtype), args.text_encoder)
+        if args.provenance:
+            model = dataclasses.replace(model, provenance=_read_object(args.provenance))
+        parts = _parts(model, args.tokenizer, args.dtype)
     with release.draft(args.output, overwrite=args.overwrite) as folder:
-        writers = {"release": _write_release, "pytorch": _write_pytorch, "stablehlo": _write_stablehlo}
+        writers = {
+            "release": _write_release,
+            "pytorch": _write_pytorch,
+            "stablehlo": _write_stablehlo,
+            "adapter": _write_adapter,
+        }
         writers[args.format](folder, model, parts, args)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     message = f"Export {model.recipe.system} of step {model.step} with motionaura_jax {motionaura_jax.__version__}"
@@ -92,6 +100,10 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"--max_shard_bytes: only --format=pytorch writes shards, not {args.format}; leave it out")
     if args.format == "stablehlo" and args.dtype != "float32":
         raise UserError(f"--dtype={args.dtype}: compiled graphs take float32 weights; leave it out")
+    if args.format == "adapter":
+        for name, usual in {"dtype": "float32", "tokenizer": "", "text_encoder": "", "provenance": None}.items():
+            if getattr(args, name) != usual:
+                raise UserError(f"--{name}={getattr(args, name)}: --format=adapter takes adapters alone; leave it out")
 
 
 def _trace_on_cpu() -> None:
@@ -149,6 +161,15 @@ def _write_stablehlo(
     from motionaura_jax import stablehlo
 
     stablehlo.write(folder, model, parts.get("tokenizer", model), _meta(model))
+
+
+def _write_adapter(
+    folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
+) -> None:
+    from motionaura_jax.weights import adapter
+
+    adapter.write(folder, model)
+    _compare(model, adapter.applied(adapter.removed(model), folder), folder)
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
@@ -256,15 +277,19 @@ def _meta(model: "Loaded", tokenizer: str = "") -> dict[str, Any]:
 
 def _check(model: "Loaded", folder: pathlib.Path) -> None:
     """Reads a written folder as any command would and compares every bit."""
-    import jax
-    import numpy as np
-
     from motionaura_jax.systems.text_to_video.conditioners import make_conditioner
     from motionaura_jax.weights.load import load
 
     again = load(folder, model.recipe.system)
     if getattr(again.recipe, "text", None) is not None:
         make_conditioner(again.recipe).frozen()  # type: ignore[arg-type] # a published text encoder has to be the one of training
+    _compare(model, again, folder)
+
+
+def _compare(model: "Loaded", again: "Loaded", folder: pathlib.Path) -> None:
+    import jax
+    import numpy as np
+
     pairs = zip(*(jax.tree.leaves((one.params, one.extra)) for one in (model, again)), strict=True)
     if not all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs):
         raise UserError(f"{folder}: reads back differently from what was written; check the disk and export again")

@@ -211,6 +211,14 @@ class Recipe(Checked):
                     f"config.train.accumulation={self.train.accumulation}"
                 )
 
+    @property
+    def trained(self) -> str:
+        """Regular expression of the names of parameters that train; empty for all.
+
+        The others keep every bit that they had in `init_from`, and have neither gradients nor optimizer state.
+        """
+        return ""
+
     def completed(self, origin: Self) -> Self:
         """Takes what this recipe leaves open of `meaning` from the run `origin`, whose weights it goes on with."""
         return self

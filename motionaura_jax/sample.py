@@ -27,17 +27,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLERS = ("confidence", "halton", "random", "ancestral")
 SHEET_ROWS = 16
-SAMPLE_FLAGS = (
-    "sampler",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_ramp",
-    "temperature",
-    "choice_temperature",
-    "top_k",
-    "top_p",
-    "remask",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +45,7 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
     parser.add_argument("--text_encoder", default="", help="its published text encoder, where that has moved")
+    parser.add_argument("--lora", default="", help="folder of an adapter to put on the model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="what to show")
     source.add_argument(
@@ -123,7 +113,8 @@ class Target:
     @property
     def is_ours(self) -> bool:
         """Whether the sidecar is that of this very video, from the same weights wherever they lie now."""
-        return {**(self.recorded or {}), "checkpoint": ""} == {**self.record, "checkpoint": ""}
+        places = {"checkpoint": "", "lora": ""}
+        return {**(self.recorded or {}), **places} == {**self.record, **places}
 
 
 def _sample(args: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +129,7 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.parallel.config import parse
     from motionaura_jax.pipelines.text_to_video import TextToVideo
 
-    pipeline = TextToVideo(args.checkpoint, args.tokenizer, parse(args.mesh), args.text_encoder)
+    pipeline = TextToVideo(args.checkpoint, args.tokenizer, parse(args.mesh), args.text_encoder, args.lora)
     settings = _settings(pipeline, args, len(prompts))
     pipeline.check(prompts, settings.sample, settings.fps)
     targets = _targets(pipeline, args, prompts, settings)
@@ -160,8 +151,9 @@ def _settings(pipeline: "TextToVideo", args: argparse.Namespace, prompts: int) -
     """Flags over the defaults of the checkpoint; all that can be refused is refused here."""
     from motionaura_jax.pipelines.text_to_video import Settings
 
-    given = {name: getattr(args, name) for name in SAMPLE_FLAGS if getattr(args, name) is not None}
-    sample: SampleConfig = dataclasses.replace(pipeline.recipe.sample, **given)
+    sample: SampleConfig = pipeline.recipe.sample
+    given = {name: value for name, value in vars(args).items() if name in sample.drawing and value is not None}
+    sample = dataclasses.replace(sample, **given)
     size = pipeline.size(args.num_frames, args.height, args.width)
     return Settings(
         size=size,
@@ -193,8 +185,9 @@ def _targets(
         "fps": settings.fps,
         **dict(zip(("num_frames", "height", "width"), settings.size, strict=True)),
         "window_frames": settings.window,
-        **{name: getattr(settings.sample, name) for name in SAMPLE_FLAGS},
+        **settings.sample.drawing,
         "checkpoint": str(args.checkpoint),
+        "lora": args.lora,
         "checkpoint_step": pipeline.step,
         "checkpoint_hash": pipeline.digest,
         "latent_space": pipeline.tokenizer.latent_space,

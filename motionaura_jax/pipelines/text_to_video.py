@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,8 @@ from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, TextToVideoRecipe, make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.types import Latent, PyTree
-from motionaura_jax.weights import hub
+from motionaura_jax.weights import adapter, hub
+from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import load
 from motionaura_jax.weights.tokenizer import open_tokenizer
 
@@ -82,6 +82,7 @@ class TextToVideo:
         tokenizer: str = "",
         mesh: MeshConfig = MeshConfig(),  # noqa: B008
         text_encoder: str = "",
+        lora: str | Path = "",
     ):
         """Opens a checkpoint.
 
@@ -90,13 +91,15 @@ class TextToVideo:
           tokenizer: where the tokenizer is now, if not where it was during training.
           mesh: how the devices of this process share the work; by default each draws videos of its own.
           text_encoder: where the published text encoder is now, likewise.
+          lora: folder of an adapter to put on the model.
 
         Raises:
-          UserError: no such checkpoint, a tokenizer or text encoder that is missing or another one, or a mesh that does
-            not fit.
+          UserError: no such checkpoint, a tokenizer, text encoder or adapter that is missing or another one, or a mesh
+            that does not fit.
         """
         self._mesh = make_mesh(mesh, jax.local_devices())
         loaded = load(checkpoint, "text_to_video")
+        loaded = adapter.applied(loaded, Path(lora)) if lora else loaded
         recipe: TextToVideoRecipe = loaded.recipe  # type: ignore[assignment]
         self._system = TextToVideoSystem(recipe.with_text_encoder(text_encoder) if text_encoder else recipe)
         self.recipe, self.step = self._system.recipe, loaded.step
@@ -104,7 +107,7 @@ class TextToVideo:
         if not Path(place).exists():
             raise UserError(f"{place}: the tokenizer of {checkpoint} is not there; name its folder with --tokenizer")
         self.tokenizer = open_tokenizer(place, self.recipe.latent_space)
-        self.digest = _digest(loaded.params)
+        self.digest = digest(loaded.params)
         self._loaded: PyTree = loaded.params
         self._sample = jax.jit(self._system.sample_tokens, static_argnames="steps")
 
@@ -256,10 +259,3 @@ def _decode_values(tokenizer: Tokenizer, values: Array) -> Array:
 @jax.jit
 def _embed(tokenizer: Tokenizer, tokens: Array) -> Array:
     return tokenizer.embed(tokens)
-
-
-def _digest(params: PyTree) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]

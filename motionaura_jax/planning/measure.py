@@ -90,8 +90,8 @@ def _compile(function: Any, *arguments: PyTree) -> dict[str, Any]:
 def _flops(system: base.System, current: state.TrainState, frozen: PyTree, batch: PyTree) -> float:
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.make_jaxpr(system.loss)(current.params, current.extra, frozen, batch, key, current.step)
-    learned = len(jax.tree.leaves(current.params))
-    return flops.step_flops(traced.jaxpr, [index < learned for index in range(len(traced.in_avals))])
+    learned = flops.learned_inputs(current.params, system.recipe.trained)
+    return flops.step_flops(traced.jaxpr, [*learned, *[False] * (len(traced.in_avals) - len(learned))])
 
 
 def _bytes_per_device(tree: PyTree) -> int:

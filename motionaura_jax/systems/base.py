@@ -64,6 +64,12 @@ class System(Protocol):
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Returns fresh `(params, extra)`; abstract-evaluable."""
 
+    def extended(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
+        """Adds fresh parameters that `recipe.trained` names to those of `init_from`, which lack them.
+
+        Called only where `recipe.trained` names any.
+        """
+
     def frozen(self) -> PyTree:
         """Loads the pretrained parts; an empty dict where there are none."""
 

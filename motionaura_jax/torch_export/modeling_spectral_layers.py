@@ -9,6 +9,8 @@ of the products and one transform along the sequence.
 import torch
 from torch import Tensor, nn
 
+from motionaura_jax.torch_export.modeling_lora import AdaptedLinear, LoraConfig, projection
+
 Grid = tuple[int, int, int]
 
 FOLDED_KINDS = ("re_fft2", "hartley", "filter")
@@ -51,12 +53,12 @@ class SpectralInput(nn.Module):
 
     is_folded = False
 
-    def __init__(self, names: tuple[str, ...], width: int, inner: int, kind: str, learned: bool):
+    def __init__(self, names: tuple[str, ...], width: int, inner: int, kind: str, learned: bool, lora: LoraConfig):
         super().__init__()
         self.names, self.kind = names, kind
         self.filter = nn.Parameter(torch.empty(2, width)) if learned else None
         for name in names:
-            self.add_module(f"to_{name}", nn.Linear(width, inner, bias=False))
+            self.add_module(f"to_{name}", projection(name, width, inner, lora))
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
         y = transform(x, self.kind, grid, self.filter)
@@ -66,18 +68,17 @@ class SpectralInput(nn.Module):
         """The folded layer of the same function, or this one where the kind has none."""
         if self.kind not in FOLDED_KINDS:
             return self
-        kernel = torch.cat([self.get_submodule(f"to_{name}").weight.detach() for name in self.names]).T
         weight = None if self.filter is None else self.filter.detach()
-        return FoldedInput(len(self.names), kernel, weight, self.kind)
+        return FoldedInput([self.get_submodule(f"to_{name}") for name in self.names], weight, self.kind)
 
 
 class SpectralOutput(nn.Module):
     """Projects attention output by `to_out` and leaves the spectral domain."""
 
-    def __init__(self, inner: int, width: int, kind: str):
+    def __init__(self, inner: int, width: int, kind: str, lora: LoraConfig):
         super().__init__()
         self.kind = kind
-        self.to_out = nn.Linear(inner, width, bias=False)
+        self.to_out = projection("o", inner, width, lora)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         return transform(self.to_out(x), self.kind, grid)
@@ -86,21 +87,27 @@ class SpectralOutput(nn.Module):
         """The folded layer of the same function, or this one where the kind has none."""
         if self.kind not in FOLDED_KINDS:
             return self
-        return FoldedOutput(self.to_out.weight.detach().T, self.kind)
+        return FoldedOutput(self.to_out, self.kind)
 
 
 class FoldedInput(nn.Module):
     """`SpectralInput` without a transform along the embedding: bins u and -u are re(u) E +- im(u) O.
 
     re and im are the sequence transform of x.  With a transform of weight 1 (`half`) columns 0..d/2 of the point-even half
-    (x[s, d] + x[-s, -d]) / 2 suffice.  Rows come in `paired_order`.
+    (x[s, d] + x[-s, -d]) / 2 suffice.  Rows come in `paired_order`.  The first map of an adapter is folded as the projections
+    are.
     """
 
     is_folded = True
 
-    def __init__(self, count: int, kernel: Tensor, weight: Tensor | None, kind: str):
+    def __init__(self, projections: list[nn.Linear], weight: Tensor | None, kind: str):
         super().__init__()
-        self.count, width = count, len(kernel)
+        adapted = {index: to for index, to in enumerate(projections) if isinstance(to, AdaptedLinear)}
+        kernels = [to.weight.detach() for to in (*projections, *(to.lora_A for to in adapted.values()))]
+        self.sizes, kernel = [len(part) for part in kernels], torch.cat(kernels).T
+        self.adapted = [(index, to.lora) for index, to in adapted.items()]
+        self.ups = nn.ModuleList(to.lora_B for to in adapted.values())
+        width = len(kernel)
         self.half = weight is None and kind == "re_fft2"
         wide = kernel.float()
         if weight is not None:
@@ -123,20 +130,29 @@ class FoldedInput(nn.Module):
             wide = _fold_columns(wide)
         bins = torch.fft.rfft(wide, dim=1, norm="ortho")
         a, b = bins.real.to(x.dtype) @ self.even, bins.imag.to(x.dtype) @ self.odd
-        return torch.cat([a + b, (a - b)[:, 1 : (length + 1) // 2]], dim=1).chunk(self.count, dim=-1)
+        parts = torch.cat([a + b, (a - b)[:, 1 : (length + 1) // 2]], dim=1).split(self.sizes, dim=-1)
+        projected = [*parts[: len(parts) - len(self.ups)]]
+        for (index, lora), up, hidden in zip(self.adapted, self.ups, parts[len(projected) :], strict=True):
+            projected[index] = projected[index] + up(lora.activate(hidden))
+        return tuple(projected)
 
 
 class FoldedOutput(nn.Module):
     """`SpectralOutput` without a transform along the embedding, of rows in `paired_order`.
 
     Rows n and -n enter as sum and difference.  But for the Hartley transform the result is point-symmetric: columns 0..d/2
-    are computed and the others mirrored.
+    are computed and the others mirrored.  The second map of an adapter is folded as the projection is.
     """
 
     is_folded = True
 
-    def __init__(self, kernel: Tensor, kind: str):
+    def __init__(self, to_out: nn.Linear, kind: str):
         super().__init__()
+        kernel = to_out.weight.detach().T
+        self.adapted = isinstance(to_out, AdaptedLinear)
+        if isinstance(to_out, AdaptedLinear):
+            self.down, self.lora = to_out.lora_A, to_out.lora
+            kernel = torch.cat([kernel, to_out.lora_B.weight.detach().T])
         self.width, self.half = kernel.shape[-1], kind != "hartley"
         bins = 0.5 * torch.fft.fft(kernel.float(), dim=-1, norm="ortho")
         bins = bins[:, : self.width // 2 + 1] if self.half else bins * (1 + 1j)
@@ -144,6 +160,8 @@ class FoldedOutput(nn.Module):
         self.register_buffer("odd", -bins.imag.to(kernel.dtype).contiguous(), persistent=False)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        if self.adapted:
+            x = torch.cat([x, self.lora.activate(self.down(x))], dim=-1)
         length, kept = x.shape[1], x.shape[1] // 2 + 1
         own = [x[:, kept - 1 : kept]] if length % 2 == 0 else []  # bins 0 and length / 2 are their own mirror images
         positive, negative = x[:, :kept], torch.cat([x[:, :1], x[:, kept:], *own], dim=1)

@@ -9,12 +9,14 @@ Tokens are `(b, t, h, w)` with MASK as id `vocab_size`; logits are `(b, t, h, w,
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from motionaura_jax.torch_export.modeling_lora import LoraConfig, Mlp, projection, read_lora
 from motionaura_jax.torch_export.modeling_spectral_layers import (
     Grid,
     SpectralInput,
@@ -22,7 +24,7 @@ from motionaura_jax.torch_export.modeling_spectral_layers import (
     paired_order,
     spectrum,
 )
-from motionaura_jax.torch_export.modeling_utils import Pretrained
+from motionaura_jax.torch_export.modeling_utils import CONFIG, Pretrained, read_settings, read_weights
 
 _EPSILON = 1e-6
 _FEATURES, _BASE = 256, 10000.0
@@ -31,7 +33,7 @@ _STDDEV = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpectralTransformerConfig:
+class SpectralTransformerConfig(LoraConfig):
     """What fixes the function; `rope` and `cross_spectral` are resolved, see the fields of the same name in JAX."""
 
     vocab_size: int
@@ -174,8 +176,8 @@ class Attention(nn.Module):
         learned = kind == "filter" or (cross and kind != "none")
         names = ("q",) if cross else ("q", "k", "v")
         self.heads = config.heads
-        self.input = SpectralInput(names, config.width, config.inner, kind, learned)
-        self.output = SpectralOutput(config.inner, config.width, kind)
+        self.input = SpectralInput(names, config.width, config.inner, kind, learned, config)
+        self.output = SpectralOutput(config.inner, config.width, kind, config)
         self.gain = nn.Parameter(torch.empty(config.heads))
 
     def forward(
@@ -209,7 +211,7 @@ class TextProjection(nn.Module):
         learned = config.text_kind != "none"
         self.name = name
         self.filter = nn.Parameter(torch.empty(2, config.width)) if learned else None
-        self.add_module(f"to_{name}", nn.Linear(config.width, config.inner, bias=False))
+        self.add_module(f"to_{name}", projection(name, config.width, config.inner, config))
 
     def forward(self, text: Text) -> Tensor:
         real, imaginary = text
@@ -240,7 +242,7 @@ class Block(nn.Module):
         self.self_attention = Attention(config, config.spectral, cross=False)
         self.context = KeysValues(config)
         self.cross_attention = Attention(config, config.cross_kind, cross=True)
-        self.mlp = nn.ModuleDict({"linear_1": nn.Linear(width, hidden), "linear_2": nn.Linear(hidden, width)})
+        self.mlp = Mlp(width, hidden, config)
         self.paper = config.residual == "paper"
         if self.paper:
             self.self_norm, self.cross_norm = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -261,20 +263,17 @@ class Block(nn.Module):
             z = self._norm(self.self_norm, attended) + adapted
             crossed = self._norm(self.cross_norm, self.cross_attention(z, grid, None, context, mask))
             z = crossed + self._adapt(z, vectors[2], vectors[3])
-            return z + vectors[6] * self._mlp(self._adapt(z, vectors[4], vectors[5]))
+            return z + vectors[6] * self.mlp(self._adapt(z, vectors[4], vectors[5]))
         z = z + vectors[6] * attended
         adapted = self._adapt(z, vectors[2], vectors[3])
         z = z + vectors[7] * self.cross_attention(adapted, grid, None, context, mask)
-        return z + vectors[8] * self._mlp(self._adapt(z, vectors[4], vectors[5]))
+        return z + vectors[8] * self.mlp(self._adapt(z, vectors[4], vectors[5]))
 
     def _adapt(self, z: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return (layer_norm(z) * (1 + scale) + shift).to(z.dtype)
 
     def _norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         return layer_norm(x, norm.weight, norm.bias).to(x.dtype)
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp["linear_2"](F.gelu(self.mlp["linear_1"](x), approximate="tanh"))
 
 
 class SpectralTransformer(Pretrained):
@@ -298,6 +297,15 @@ class SpectralTransformer(Pretrained):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.head_norm, self.head = nn.LayerNorm(width), nn.Linear(width, width)
         self.is_folded = False
+
+    @classmethod
+    def adapted(cls, folder: Path, adapter: str | Path, base_hash: str, torch_dtype: torch.dtype) -> Self:
+        """Opens the network in `folder` with the adapter of another one; see `read_lora`."""
+        settings, weights = read_settings(folder / CONFIG), read_weights(folder)
+        if settings.get("lora_rank"):
+            raise ValueError(f"{folder}: has adapters already")
+        more, tensors = read_lora(adapter, base_hash)
+        return cls.filled({**settings, **more}, {**weights, **tensors}, torch_dtype)
 
     def fold(self) -> "SpectralTransformer":
         """Replaces the attention kernels by the folded ones: the same function with less work, not for training."""

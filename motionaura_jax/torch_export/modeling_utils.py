@@ -34,12 +34,15 @@ class Pretrained(nn.Module):
           RuntimeError, TypeError: weights or settings of another network.
         """
         folder = model_folder(folder, revision)
-        settings = read_settings(folder / CONFIG)
+        return cls.filled(read_settings(folder / CONFIG), read_weights(folder), torch_dtype)
+
+    @classmethod
+    def filled(cls, settings: dict[str, Any], weights: dict[str, Tensor], torch_dtype: torch.dtype) -> Self:
+        """The network of these settings and weights, each used once; see `from_pretrained`."""
         known = {field.name for field in dataclasses.fields(cls.Config)}
         with torch.device("meta"):  # no time and memory for random weights
             network = cls(cls.Config(**{name: value for name, value in settings.items() if name in known}))
-        weights = {name: tensor.to(torch_dtype) for name, tensor in read_weights(folder).items()}
-        network.load_state_dict(weights, assign=True)
+        network.load_state_dict({name: tensor.to(torch_dtype) for name, tensor in weights.items()}, assign=True)
         return network.eval()
 
     @property

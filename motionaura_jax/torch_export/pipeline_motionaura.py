@@ -51,6 +51,14 @@ class Defaults:
     window_frames: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the transformer was read, and the hash that adapters know its weights by."""
+
+    folder: Path
+    weights_hash: str
+
+
 class MotionAuraPipeline:
     """Tokenizer, text encoder, transformer, sampler and video tokenizer of one model."""
 
@@ -62,9 +70,10 @@ class MotionAuraPipeline:
         vae: MBQVAE,
         scheduler: AbsorbingScheduler,
         defaults: Defaults,
+        origin: Origin,
     ):
         self.tokenizer, self.text_encoder, self.transformer = tokenizer, text_encoder, transformer
-        self.vae, self.scheduler, self.defaults = vae, scheduler, defaults
+        self.vae, self.scheduler, self.defaults, self.origin = vae, scheduler, defaults, origin
 
     @classmethod
     def from_pretrained(
@@ -95,7 +104,21 @@ class MotionAuraPipeline:
             vae=MBQVAE.from_pretrained(folder / "vae", torch_dtype=torch_dtype),
             scheduler=AbsorbingScheduler.from_pretrained(folder / "scheduler"),
             defaults=Defaults(**{field.name: index[field.name] for field in dataclasses.fields(Defaults)}),
+            origin=Origin(folder=folder / "transformer", weights_hash=index.get("weights_hash", "")),
         )
+
+    def load_lora_weights(self, folder: str | Path) -> None:
+        """Puts the adapter in `folder`, from `motionaura export --format=adapter`, on the transformer.
+
+        Raises:
+          FileNotFoundError: a file is missing.
+          ValueError: the adapter was trained on other weights, or the model was exported with adapters.
+          RuntimeError: tensors that are missing, superfluous or of another shape.
+        """
+        old = self.transformer  # which may be folded, and then has no kernels left to put it on
+        place = self.origin
+        network = SpectralTransformer.adapted(place.folder, folder, place.weights_hash, old.dtype).to(old.device)
+        self.transformer = network.fold() if old.is_folded else network
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the networks, as `torch.nn.Module.to`."""

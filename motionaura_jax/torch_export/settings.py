@@ -53,8 +53,10 @@ def tokenizer_settings(config: MBQVAEConfig) -> dict[str, Any]:
 
 
 def denoiser_settings(config: SpectralTransformerConfig) -> dict[str, Any]:
-    """Settings of `modeling_spectral_transformer.SpectralTransformer`; `rope` is resolved."""
-    return {**_chosen(config, _DENOISER), "rope": config.rotary}
+    """Settings of `modeling_spectral_transformer.SpectralTransformer`; `rope` is resolved, and adapters that are off left out."""
+    lora = dataclasses.asdict(config.lora) if config.lora.rank else {}
+    adapters = {f"lora_{name}": value for name, value in lora.items()}
+    return {**_chosen(config, _DENOISER), **adapters, "rope": config.rotary}
 
 
 def text_settings(config: TextEncoderConfig, vocab_size: int, width: int) -> dict[str, Any]:

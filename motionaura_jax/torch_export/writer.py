@@ -11,6 +11,7 @@ from motionaura_jax.systems.text_to_video.conditioners import TrainedText, make_
 from motionaura_jax.torch_export import settings
 from motionaura_jax.torch_export.model_card import model_card
 from motionaura_jax.weights import exported
+from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import Loaded
 
 VAE = "vae"
@@ -19,6 +20,7 @@ _PIPELINE = (
     "pipeline_motionaura",
     "modeling_spectral_transformer",
     "modeling_spectral_layers",
+    "modeling_lora",
     "modeling_text_encoder",
     "modeling_published_text",
     "scheduling_absorbing",
@@ -34,18 +36,6 @@ _PUBLISHED = {
     "tokenizer": ("modeling_published_text", "PublishedTokenizer"),
     "text_encoder": ("modeling_published_text", "PublishedT5"),
 }
-_SAMPLER = (
-    "sampler",
-    "schedule",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_ramp",
-    "temperature",
-    "choice_temperature",
-    "top_k",
-    "top_p",
-    "remask",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +64,8 @@ def write_text_to_video(
         (folder / name).mkdir()
     text = _write_text(folder, recipe)
     _write_config(folder / "transformer", settings.denoiser_settings(recipe.model))
-    sampler = {name: getattr(recipe.sample, name) for name in _SAMPLER}
-    _write_config(folder / "scheduler", {"vocab_size": recipe.model.vocab_size, **sampler}, "scheduler_config.json")
+    sampler = {"vocab_size": recipe.model.vocab_size, **recipe.sample.drawing}
+    _write_config(folder / "scheduler", sampler, "scheduler_config.json")
     clip = recipe.data.all_buckets()[0]
     index = {
         **_origin("MotionAuraPipeline"),
@@ -83,6 +73,7 @@ def write_text_to_video(
         **text,
         **{name: getattr(clip, name) for name in ("num_frames", "height", "width")},
         "fps": recipe.data.rates[0],
+        "weights_hash": digest(model.params),
         "window_frames": max(bucket.num_frames for bucket in recipe.data.all_buckets()),
     }
     write_json(folder / "model_index.json", index)

@@ -6,6 +6,7 @@ appendix B).  What remat computes again, and elementwise work, do not count.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 
 from motionaura_jax.systems.base import System
 from motionaura_jax.training.state import TrainState
+from motionaura_jax.trees import leaf_types
 from motionaura_jax.types import PyTree
 
 # Dense bfloat16 (float16 before Ampere) FLOPs a second of one device, by the beginning of its kind; from data sheets.
@@ -76,8 +78,13 @@ class ModelFlops:
     def _count(self, state: TrainState, frozen: PyTree, batch: PyTree) -> float:
         key = jax.eval_shape(lambda: jax.random.key(0))
         traced = jax.make_jaxpr(self._system.loss)(state.params, state.extra, frozen, batch, key, state.step)
-        learned = len(jax.tree.leaves(state.params))
-        return step_flops(traced.jaxpr, [index < learned for index in range(len(traced.in_avals))])
+        learned = learned_inputs(state.params, self._system.recipe.trained)
+        return step_flops(traced.jaxpr, [*learned, *[False] * (len(traced.in_avals) - len(learned))])
+
+
+def learned_inputs(params: PyTree, trained: str) -> list[bool]:
+    """Which of the leaves of `params` train, see `Recipe.trained`."""
+    return [bool(re.search(trained, name)) for name in leaf_types(params)]
 
 
 def step_flops(jaxpr: Any, learned: Sequence[bool]) -> float:

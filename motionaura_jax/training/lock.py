@@ -23,7 +23,7 @@ def held(workdir: pathlib.Path, lease: float = LEASE) -> Iterator[None]:
     """Keeps other runs out of `workdir` for the time of the body; of several processes, the first does it for all.
 
     A run of another machine gets `lease` seconds to turn out to be gone.  Where the file system or the operating system
-    knows no locks of this kind, nobody is kept out.
+    knows no locks of this kind, nobody is kept out.  A workdir that a refused run would leave empty is taken away again.
 
     Raises:
       UserError: another run holds it, or it is not writable.
@@ -31,6 +31,7 @@ def held(workdir: pathlib.Path, lease: float = LEASE) -> Iterator[None]:
     if not distributed.is_primary():
         yield
         return
+    fresh = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / FILE).open("a+", encoding="utf-8")
@@ -41,7 +42,12 @@ def held(workdir: pathlib.Path, lease: float = LEASE) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {distributed.host_name()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if fresh and [path.name for path in workdir.iterdir()] == [FILE]:
+                (workdir / FILE).unlink()
+                workdir.rmdir()
 
 
 def _wait(workdir: pathlib.Path, file: TextIO, lease: float) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from motionaura_jax.parallel import rules
 from motionaura_jax.parallel.config import shown
 from motionaura_jax.systems.base import System
+from motionaura_jax.trees import parted
 from motionaura_jax.types import PyTree
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def create(system: System, optimizer: optax.GradientTransformation, seed: int) -
     params, extra = system.init(jax.random.key(seed))
     ema = jax.tree.map(jnp.copy, params) if system.recipe.train.ema_decay else None
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two buffers: a step donates both
-    return TrainState(step=step, params=params, extra=extra, opt_state=optimizer.init(params), ema=ema, skipped=skipped)
+    opt_state = optimizer.init(parted(params, system.recipe.trained)[0])
+    return TrainState(step=step, params=params, extra=extra, opt_state=opt_state, ema=ema, skipped=skipped)
 
 
 def shardings(state: TrainState, mesh: Mesh) -> TrainState:

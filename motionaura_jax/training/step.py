@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.training.state import TrainState
+from motionaura_jax.trees import joined, parted
 from motionaura_jax.types import PyTree
 
 _NO_SAMPLE = 2**32 - 1  # the key of what belongs to the step, not to one of its samples
@@ -28,15 +29,16 @@ def make_train_step(
     metrics on every device; trace it under `jax.set_mesh`.  The key of a step is `fold_in(seed, step)`, so a resumed run
     repeats it exactly.
     """
-    train, seed = system.recipe.train, system.recipe.seed
+    train, seed, trained = system.recipe.train, system.recipe.seed, system.recipe.trained
     gradient = _gradient(system, None if shardings is None else shardings.params)
 
     def train_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, loss, stats, metrics = _accumulate(gradient, state, frozen, batch, key, train.accumulation)
         norm = optax.tree.norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        moving, _ = parted(state.params, trained)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
+        params = joined(state.params, optax.apply_updates(moving, updates))
         params, extra, ema, advanced = _advance(system, state, params, stats, key)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         fresh = dataclasses.replace(state, params=params, extra=extra, opt_state=opt_state, ema=ema)
@@ -56,16 +58,19 @@ def make_train_step(
 
 
 def _gradient(system: System, places: PyTree | None) -> Callable[..., tuple[Any, PyTree]]:
-    """`((loss, (stats, metrics)), gradients)` of the arguments of `system.loss`, gradients lying like `places`."""
-    gradient = jax.value_and_grad(system.loss, has_aux=True)
-    if places is None:
-        return gradient
+    """`((loss, (stats, metrics)), gradients)` of the arguments of `system.loss`: of what trains, lying like `places`."""
+    trained = system.recipe.trained
 
-    def pinned(*arguments: Any) -> tuple[Any, PyTree]:
-        value, gradients = gradient(*arguments)
-        return value, jax.lax.with_sharding_constraint(gradients, places)
+    def loss(moving: PyTree, fixed: PyTree, *arguments: Any) -> tuple[Any, PyTree]:
+        return system.loss(joined(fixed, moving), *arguments)
 
-    return pinned
+    def gradient(params: PyTree, *arguments: Any) -> tuple[Any, PyTree]:
+        value, gradients = jax.value_and_grad(loss, has_aux=True)(*parted(params, trained), *arguments)
+        if places is not None:
+            gradients = jax.lax.with_sharding_constraint(gradients, parted(places, trained)[0])
+        return value, gradients
+
+    return gradient
 
 
 def _accumulate(
@@ -107,7 +112,7 @@ def _advance(
     decay = jnp.minimum(system.recipe.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
 
     def average(old: Array, stepped: Array, new: Array) -> Array:
-        # What a rule replaced (a dead code) has no past worth averaging.
-        return jnp.where(new == stepped, decay * old + (1.0 - decay) * new, new)
+        # What a rule replaced (a dead code) has no past worth averaging, and what stays must not drift by rounding.
+        return jnp.where((new == stepped) & (new != old), decay * old + (1.0 - decay) * new, new)
 
     return advanced, extra, jax.tree.map(average, state.ema, params, advanced), metrics

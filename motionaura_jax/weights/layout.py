@@ -199,7 +199,7 @@ def _match(files: TensorFiles, layout: Layout, places: Mapping[str, Slot], leave
     missing, unused = sorted(sources.keys() - set(held)), sorted(set(held) - sources.keys())
     if missing or unused:
         raise UserError(
-            f"{files.path}: other tensors than config.json says: missing {listed(missing)}; not used {listed(unused)}; "
+            f"{files.path}: other tensors than its config says: missing {listed(missing)}; not used {listed(unused)}; "
             f"give the folder of a model of this kind as it was published"
         )
     odd = [_misfit(files, name, places[source], leaves) for name, source in sources.items()]

@@ -14,6 +14,7 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems import base
+from motionaura_jax.trees import parted
 from motionaura_jax.types import PyTree
 from motionaura_jax.weights import exported, hub, release, steps
 
@@ -76,13 +77,20 @@ def load_recipe(path: steps.Location, recipe_class: type[R], system: str) -> R:
 def load_start(system: base.System) -> tuple[PyTree, PyTree]:
     """Reads `params` and `extra` of `recipe.init_from`, from which a fresh run of `system` starts.
 
+    Where the run trains parameters beside frozen ones, and those weights have none yet, it adds fresh ones.
+
     Raises:
       UserError: see `load`; or weights of another architecture, or that the recipe of `system` refuses.
     """
     recipe = system.recipe
     source = _open(recipe.init_from)
-    recipe.check_start(source.recipe(type(recipe), recipe.system), recipe.init_from)
-    return source.read(*jax.eval_shape(system.init, jax.random.key(0)))
+    origin = source.recipe(type(recipe), recipe.system)
+    recipe.check_start(origin, recipe.init_from)
+    params, extra = jax.eval_shape(system.init, jax.random.key(0))
+    if not recipe.trained or origin.trained:
+        return source.read(params, extra)
+    params, extra = source.read(parted(params, recipe.trained)[1], extra)
+    return system.extended(params, jax.random.key(recipe.seed)), extra
 
 
 def load_tokenizer(path: steps.Location, latent_space: str = "") -> tuple[Tokenizer, Loaded]:

@@ -26,7 +26,12 @@ from motionaura_jax.types import PyTree
 
 DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MARKS = (WEIGHTS, "training.json", "stablehlo.json")  # what tells folders that `export` wrote, by its formats
+MARKS = (
+    WEIGHTS,
+    "training.json",
+    "stablehlo.json",
+    "adapter_config.json",
+)  # what tells folders that `export` wrote, by its formats
 PARTS = ("tokenizer",)  # recipe keys that name another run
 PLACES = (
     "init_from",

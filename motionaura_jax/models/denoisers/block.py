@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 from motionaura_jax.errors import UserError
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
-from motionaura_jax.models.layers import spectral
+from motionaura_jax.models.layers import lora, spectral
 from motionaura_jax.models.layers.attention import Attention, normalize, split_heads
+from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.parallel import constraints
 
 Tokens = Float[Array, "b s d"]
@@ -54,6 +55,7 @@ class KeysValues(nn.Module):
                 kind != "none",
                 jnp.dtype(config.dtype),
                 config.heads,
+                config.lora,
                 name=f"{name}_input",
             )(text)[0]
             for name in "kv"
@@ -89,15 +91,20 @@ def modulation_count(config: SpectralTransformerConfig) -> int:
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear."""
+    """Linear, GELU, Linear; an adapter reads what comes out, and is added to it."""
 
     hidden: int
     dtype: jnp.dtype
+    lora: LoraConfig
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="in")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(hidden)
+        last = nn.Dense(x.shape[-1], dtype=self.dtype, name="out")
+        y = last(hidden)
+        if self.lora.adapts("mlp"):
+            y += lora.low_rank(self, "", self.lora, y, last.variables["params"]["kernel"])
+        return y
 
 
 class Block(nn.Module):
@@ -123,7 +130,7 @@ class Block(nn.Module):
         vectors = Modulation(config, modulation_count(config), name="modulation")(condition)
         self_attention = self._attention("self_attention", config.spectral, ("q", "k", "v"))
         cross_attention = self._attention("cross_attention", config.cross_kind, ("q",))
-        mlp = Mlp(round(config.mlp_ratio * config.width), jnp.dtype(config.dtype), name="mlp")
+        mlp = Mlp(round(config.mlp_ratio * config.width), jnp.dtype(config.dtype), config.lora, name="mlp")
         adapted = self._adapt(z, vectors[0], vectors[1])
         if config.residual == "paper":
             z = self._norm("self_norm", self_attention(adapted, angle=angle)) + adapted
@@ -136,19 +143,23 @@ class Block(nn.Module):
         return constraints.tokens(z + self._gate(vectors[8], mlp(self._adapt(z, vectors[4], vectors[5])))), None
 
     def _attention(self, name: str, kind: str, names: tuple[str, ...]) -> Attention:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        config = self.config
+        common: dict[str, Any] = {
+            "dtype": jnp.dtype(config.dtype),
+            "heads": config.heads,
+            "lora": config.lora,
+            "parent": None,
+        }
         learned = kind == "filter" or (kind != "none" and name == "cross_attention")
         into: nn.Module
         out: nn.Module
         if self.folded and kind in spectral.FOLDED_KINDS:
             half = kind == "re_fft2" and not learned
-            into = spectral.FoldedInput(names, config.inner, half, dtype, config.heads, parent=None)
-            out = spectral.FoldedOutput(config.width, kind != "hartley", dtype, config.heads, parent=None)
+            into = spectral.FoldedInput(names, config.inner, half, **common)
+            out = spectral.FoldedOutput(config.width, kind != "hartley", **common)
         else:
-            into = spectral.SpectralInput(
-                names, config.inner, kind, self.grid, learned, dtype, config.heads, parent=None
-            )
-            out = spectral.SpectralOutput(config.width, kind, self.grid, dtype, config.heads, parent=None)
+            into = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, **common)
+            out = spectral.SpectralOutput(config.width, kind, self.grid, **common)
         return Attention(config.heads, config.initial_gain, into, out, name=name)
 
     def _adapt(self, z: Tokens, shift: Vector, scale: Vector) -> Tokens:

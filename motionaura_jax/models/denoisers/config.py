@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from motionaura_jax.errors import UserError, nearest
 from motionaura_jax.limits import Checked, Count, Natural, Positive
+from motionaura_jax.models.layers.config import LoraConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class SpectralTransformerConfig(Checked):
         per block, or a full one per block.
       time_cond: whether the masked fraction conditions the network; the frame rate always does.
       text_dim, text_len: width of text features and number of text positions.
+      lora: adapters, which train in place of all other weights.
       remat: what the backward pass recomputes: nothing (`none`), each block (`full`), or each block except its matrix
         products, which are kept on the device (`dots`) or in host memory (`offload`).
       folded_training: whether training computes the folded form too, as sampling always does: the same values and
@@ -58,6 +60,7 @@ class SpectralTransformerConfig(Checked):
     time_cond: bool = True
     text_dim: Count = 4096
     text_len: Count = 192
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     remat: Literal["none", "dots", "full", "offload"] = "none"
     folded_training: bool = False
     loss_chunk: Natural = 1024
@@ -70,6 +73,10 @@ class SpectralTransformerConfig(Checked):
             raise UserError(
                 f"SpectralTransformerConfig.heads={self.heads}: {self.inner} attention channels "
                 f"(width x attention_ratio) do not split into {self.heads} heads of even width"
+            )
+        if self.lora.rank >= (channels := min(self.width, self.inner)):
+            raise UserError(
+                f"SpectralTransformerConfig.lora.rank={self.lora.rank}: must be below the {channels} channels that it adapts"
             )
         grid_kind = self.spectral in ("none", "hartley3d")
         if (self.rope == "axial" and not grid_kind) or (self.rope == "signed" and self.spectral == "none"):

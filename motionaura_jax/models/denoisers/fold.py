@@ -26,8 +26,18 @@ def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
         path = ("trunk", "blocks", layer)
         weight = flat.pop((*path, "into", "filter"), None)
         names = ("q", "k", "v") if layer == "self_attention" else ("q",)
-        folded = {("into", name): _fold_input(flat.pop((*path, "into", name)), weight, kind) for name in names}
-        folded["out", "o"] = _fold_output(flat.pop((*path, "out", "o")), kind)
+        # Of an adapter the map next to the transform is folded; the activation keeps the other one out.
+        inputs, outputs = [part for name in names for part in (name, f"{name}_lora_down")], ["o", "o_lora_up"]
+        folded = {
+            ("into", name): _fold_input(flat.pop((*path, "into", name)), weight, kind)
+            for name in inputs
+            if (*path, "into", name) in flat
+        }
+        folded |= {
+            ("out", name): _fold_output(flat.pop((*path, "out", name)), kind)
+            for name in outputs
+            if (*path, "out", name) in flat
+        }
         for (module, name), (even, odd) in folded.items():
             flat |= {(*path, module, f"{name}_even"): even, (*path, module, f"{name}_odd"): odd}
     return traverse_util.unflatten_dict(flat)

@@ -16,11 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from motionaura_jax.models.layers import lora
+from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.ops import fft
 from motionaura_jax.parallel import constraints
 
 Grid = tuple[int, int, int]
 Sequence = Float[Array, "b s d"]
+
+_NO_ADAPTERS = LoraConfig()
 
 FOLDED_KINDS = ("re_fft2", "hartley", "filter")
 """Kinds whose embedding transform merges into the kernels; the others have none or need the (t, h, w) grid."""
@@ -79,7 +83,7 @@ def folded_width(width: int) -> int:
 class SpectralInput(nn.Module):
     """Maps T(x) to one array of `features` for each of `names` (query, key, value), without biases.
 
-    With `learned` the weight of the transform is the parameter `filter`.
+    With `learned` the weight of the transform is the parameter `filter`.  Adapters see T(x), as the kernels do.
     """
 
     names: tuple[str, ...]
@@ -89,6 +93,7 @@ class SpectralInput(nn.Module):
     learned: bool
     dtype: jnp.dtype
     heads: int = 1
+    lora: LoraConfig = _NO_ADAPTERS
 
     @nn.compact
     def __call__(self, x: Sequence) -> tuple[Float[Array, "b s n"], ...]:
@@ -98,9 +103,14 @@ class SpectralInput(nn.Module):
             x = weighted_transform(x, weight, self.kind, self.grid)
         else:
             x = transform(x, self.kind, self.grid)
-        init = nn.initializers.lecun_normal()
-        kernels = (self.param(name, init, (width, self.features)) for name in self.names)
-        return tuple(_tokens_to_heads(_dot(x, kernel, self.dtype), self.heads) for kernel in kernels)
+        return tuple(_tokens_to_heads(self._project(name, x), self.heads) for name in self.names)
+
+    def _project(self, name: str, x: Sequence) -> Float[Array, "b s n"]:
+        kernel = self.param(name, nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        projected = _dot(x, kernel, self.dtype)
+        if self.lora.adapts(name):
+            projected += lora.low_rank(self, f"{name}_", self.lora, x.astype(self.dtype), kernel)
+        return projected
 
 
 class SpectralOutput(nn.Module):
@@ -111,11 +121,16 @@ class SpectralOutput(nn.Module):
     grid: Grid
     dtype: jnp.dtype
     heads: int = 1
+    lora: LoraConfig = _NO_ADAPTERS
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s n"]) -> Sequence:
         kernel = self.param("o", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        return transform(_dot(_heads_to_tokens(x, self.heads), kernel, self.dtype), self.kind, self.grid)
+        x = _heads_to_tokens(x, self.heads)
+        projected = _dot(x, kernel, self.dtype)
+        if self.lora.adapts("o"):
+            projected += lora.low_rank(self, "o_", self.lora, x.astype(self.dtype), kernel)
+        return transform(projected, self.kind, self.grid)
 
 
 class FoldedInput(nn.Module):
@@ -123,7 +138,7 @@ class FoldedInput(nn.Module):
 
     re and im are the sequence transform of x, shared by all `names`; the kernels E and O are the parameters NAME_even
     and NAME_odd.  With `half` (a transform of weight 1) columns 0..d/2 of the point-even half of x suffice, and E, O
-    have half the rows each.
+    have half the rows each.  The first map of an adapter is folded as the kernels are.
     """
 
     names: tuple[str, ...]
@@ -131,6 +146,7 @@ class FoldedInput(nn.Module):
     half: bool
     dtype: jnp.dtype
     heads: int = 1
+    lora: LoraConfig = _NO_ADAPTERS
 
     @nn.compact
     def __call__(self, x: Sequence) -> tuple[Float[Array, "b s n"], ...]:
@@ -146,43 +162,62 @@ class FoldedInput(nn.Module):
         return tuple(self._bins(name, real, imaginary, length) for name in self.names)
 
     def _bins(self, name: str, real: Array, imaginary: Array, length: int) -> Float[Array, "b s n"]:
-        init, shape = nn.initializers.lecun_normal(), (real.shape[-1], self.features)
+        pair = self._pair(name, real, imaginary, self.features)
+        if self.lora.adapts(name):
+            up = self.param(f"{name}_lora_up", nn.initializers.zeros, (self.lora.rank, self.features))
+            products = self._pair(f"{name}_lora_down", real, imaginary, self.lora.rank)
+            pair = [bins + lora.raised(self.lora, part, up) for bins, part in zip(pair, products, strict=True)]
+        positive, negative = (_tokens_to_heads(part, self.heads)[:, : length // 2 + 1] for part in pair)
+        return jnp.concatenate([positive, negative[:, 1 : (length + 1) // 2]], axis=1)
+
+    def _pair(self, name: str, real: Array, imaginary: Array, features: int) -> list[Float[Array, "b u n"]]:
+        """Bins u and -u of a projection."""
+        init, shape = nn.initializers.lecun_normal(), (real.shape[-1], features)
         even, odd = (self.param(f"{name}_{part}", init, shape) for part in ("even", "odd"))
-        products = _dot(real, even, self.dtype), _dot(imaginary, odd, self.dtype)
-        a, b = (_tokens_to_heads(part, self.heads)[:, : length // 2 + 1] for part in products)
-        return jnp.concatenate([a + b, (a - b)[:, 1 : (length + 1) // 2]], axis=1)
+        a, b = _dot(real, even, self.dtype), _dot(imaginary, odd, self.dtype)
+        return [a + b, a - b]
 
 
 class FoldedOutput(nn.Module):
     """`SpectralOutput` without a transform along the embedding, from rows in `paired_order`.
 
     Rows n and -n enter as their sum and difference; with `half` only columns 0..d/2 of the result are computed and the
-    others mirrored, because it is point-symmetric.
+    others mirrored, because it is point-symmetric.  The second map of an adapter is folded as the kernel is.
     """
 
     features: int
     half: bool
     dtype: jnp.dtype
     heads: int = 1
+    lora: LoraConfig = _NO_ADAPTERS
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s n"]) -> Sequence:
-        length, kept = x.shape[1], x.shape[1] // 2 + 1
-        width = folded_width(self.features) if self.half else self.features
-        init, shape = nn.initializers.lecun_normal(), (x.shape[-1], width)
-        even, odd = (self.param(f"o_{part}", init, shape) for part in ("even", "odd"))
-        positive = x[:, :kept]
-        # Bins 0 and length / 2 are their own mirror images.
-        own = [x[:, kept - 1 : kept]] if length % 2 == 0 and length > 1 else []
-        negative = jnp.concatenate([x[:, :1], x[:, kept:], *own], axis=1)
-        parts = (_heads_to_tokens(part, self.heads) for part in (positive + negative, positive - negative))
-        products = (_dot(part, kernel, self.dtype) for part, kernel in zip(parts, (even, odd), strict=True))
-        real, imaginary = (_tokens_to_channels(part, width)[:, :kept] for part in products)
+        length, width = x.shape[1], folded_width(self.features) if self.half else self.features
+        products = self._products("o", x, width, self.heads)
+        if self.lora.adapts("o"):
+            down = self.param("o_lora_down", nn.initializers.lecun_normal(), (x.shape[-1], self.lora.rank))
+            hidden = lora.activate(self.lora, _dot(x, down, self.dtype))
+            adapters = self._products("o_lora_up", hidden, width, heads=1)
+            products = [part + adapter for part, adapter in zip(products, adapters, strict=True)]
+        real, imaginary = (_tokens_to_channels(part, width)[:, : length // 2 + 1] for part in products)
         out = fft.seq_irfft(real, imaginary, length)
         if not self.half:
             return _channels_to_tokens(out, width)
         columns, mirrored = (_channels_to_tokens(part, width) for part in (out, fft.seq_mirror(out)))
         return fft.join_columns(columns, mirrored, self.features)
+
+    def _products(self, name: str, x: Array, width: int, heads: int) -> list[Float[Array, "b u w"]]:
+        """Real and imaginary part of bins 0..S/2."""
+        length, kept = x.shape[1], x.shape[1] // 2 + 1
+        init, shape = nn.initializers.lecun_normal(), (x.shape[-1], width)
+        even, odd = (self.param(f"{name}_{part}", init, shape) for part in ("even", "odd"))
+        positive = x[:, :kept]
+        # Bins 0 and length / 2 are their own mirror images.
+        own = [x[:, kept - 1 : kept]] if length % 2 == 0 and length > 1 else []
+        negative = jnp.concatenate([x[:, :1], x[:, kept:], *own], axis=1)
+        parts = (_heads_to_tokens(part, heads) for part in (positive + negative, positive - negative))
+        return [_dot(part, kernel, self.dtype) for part, kernel in zip(parts, (even, odd), strict=True)]
 
 
 def _dot(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:

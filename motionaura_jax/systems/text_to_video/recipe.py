@@ -90,6 +90,11 @@ class SampleConfig(Checked):
         make_sampler(self, 1)
 
     @property
+    def drawing(self) -> dict[str, Any]:
+        """The settings that decide a drawing, without those of evaluations."""
+        return {name: value for name, value in vars(self).items() if name not in ("prompts", "levels")}
+
+    @property
     def guidance(self) -> Guidance | None:
         """The guidance, or None where the conditional half alone is computed."""
         if self.guidance_scale == 1:
@@ -132,6 +137,7 @@ class TextToVideoRecipe(Recipe):
         "latent_space": "leave it empty, and name the tokenizer that it was trained with",
         "model.spectral": "give that value",
         "model.rope": "give that value",
+        "model.lora.activation": "give that value",
         "text.encoder.max_distance": "give that value",
     }
 
@@ -157,6 +163,18 @@ class TextToVideoRecipe(Recipe):
                     f"{sizes[shape]} and {bucket.batch_size}; say with the weight how often each comes"
                 )
         make_process(self)
+
+    @property
+    def trained(self) -> str:
+        """The adapters, where there are any."""
+        return "lora_(down|up)$" if self.model.lora.rank else ""
+
+    def check_start(self, origin: Self, where: str) -> None:
+        """Refuses other weights, see `Recipe`; those without adapters take any kind of them."""
+        if not origin.model.lora.rank:
+            model = dataclasses.replace(origin.model, lora=self.model.lora)
+            origin = dataclasses.replace(origin, model=model)
+        super().check_start(origin, where)
 
     def with_text_encoder(self, place: str) -> Self:
         """The same, with its published text encoder in `place`, a folder or a hub id.

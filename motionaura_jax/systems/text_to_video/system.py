@@ -19,6 +19,7 @@ from motionaura_jax.diffusion import samplers
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.diffusion.times import stratified
+from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
@@ -91,21 +92,34 @@ class TextToVideoSystem:
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Fresh weights; `extra` is empty."""
         text_key, denoiser_key = jax.random.split(key)
+        return {"text": self.text.init(text_key), "denoiser": self._initialized({}, denoiser_key)}, {}
+
+    def extended(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
+        """Adds adapters, which start as the frozen weights do and change nothing yet."""
+        return {**params, "denoiser": jax.jit(self._initialized)(params["denoiser"], key)}
+
+    def _initialized(self, denoiser: PyTree, key: Key[Array, ""]) -> PyTree:
+        """The parameters of the denoiser, with fresh ones in the place of those that are missing."""
         model = self.recipe.model
         text = jnp.zeros((1, model.text_len, model.text_dim), model.dtype)
         cond = Cond(tokens=text, token_mask=jnp.zeros(text.shape[:2], bool), scalars={"fps": jnp.ones(1)})
-        network = SpectralTransformer(model)
         devices = constraints.axis_size("sequence")  # which have to divide the tokens of any clip
-        tokens = jnp.zeros((1, 2, 2, 2 * devices), jnp.int32)
-        denoiser = network.init(denoiser_key, tokens, jnp.ones(1), cond)["params"]
-        return {"text": self.text.init(text_key), "denoiser": denoiser}, {}
+        inputs = jnp.zeros((1, 2, 2, 2 * devices), jnp.int32), jnp.ones(1), cond
+        network = SpectralTransformer(model)
+        _, filled = network.apply({"params": denoiser}, *inputs, rngs={"params": key}, mutable="params")
+        return filled["params"]
 
     def check_data(self) -> None:
         """Warns of captions and of settings for samples that will not act as they read.
 
         Raises:
-          UserError: captions that cannot teach any text, or clips that the mesh cannot share.
+          UserError: captions that cannot teach any text, clips that the mesh cannot share, or adapters to nothing.
         """
+        if self.recipe.trained and not self.recipe.init_from:
+            raise UserError(
+                f"config.model.lora.rank={self.recipe.model.lora.rank}: adapters need a trained model; name it with "
+                f"--config.init_from=CHECKPOINT"
+            )
         check_captions(self.recipe, self.text)
         self._check_mesh()
         advice.warn_of_words(self.text.words, self.recipe.sample.prompts)

@@ -29,6 +29,31 @@ def _context(name: str) -> tuple[Rule, ...]:
     )
 
 
+def _low_rank(source: str, target: str) -> tuple[Rule, Rule]:
+    return (
+        Rule(f"{source}.lora_A.weight", f"{target}lora_down", linear()),
+        Rule(f"{source}.lora_B.weight", f"{target}lora_up", linear()),
+    )
+
+
+def _attention_adapters(name: str, inputs: str) -> tuple[Rule, ...]:
+    source, target = f"blocks.{{i}}.{name}", f"trunk/blocks/{name}"
+    rules = (_low_rank(f"{source}.input.to_{part}", f"{target}/into/{part}_") for part in inputs)
+    return sum(rules, _low_rank(f"{source}.output.to_out", f"{target}/out/o_"))
+
+
+ADAPTERS = Layout(
+    prefixes=("base_model.model.",),
+    rules=(
+        *_attention_adapters("self_attention", "qkv"),
+        *_attention_adapters("cross_attention", "q"),
+        *_low_rank("blocks.{i}.context.key.to_k", "text/blocks/k_input/k_"),
+        *_low_rank("blocks.{i}.context.value.to_v", "text/blocks/v_input/v_"),
+        *_low_rank("blocks.{i}.mlp", "trunk/blocks/mlp/"),
+    ),
+)
+"""Adapters alone, under the names that PEFT gives them."""
+
 _MODULATION, _OURS = "blocks.{i}.modulation", "trunk/blocks/modulation"
 
 SPECTRAL_TRANSFORMER = Layout(
@@ -56,5 +81,6 @@ SPECTRAL_TRANSFORMER = Layout(
         *_norm("blocks.{i}.cross_norm", "trunk/blocks/cross_norm"),
         *_norm("head_norm", "head/norm"),
         *_dense("head", "head/dense"),
+        *ADAPTERS.rules,
     )
 )

@@ -1,0 +1,94 @@
+"""Low-rank adapters of a transformer that stays as it is: L'(x) = L(x) + B GELU(A x).  MotionAura section 4 and D.5.
+
+Names and files are those of PEFT, whose adapters have no activation: `TO.lora_A.weight` (rank, in), `TO.lora_B.weight` (out,
+rank), in `adapter_model.safetensors` beside `adapter_config.json`.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+_CONFIG, _WEIGHTS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+_MODULES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "o"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Which layers have adapters: projections of attention ("q", "k", "v", "o") and the MLP; a rank of 0 means none."""
+
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()
+    lora_mlp: bool = False
+    lora_activation: Literal["gelu", "none"] = "gelu"
+
+    def adapts(self, name: str) -> bool:
+        """Whether the projection `name`, or "mlp", has an adapter."""
+        return self.lora_rank > 0 and (self.lora_mlp if name == "mlp" else name in self.lora_targets)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Applies what stands between the two maps of an adapter."""
+        return F.gelu(x, approximate="tanh") if self.lora_activation == "gelu" else x
+
+
+class AdaptedLinear(nn.Linear):
+    """A linear map without bias, and its adapter."""
+
+    def __init__(self, inputs: int, outputs: int, lora: LoraConfig):
+        super().__init__(inputs, outputs, bias=False)
+        self.lora = lora
+        self.lora_A, self.lora_B = _pair(inputs, outputs, lora)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.lora_B(self.lora.activate(self.lora_A(x)))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear; an adapter reads what comes out, and is added to it."""
+
+    def __init__(self, width: int, hidden: int, lora: LoraConfig):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.lora = lora if lora.adapts("mlp") else None
+        if self.lora is not None:
+            self.lora_A, self.lora_B = _pair(width, width, lora)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))
+        return y if self.lora is None else y + self.lora_B(self.lora.activate(self.lora_A(y)))
+
+
+def projection(name: str, inputs: int, outputs: int, lora: LoraConfig) -> nn.Linear:
+    """A projection of attention, with an adapter where it has one."""
+    return AdaptedLinear(inputs, outputs, lora) if lora.adapts(name) else nn.Linear(inputs, outputs, bias=False)
+
+
+def read_lora(folder: str | Path, base_hash: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads an adapter: settings `lora_...` of the transformer, and tensors under its names.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: the adapter was trained on other weights than those of `base_hash`, or is of a kind unknown here.
+    """
+    settings = json.loads((Path(folder) / _CONFIG).read_text("utf-8"))
+    trained_on = settings.get("base_model_hash")
+    if trained_on != base_hash:
+        raise ValueError(f"{folder}: was trained on the weights {trained_on}, but these are {base_hash}")
+    modules = settings["target_modules"]
+    if settings["lora_alpha"] != settings["r"] or not {*modules} <= {*_MODULES, "mlp"}:
+        raise ValueError(f"{folder}: modules are {', '.join(_MODULES)} and mlp, and lora_alpha is r")
+    known = {
+        "lora_rank": settings["r"],
+        "lora_targets": tuple(_MODULES[module] for module in modules if module != "mlp"),
+        "lora_mlp": "mlp" in modules,
+        "lora_activation": settings.get("activation", "none"),
+    }
+    return known, {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(Path(folder) / _WEIGHTS).items()}
+
+
+def _pair(inputs: int, outputs: int, lora: LoraConfig) -> tuple[nn.Linear, nn.Linear]:
+    return nn.Linear(inputs, lora.lora_rank, bias=False), nn.Linear(lora.lora_rank, outputs, bias=False)

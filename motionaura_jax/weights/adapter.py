@@ -1,0 +1,128 @@
+"""Adapters as files, in the form of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+
+Names are those of our transformer in torch (`torch_export`), e.g.
+`base_model.model.blocks.0.self_attention.input.to_q.lora_A.weight`.  An adapter belongs to the weights that it was trained
+on, which a hash names.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+import motionaura_jax
+from motionaura_jax import config
+from motionaura_jax.data.media import write_json
+from motionaura_jax.errors import UserError
+from motionaura_jax.models.layers.config import LoraConfig
+from motionaura_jax.systems import base
+from motionaura_jax.trees import joined, parted
+from motionaura_jax.types import PyTree
+from motionaura_jax.weights.checksum import digest
+from motionaura_jax.weights.layout import export_tensors, import_tensors
+from motionaura_jax.weights.load import Loaded
+from motionaura_jax.weights.maps.spectral_transformer import ADAPTERS
+from motionaura_jax.weights.shards import save_tensors
+from motionaura_jax.weights.tensors import TensorFiles
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_MODULES = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out", "mlp": "mlp"}
+_KEYS: dict[str, type] = {"r": int, "lora_alpha": int, "target_modules": list, "base_model_hash": str}
+
+
+def write(folder: pathlib.Path, model: Loaded) -> None:
+    """Writes the adapters of `model` into an existing folder.
+
+    Raises:
+      UserError: it has none, or the disk is full or not writable.
+    """
+    if not model.recipe.trained:
+        raise UserError(f"{model.path}: has no adapters; train some with the preset lora and --config.init_from")
+    adapters, frozen = parted(model.params, model.recipe.trained)
+    (prefix,) = ADAPTERS.prefixes
+    save_tensors(
+        {prefix + name: array for name, array in export_tensors(ADAPTERS, adapters["denoiser"])}, folder / WEIGHTS
+    )
+    lora: LoraConfig = model.recipe.model.lora  # type: ignore[attr-defined]
+    settings = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": pathlib.PurePath(model.recipe.init_from).name,
+        "base_model_hash": digest(frozen),
+        "r": lora.rank,
+        "lora_alpha": lora.rank,  # a scale of 1
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": [module for name, module in _MODULES.items() if lora.adapts(name)],
+        "activation": lora.activation,
+        "_motionaura_jax_version": motionaura_jax.__version__,
+    }
+    write_json(folder / CONFIG, settings)
+
+
+def applied(model: Loaded, folder: pathlib.Path) -> Loaded:
+    """Returns a text-to-video model with the adapters in `folder`.
+
+    Raises:
+      UserError: no adapters there, or damaged ones; some that were trained on other weights, or that are of a kind that this
+        package does not know; a model that has adapters already.
+    """
+    if model.recipe.trained:
+        raise UserError(f"{folder}: {model.path} has adapters already; give the model that they were trained on")
+    settings = _read_config(folder)
+    if settings["base_model_hash"] != (found := digest(model.params)):
+        raise UserError(
+            f"{folder}: was trained on the weights {settings['base_model_hash']} "
+            f"({settings.get('base_model_name_or_path')}), but those of {model.path} are {found}; give that model"
+        )
+    denoiser = dataclasses.replace(model.recipe.model, lora=_lora(folder, settings))  # type: ignore[attr-defined]
+    recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
+    shapes, _ = jax.eval_shape(base.system_class(recipe.system)(recipe).init, jax.random.key(0))
+    wanted: PyTree = parted(shapes, recipe.trained)[0]["denoiser"]
+    adapters = {"denoiser": import_tensors(TensorFiles(folder / WEIGHTS), ADAPTERS, wanted)}
+    return dataclasses.replace(model, recipe=recipe, params=joined(model.params, adapters))
+
+
+def removed(model: Loaded) -> Loaded:
+    """Returns a text-to-video model without its adapters: the one that they were trained on."""
+    denoiser = dataclasses.replace(model.recipe.model, lora=LoraConfig())  # type: ignore[attr-defined]
+    recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
+    return dataclasses.replace(model, recipe=recipe, params=parted(model.params, model.recipe.trained)[1])
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{folder}: holds no adapter, which is {CONFIG} and {WEIGHTS}; make one with motionaura export --format=adapter"
+        )
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON: {error}; export the adapter again") from None
+    for key, kind in _KEYS.items():
+        if not isinstance(settings, dict) or not isinstance(settings.get(key), kind):
+            raise UserError(f"{path}: {key!r} is missing or of the wrong type; export the adapter again")
+    return settings
+
+
+def _lora(folder: pathlib.Path, settings: dict[str, Any]) -> LoraConfig:
+    """The settings of adapters, whose scale has to be 1."""
+    rank, modules = settings["r"], settings["target_modules"]
+    unknown = [str(module) for module in modules if module not in _MODULES.values()]
+    if unknown or settings["lora_alpha"] != rank or rank < 1:
+        fault = f"module {unknown[0]!r}" if unknown else f"r={rank} with lora_alpha={settings['lora_alpha']}"
+        raise UserError(
+            f"{folder / CONFIG}: {fault} is unknown here; modules are {', '.join(_MODULES.values())}, and lora_alpha is r"
+        )
+    known = {
+        "rank": rank,
+        "targets": [name for name, module in _MODULES.items() if module in modules and name != "mlp"],
+        "mlp": "mlp" in modules,
+        "activation": settings.get("activation", "none"),
+    }
+    return config.build(LoraConfig, known, str(folder / CONFIG))
