@@ -92,7 +92,9 @@ def curve(title: str, lines: Mapping[str, Points]) -> str:
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
     for value in y_scale.ticks:
         y = y_scale(value)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8a837e" stroke-opacity="0.4"/>'
+        )
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     for index, points in enumerate(finite.values()):
         color = _COLORS[index % len(_COLORS)]
@@ -100,10 +102,9 @@ def curve(title: str, lines: Mapping[str, Points]) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
     if len(finite) > 1:
         names = (
-            f'<tspan dx="10" style="fill:{_COLORS[i % len(_COLORS)]}">{html.escape(n)}</tspan>'
-            for i, n in enumerate(finite)
+            f'<tspan style="fill:{_COLORS[i % len(_COLORS)]}">{html.escape(n)}</tspan>' for i, n in enumerate(finite)
         )
-        parts.append(f'<text x="{_WIDTH - _RIGHT}" y="16" text-anchor="end">{"".join(names)}</text>')
+        parts.append(f'<text x="{_WIDTH - _RIGHT}" y="16" text-anchor="end">{"&#160; &#160;".join(names)}</text>')
     return _svg(parts)
 
 
@@ -125,7 +126,8 @@ class _scale:
 
 
 def _svg(parts: Sequence[str]) -> str:
+    # Font and colors stand here for a picture outside a page, on light and dark ground; a page has its own.
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" font-size="11" role="img" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" font-size="11" font-family="sans-serif" '
+        f'fill="#8a837e" role="img" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )

@@ -27,17 +27,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLERS = ("confidence", "halton", "random", "ancestral")
 SHEET_ROWS = 16
-SAMPLE_FLAGS = (
-    "sampler",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_ramp",
-    "temperature",
-    "choice_temperature",
-    "top_k",
-    "top_p",
-    "remask",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,8 +151,9 @@ def _settings(pipeline: "TextToVideo", args: argparse.Namespace, prompts: int) -
     """Flags over the defaults of the checkpoint; all that can be refused is refused here."""
     from motionaura_jax.pipelines.text_to_video import Settings
 
-    given = {name: getattr(args, name) for name in SAMPLE_FLAGS if getattr(args, name) is not None}
-    sample: SampleConfig = dataclasses.replace(pipeline.recipe.sample, **given)
+    sample: SampleConfig = pipeline.recipe.sample
+    given = {name: value for name, value in vars(args).items() if name in sample.drawing and value is not None}
+    sample = dataclasses.replace(sample, **given)
     size = pipeline.size(args.num_frames, args.height, args.width)
     return Settings(
         size=size,
@@ -195,7 +185,7 @@ def _targets(
         "fps": settings.fps,
         **dict(zip(("num_frames", "height", "width"), settings.size, strict=True)),
         "window_frames": settings.window,
-        **{name: getattr(settings.sample, name) for name in SAMPLE_FLAGS},
+        **settings.sample.drawing,
         "checkpoint": str(args.checkpoint),
         "lora": args.lora,
         "checkpoint_step": pipeline.step,

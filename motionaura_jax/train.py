@@ -57,16 +57,18 @@ def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> d
       `step`, `loss`, the last held-out metrics, and `stopped` where a signal ended the run early.
 
     Raises:
-      UserError: unusable data, another config in the workdir, a mesh that the devices, the batch or the tokens do not
-        divide over, a full disk, a loss that stays non-finite.
+      UserError: unusable data, another config or another run in the workdir, a mesh that the devices, the batch or the
+        tokens do not divide over, a full disk, a loss that stays non-finite.
     """
     import jax
 
     from motionaura_jax.parallel.mesh import make_mesh
+    from motionaura_jax.training import lock
     from motionaura_jax.training.goodput import Goodput
 
     with contextlib.ExitStack() as closing:
         closing.enter_context(jax.set_mesh(make_mesh(system.recipe.mesh)))
+        closing.enter_context(lock.held(workdir))
         goodput = closing.enter_context(Goodput(workdir))
         run = _start(system, workdir, override, goodput)
         first, last = int(run.state.step), system.recipe.train.steps

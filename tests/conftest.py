@@ -10,13 +10,16 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import compilation
+
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+for name, value in compilation.QUICKLY.items():
+    os.environ.setdefault(name, value)
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
@@ -26,14 +29,15 @@ hypothesis.settings.load_profile("suite")
 def optimizations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiles kernels (tests/ops) and slow tests as users do.
 
-    All others compile in half the time without optimizations, which would cost more than they save only in long runs.
+    All others compile in a fraction of the time, which costs more than it saves only in long runs.
     """
     if request.path.parent.name != "ops" and request.node.get_closest_marker("slow") is None:
         yield
         return
     import jax
 
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    for name, value in compilation.AS_USERS_DO.items():
+        monkeypatch.setenv(name, value)
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

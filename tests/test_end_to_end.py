@@ -1,81 +1,97 @@
-"""The commands as people run them: train on mp4 files, be killed, resume, reconstruct."""
-
-import signal
-import time
+"""The commands as people run them, on video files: trainings that are killed and go on bit for bit, and what they make."""
 
 import numpy as np
 import pytest
 
 from motionaura_jax.data import scene_set
 from motionaura_jax.data.video import read_video
-from motionaura_jax.training.writers import read_metrics
-from tests.processes import finish, start
+from tests import compilation
+from tests.processes import finish, kill, start
+from tests.systems import tiny
+from tests.test_faults import assert_equal_runs, saved
 
-SMALL = [
-    "--config.model.channels=8,16",
-    "--config.model.enc_mb=0,1",
-    "--config.model.enc_inc=0,0",
-    "--config.model.dec_mb=0,1",
-    "--config.model.dec_inc=0,0",
-    "--config.model.z_channels=16",
-    "--config.model.codebook_size=32",
-    "--config.data.num_frames=4",
-    "--config.data.height=32",
-    "--config.data.width=32",
-    "--config.evaluate.clips=4",
-]
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Twelve clips with captions and a file that is none, all larger and longer than what is trained on."""
+    folder = tmp_path_factory.mktemp("videos")
+    size = {"num_frames": 8, "height": 48, "width": 40}
+    scene_set.write_scenes(folder, count=12, split="train", options=scene_set.PRESETS["easy"], fps=8.0, **size)
+    (folder / "broken.mp4").write_bytes(b"\0" * 100)
+    return folder
+
+
+def flags_of(values, prefix="--config"):
+    """Settings as flags of a command."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flags_of(value, f"{prefix}.{key}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            yield f"{prefix}.{key}={text}"
+
+
+def train(name, videos, **settings):
+    """The flags of a training with all that has to come back: accumulation and an average."""
+    settings = {
+        **settings,
+        "data": {"manifest": videos, **tiny.SIZE, "held_out": 0.2},
+        "train": {"steps": STEPS, "log_every": 1, "accumulation": 2, "ema_decay": 0.99},
+        "checkpoint": {"every": 4},
+        "evaluate": {"every": 1000, "clips": 2, "pictures": 0},
+    }
+    return ["train", f"--config=configs/{name}.py:tiny", *flags_of(settings)]
+
+
+def kill_and_resume(command, workdir, root):
+    """Kills a training at a step after the eighth and runs it again, to the end."""
+    kill(start(*command, f"--workdir={workdir}", root=root), lambda: saved(workdir) >= 8)
+    assert saved(workdir) < STEPS
+    assert finish(start(*command, f"--workdir={workdir}", root=root))["step"] == STEPS
+
+
+def run_whole(command, workdir, root):
+    assert finish(start(*command, f"--workdir={workdir}", root=root))["step"] == STEPS
 
 
 @pytest.mark.slow
-def test_train_kill_resume_reconstruct(root, tmp_path):
-    videos = tmp_path / "videos"
-    scene_set.write_scenes(
-        videos, count=12, split="train", options=scene_set.PRESETS["easy"], num_frames=8, height=48, width=40, fps=8.0
-    )
-    (videos / "broken.mp4").write_bytes(b"\0" * 100)
-    flags = [
-        "--config=configs/tokenizer.py:tiny",
-        *SMALL,
-        f"--config.data.manifest={videos}",
-        "--config.data.held_out=0.2",
-        "--config.train.log_every=1",
-        "--config.checkpoint.every=5",
-        "--config.evaluate.every=1000",
-    ]
-    killed = [*flags, f"--workdir={tmp_path / 'killed'}", "--config.train.steps=40"]
-    process = start("train", *killed, root=root)
-    deadline = time.monotonic() + 400
-    while not list((tmp_path / "killed" / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    resumed = finish(start("train", *killed, root=root))
-    whole = finish(start("train", *flags, f"--workdir={tmp_path / 'whole'}", "--config.train.steps=40", root=root))
-    assert resumed["step"] == whole["step"] == 40
-    assert resumed["loss"] == whole["loss"] and resumed["eval_psnr"] == whole["eval_psnr"]
-    steps = [row["step"] for row in read_metrics(tmp_path / "killed" / "metrics.jsonl") if "loss" in row]
-    assert steps == list(range(1, 41))
-    assert "broken.mp4" in (tmp_path / "killed" / "rejected.jsonl").read_text()
+def test_train_kill_resume_reconstruct(root, videos, tmp_path, monkeypatch):
+    """A start after others finds all programs in the cache."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    killed, whole, output = tmp_path / "killed", tmp_path / "whole", tmp_path / "r.mp4"
+    command = train("tokenizer", videos, model=tiny.TOKENIZER)
+    kill_and_resume(command, killed, root)
+    programs = sorted(path.name for path in (tmp_path / "cache").glob("*-cache"))
+    run_whole(command, whole, root)
+    assert programs and programs == sorted(path.name for path in (tmp_path / "cache").glob("*-cache"))
+    assert_equal_runs(killed, whole)
+    assert "broken.mp4" in (killed / "rejected.jsonl").read_text()
 
     source = next(videos.rglob("0*.mp4"))
-    flags = [f"--checkpoint={tmp_path / 'killed'}", f"--input={source}", f"--output={tmp_path / 'r.mp4'}"]
+    flags = [f"--checkpoint={killed}", f"--input={source}", f"--output={output}"]
     result = finish(start("reconstruct", *flags, root=root))
-    frames, fps = read_video(tmp_path / "r.mp4")
+    frames, fps = read_video(output)
     assert frames.shape == read_video(source)[0].shape and fps == 8.0
     assert np.isfinite(result["psnr"]) and result["psnr"] > 8
 
 
 @pytest.mark.slow
-def test_a_second_start_compiles_from_the_cache(root, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    videos = tmp_path / "videos"
-    scene_set.write_scenes(
-        videos, count=6, split="train", options=scene_set.PRESETS["easy"], num_frames=4, height=32, width=32, fps=8.0
-    )
-    flags = ["--config=configs/tokenizer.py:tiny", *SMALL, f"--config.data.manifest={videos}", "--config.train.steps=1"]
-    flags += ["--config.data.held_out=0.3"]
-    finish(start("train", *flags, f"--workdir={tmp_path / 'a'}", root=root))
-    programs = sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name.endswith("-cache"))
-    finish(start("train", *flags, f"--workdir={tmp_path / 'b'}", root=root))
-    assert programs and programs == sorted(p.name for p in (tmp_path / "cache").iterdir() if p.name.endswith("-cache"))
+def test_train_kill_resume_sample(root, videos, tmp_path, monkeypatch):
+    for name, value in compilation.QUICKLY.items():  # three starts take less than to compile better
+        monkeypatch.setenv(name, value)
+    model = tiny.text_to_video(tiny.save_tokenizer(tmp_path / "weights"))
+    sections = {name: model[name] for name in ("tokenizer", "sample")}
+    sections |= {"model": {**model["model"], "vocab_size": 16}}
+    sections |= {"text": {"encoder": model["text"]["encoder"], "max_missing": 0.1}}  # the broken file has no caption
+    command = train("text_to_video", videos, **sections)
+    killed, whole, output = tmp_path / "killed", tmp_path / "whole", tmp_path / "out.mp4"
+    kill_and_resume(command, killed, root)
+    run_whole(command, whole, root)
+    assert_equal_runs(killed, whole)
+
+    flags = [f"--checkpoint={killed}", "--prompt=a large red circle moves up", f"--output={output}"]
+    finish(start("sample", *flags, root=root))
+    frames, fps = read_video(output)
+    assert frames.shape == (4, 16, 16, 3) and fps == 8.0

@@ -17,8 +17,6 @@ from motionaura_jax.training import checkpoint, step
 from motionaura_jax.training.data import TrainingData
 from motionaura_jax.training.writers import read_metrics
 from motionaura_jax.weights import steps
-from tests.processes import finish, start
-from tests.systems import tiny
 from tests.training import killed
 
 SPEED = ("per_second", "goodput", "badput", "memory_gb")
@@ -137,45 +135,3 @@ def test_an_interrupt_of_one_of_two_processes_ends_both_after_the_same_step(clip
         process.join(100)
         assert process.exitcode == 0
     assert 0 < saved(tmp_path / "run") < 1000  # a save has to be asked for by both at one step
-
-
-def flags_of(values, prefix="--config"):
-    """Settings as flags of a command."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flags_of(value, f"{prefix}.{key}")
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            yield f"{prefix}.{key}={text}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["tokenizer", "text_to_video"])
-def test_k_steps_a_kill_and_the_rest_equal_all_steps_in_one(root, clips, tmp_path, monkeypatch, name):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # three starts of each take less than to compile better
-    if name == "tokenizer":
-        model = {"model": tiny.TOKENIZER}
-    else:
-        model = tiny.text_to_video(tiny.save_tokenizer(tmp_path / "weights"))
-        del model["system"]
-        model["text"] = {"encoder": model["text"]["encoder"]}
-        model["model"] = {**model["model"], "vocab_size": 16}
-    settings = {
-        **model,
-        "data": {"manifest": str(clips), **tiny.SIZE, "held_out": 0.2},
-        "train": {"steps": 30, "log_every": 1, "accumulation": 2, "ema_decay": 0.99},
-        "checkpoint": {"every": 4},
-        "evaluate": {"every": 1000, "clips": 2, "pictures": 0},
-    }
-    flags = [f"--config=configs/{name}.py:tiny", *flags_of(settings)]
-    process = start("train", *flags, f"--workdir={tmp_path / 'killed'}", root=root)
-    deadline = time.monotonic() + 400
-    while saved(tmp_path / "killed") < 8:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert saved(tmp_path / "killed") < 30
-    for folder in ("killed", "whole"):
-        assert finish(start("train", *flags, f"--workdir={tmp_path / folder}", root=root))["step"] == 30
-    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")

@@ -20,7 +20,8 @@ MODULE = "-m motionaura_jax.train"
 
 @pytest.mark.parametrize("name", ["common.sh", "demo.sh", "local.sh", "slurm.sbatch", "test.sh", "tpu_pod.sh"])
 def test_scripts_are_bash(root: Path, name: str) -> None:
-    subprocess.run(["bash", "-n", root / "launch" / name], check=True)
+    done = subprocess.run(["bash", "-n", root / "launch" / name], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["local.sh", "slurm.sbatch", "gke_jobset.yaml", "tpu_pod.sh", "skypilot.yaml"])

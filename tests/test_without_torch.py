@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from motionaura_jax.data import scene_set
+from tests import compilation
 from tests.models import published
 from tests.test_demo import DENOISER, SIZE, TOKENIZER
 
@@ -61,7 +62,7 @@ def test_the_whole_pipeline_runs_without_torch(root, tmp_path):
         ["export", "--checkpoint=model", "--text_encoder=t5", "--format=pytorch", "--no_check", "--output=there"],
     ]
     commands[2].append("--prompts_file=prompts.txt")
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, **compilation.QUICKLY, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", SCRIPT, json.dumps(commands)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -53,8 +53,8 @@ def _scores(vectors, codes, norms):
 
 def _chunked(vectors, codes, norms, chunk):
     count, size = len(vectors), len(codes)
-    chunk = min(chunk, max(count, 1))
-    steps = -(-count // chunk)
+    steps = -(-max(count, 1) // chunk)
+    chunk = -(-max(count, 1) // steps)  # evenly, as filling costs as much as vectors
     width = min(BLOCK, size)
     extra = -size % width
     # An infinite norm makes the codes that fill the last block lose against every real one.

@@ -2,8 +2,10 @@
 
 `fsdp` splits storage, and a layer is gathered while it computes.  `tensor` splits the computation, in pairs as in
 Megatron-LM (Shoeybi et al. 2019): the first matrix of a pair by columns, so that each device works on its part of the
-hidden features, the second by rows, after which one sum over devices restores the whole.  A layer without a partner is
-split by rows.  The leading axis of layers stacked by a scan is never split.
+hidden features, the second by rows, after which one sum over devices restores the whole.  A convolution is a matrix at
+every tap: two with nothing but work on single channels between them are a pair, too.  A layer without a partner is whole
+along `tensor`: split either way, it would gather channels of activations or of their gradients.  The leading axis of
+layers stacked by a scan is never split.
 """
 
 import dataclasses
@@ -22,6 +24,7 @@ Axes = str | tuple[str, ...] | None
 
 _COLUMNS: tuple[Axes, ...] = ("fsdp", "tensor")
 _ROWS: tuple[Axes, ...] = ("tensor", "fsdp")
+_ALONE: tuple[Axes, ...] = (None, "fsdp")
 _VECTOR: tuple[Axes, ...] = ("fsdp",)
 _STORED: tuple[Axes, ...] = ("fsdp", None)
 
@@ -33,12 +36,24 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"out/o(_even|_odd)?$", _ROWS),
     (r"attention_\d+/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
     (r"attention_\d+/output/kernel$", ("tensor", None, "fsdp")),
-    # Hidden layers: multilayer perceptrons, the inverted bottleneck, embeddings of scalars, the masked-frame head.
+    (r"blocks/(query|key|value)/kernel$", _COLUMNS),
+    (r"blocks/output/kernel$", _ROWS),
+    # Multilayer perceptrons, embeddings of scalars, the masked-frame head.
     (r"(mlp|fps|time)/in/kernel$", _COLUMNS),
-    (r"mlp_\d+/(gate|up)/kernel$", _COLUMNS),
+    (r"(mlp_\d+|mlp|blocks)/(gate|up)/kernel$", _COLUMNS),
     (r"mfi_head/hidden/kernel$", _COLUMNS),
+    (r"(mlp_\d+|mlp|fps|time)/out/kernel$", _ROWS),
+    (r"(mlp|blocks)/down/kernel$", _ROWS),
+    (r"mfi_head/logits/kernel$", _ROWS),
+    # The inverted bottleneck: its hidden channels over `tensor`, through the depthwise convolution.
     (r"bottleneck[^/]*/(excite/)?expand/kernel$", _COLUMNS),
     (r"depthwise/kernel$", (("tensor", "fsdp"),)),
+    (r"bottleneck[^/]*/(excite/reduce|project)/kernel$", _ROWS),
+    # Other convolutions that follow each other: factors, around the latent, the first two of the discriminator.
+    (r"(lead_space|encoder/tail|decoder/project|conv_0)/kernel$", _COLUMNS),
+    (r"(lead_time|encoder/project|decoder/head|conv_1)/kernel$", _ROWS),
+    # Without a partner, but for one vector a clip: what is gathered is small beside them.
+    (r"(condition/project|modulation/(down|up))/kernel$", _ROWS),
     # Adapters: small beside what they adapt, so that each device computes them whole.
     (r"([qkvo]_)?lora_(down|up)(_even|_odd)?$", _STORED),
     # Along `tensor` whole: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
@@ -48,8 +63,8 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     # Vectors, and stacks of vectors.
     (r"(filter|null|position/kernel)$", _VECTOR),
     (r"(bias|scale|embedding/mask|modulation/table)$", _VECTOR),
-    # Every other matrix or convolution.
-    (r"kernel$", _ROWS),
+    # Every other matrix or convolution has no partner.
+    (r"kernel$", _ALONE),
 )
 """(pattern, axes of the trailing dimensions); the first pattern found in a path decides."""
 
@@ -106,6 +121,19 @@ def shardings(tree: PyTree, mesh: Mesh, placements: Iterable[Placement] | None =
     """Returns a tree like `tree` with the sharding of each leaf, by `RULES` unless other placements are given."""
     placements = place(tree, mesh.shape) if placements is None else placements
     return jax.tree.unflatten(jax.tree.structure(tree), [NamedSharding(mesh, one.spec) for one in placements])
+
+
+def spread(spec: PartitionSpec, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+    """Splits what `spec` leaves in copies: each axis that it does not name goes to the first dimension that it divides."""
+    entries = [_names(entry) for entry in (*spec, *(None for _ in range(len(shape) - len(spec))))]
+    for axis, size in sizes.items():
+        if size == 1 or any(axis in entry for entry in entries):
+            continue
+        for place, (length, entry) in enumerate(zip(shape, entries, strict=True)):
+            if length % math.prod(sizes[name] for name in (*entry, axis)) == 0:
+                entries[place] = (*entry, axis)
+                break
+    return _spec(entries)
 
 
 def over_mesh(tree: PyTree) -> PyTree:

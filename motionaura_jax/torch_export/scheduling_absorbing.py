@@ -156,6 +156,22 @@ def _radical_inverse(points: Tensor, base: int) -> Tensor:
     return value
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same in all `steps` of a drawing.
+
+    Attributes:
+      free: positions that are drawn; the others keep their tokens.
+      order: rank of each position (small first), where it does not depend on the logits.
+    """
+
+    denoise: Denoise
+    noise: Noise
+    free: Tensor
+    order: Tensor | None
+    steps: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AbsorbingScheduler:
     """Reveals masked tokens step by step; MASK is the id `vocab_size`.
@@ -202,11 +218,10 @@ class AbsorbingScheduler:
             raise ValueError(f"steps={steps}: at least 1 is needed")
         if self.sampler not in ("confidence", "halton", "random", "ancestral"):
             raise ValueError(f"sampler={self.sampler!r} is none of confidence, halton, random, ancestral")
-        free = x == self.vocab_size
+        run = Run(denoise, noise, x == self.vocab_size, self._order(noise, x), steps)
         step = self._ancestral_step if self.sampler == "ancestral" else self._counted_step
-        order = self._order(noise, x)
         for index in range(steps):
-            x = step(denoise, x, free, noise, order, index, steps)
+            x = step(run, x, index)
         return x
 
     def _level(self, index: int, steps: int) -> float:
@@ -222,60 +237,42 @@ class AbsorbingScheduler:
         ranks, shifts = halton_ranks(grid).float(), noise.integers("order", grid)
         return torch.stack([ranks.roll(shift.tolist(), tuple(range(len(grid)))) for shift in shifts]).to(x.device)
 
-    def _logits(self, denoise: Denoise, x: Tensor, free: Tensor, index: int, steps: int) -> Tensor:
-        level = self._level(index, steps) * free.float().mean((1, 2, 3))
-        return denoise(x, level, index / (steps - 1) if steps > 1 else 1.0).float()
+    def _logits(self, run: Run, x: Tensor, index: int) -> Tensor:
+        level = self._level(index, run.steps) * run.free.float().mean((1, 2, 3))
+        return run.denoise(x, level, index / (run.steps - 1) if run.steps > 1 else 1.0).float()
 
     def _draw(self, logits: Tensor, noise: Noise, index: int) -> Tensor:
         source = lambda shape: noise.gumbel("draw", index, shape)  # noqa: E731
         return draw(logits, source, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
-    def _counted_step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        free: Tensor,
-        noise: Noise,
-        order: Tensor | None,
-        index: int,
-        steps: int,
-    ) -> Tensor:
+    def _counted_step(self, run: Run, x: Tensor, index: int) -> Tensor:
         """Draws every masked token, keeps the best ones and masks the rest again."""
         masked = x == self.vocab_size
         if not masked.any():
             return x
-        logits = self._logits(denoise, x, free, index, steps)
-        proposal = torch.where(masked, self._draw(logits, noise, index), x)
-        candidates = masked | (free & (self.remask > 0 and index >= steps - 1 - self.remask))
-        if order is None:
+        logits = self._logits(run, x, index)
+        proposal = torch.where(masked, self._draw(logits, run.noise, index), x)
+        candidates = masked | (run.free & (self.remask > 0 and index >= run.steps - 1 - self.remask))
+        if run.order is None:
             scaled = logits / (self.temperature or 1.0)
-            heat = self.choice_temperature * (1.0 - (index + 1) / steps)
+            heat = self.choice_temperature * (1.0 - (index + 1) / run.steps)
             likely = scaled.gather(-1, proposal[..., None])[..., 0] - scaled.logsumexp(-1)
-            score = likely + heat * noise.gumbel("choice", index, x.shape[1:]).to(x.device)
+            score = likely + heat * run.noise.gumbel("choice", index, x.shape[1:]).to(x.device)
         else:
-            score = -order
-        wanted = torch.ceil(_count(free) * self._level(index + 1, steps) - _ROUNDING).long()
+            score = -run.order
+        wanted = torch.ceil(_count(run.free) * self._level(index + 1, run.steps) - _ROUNDING).long()
         left = torch.minimum(wanted, _count(masked) - 1).clamp(min=0)
         kept = _best(score, candidates, _count(candidates) - left)
         return torch.where(candidates, torch.where(kept, proposal, self.vocab_size), x)
 
-    def _ancestral_step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        free: Tensor,
-        noise: Noise,
-        order: Tensor | None,
-        index: int,
-        steps: int,
-    ) -> Tensor:
+    def _ancestral_step(self, run: Run, x: Tensor, index: int) -> Tensor:
         """From u to s reveals each masked token with probability (m_u - m_s) / m_u."""
-        now, after = self._level(index, steps), self._level(index + 1, steps)
-        chance = noise.uniform("reveal", index, x.shape[1:]).to(x.device)
+        now, after = self._level(index, run.steps), self._level(index + 1, run.steps)
+        chance = run.noise.uniform("reveal", index, x.shape[1:]).to(x.device)
         revealed = (x == self.vocab_size) & (chance < (now - after) / now)
         if not revealed.any():
             return x
-        return torch.where(revealed, self._draw(self._logits(denoise, x, free, index, steps), noise, index), x)
+        return torch.where(revealed, self._draw(self._logits(run, x, index), run.noise, index), x)
 
 
 def _best(score: Tensor, candidates: Tensor, count: Tensor) -> Tensor:

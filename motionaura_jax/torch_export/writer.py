@@ -36,18 +36,6 @@ _PUBLISHED = {
     "tokenizer": ("modeling_published_text", "PublishedTokenizer"),
     "text_encoder": ("modeling_published_text", "PublishedT5"),
 }
-_SAMPLER = (
-    "sampler",
-    "schedule",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_ramp",
-    "temperature",
-    "choice_temperature",
-    "top_k",
-    "top_p",
-    "remask",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +64,8 @@ def write_text_to_video(
         (folder / name).mkdir()
     text = _write_text(folder, recipe)
     _write_config(folder / "transformer", settings.denoiser_settings(recipe.model))
-    sampler = {name: getattr(recipe.sample, name) for name in _SAMPLER}
-    _write_config(folder / "scheduler", {"vocab_size": recipe.model.vocab_size, **sampler}, "scheduler_config.json")
+    sampler = {"vocab_size": recipe.model.vocab_size, **recipe.sample.drawing}
+    _write_config(folder / "scheduler", sampler, "scheduler_config.json")
     clip = recipe.data.all_buckets()[0]
     index = {
         **_origin("MotionAuraPipeline"),

@@ -10,9 +10,11 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -21,10 +23,10 @@ from orbax.checkpoint import checkpoint_managers as managers
 from motionaura_jax import __version__
 from motionaura_jax.errors import UserError, nearest
 from motionaura_jax.recipe import CheckpointConfig
+from motionaura_jax.training.snapshot import snapshot
 from motionaura_jax.training.state import TrainState
 from motionaura_jax.types import PyTree
-from motionaura_jax.weights import steps
-from motionaura_jax.weights.checksum import checksum
+from motionaura_jax.weights import checksum, steps
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,10 @@ class Beside:
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, committed atomically, kept as `config` says.
+    """The checkpoints of one run: saved in the background, one at a time, committed atomically, kept as `config` says.
+
+    The loop waits for a copy of the state on its way to host memory, and for the save before where that is not done; all
+    else, which is Python on each array, is the work of a thread.
 
     Args:
       recipe, provenance: plain JSON values that every checkpoint carries.
@@ -60,13 +65,13 @@ class Checkpoints:
     ):
         self._config, self._recipe, self._provenance = config, recipe, dict(provenance or {})
         self._scores: dict[int, float] = {}
+        self._known_scores: dict[int, float] = {}  # when a save begins, so that all processes keep the same steps
         self._folder = steps.folder_of(workdir, config.folder)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=_preservation(config, self._scores),
-            enable_async_checkpointing=True,
-        )
+        self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._saving: futures.Future[None] | None = None
+        self._warned = False
         with _writing(self._folder):
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = _manager(self._folder, _preservation(config, self._known_scores))
 
     def check_new(self) -> None:
         """Raises UserError where there are steps although none of them can be opened: a fresh start would write over them."""
@@ -82,15 +87,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def rate(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Notes what the evaluation of `step` found, by which `checkpoint.best` chooses.
+        """Notes what the evaluation of `step` found, by which `checkpoint.best` chooses; warns once if that has no such metric.
 
-        Raises:
-          UserError: no metric has that name.
+        Which metrics there are shows in an evaluation only, and by then there are steps to lose.
         """
         best = self._config.best
-        if best and best not in metrics:
-            raise UserError(f"config.checkpoint.best={best}: no such metric{nearest(best, metrics)}")
-        value = metrics[best] if best else None
+        if best and best not in metrics and not self._warned:
+            self._warned = True
+            logger.warning(
+                "config.checkpoint.best=%s: the evaluation has no such metric%s; the newest checkpoints stay, and none for "
+                "being the best until a rerun has the right name",
+                *(best, nearest(best, metrics)),
+            )
+        value = metrics.get(best)
         if value is not None and math.isfinite(value):
             self._scores[step] = value if self._config.best_mode == "max" else -value
 
@@ -101,19 +110,24 @@ class Checkpoints:
                 self.rate(row["step"], row)
 
     def save(self, state: TrainState, beside: Beside) -> None:
-        """Starts saving `state` and what goes beside it; returns once the arrays are out of the way of the next step.
+        """Starts saving `state` and what goes beside it, once the save before is committed; `state` may be donated at once.
 
         Raises:
-          UserError: the disk is full or not writable; what was committed before stays intact.
+          UserError: the disk is full or not writable, which the save before has met; what was committed stays intact.
         """
-        step = int(state.step)
-        trees = _items(state)
+        self.wait()
+        self._known_scores |= self._scores
+        step, trees = int(state.step), _items(state)
+        sums = {name: checksum.begin(tree) for name, tree in trees.items()}
+        self._saving = self._thread.submit(self._write, step, snapshot(trees), sums, beside)
+
+    def _write(self, step: int, trees: Mapping[str, PyTree], sums: Mapping[str, Any], beside: Beside) -> None:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         meta = {"recipe": self._recipe, "step": step, "version": __version__, "jax": jax.__version__}
-        meta |= {"checksums": {name: checksum(tree) for name, tree in trees.items()}}
+        meta |= {"checksums": {name: checksum.finish(begun) for name, begun in sums.items()}}
         meta |= {"provenance": self._provenance, **dataclasses.asdict(beside)}
-        with _writing(self._folder):
-            self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
+        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
+        self._manager.wait_until_finished()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Beside]:
         """Restores the newest step that can be read into the shapes, dtypes and shardings of `abstract`.
@@ -136,20 +150,28 @@ class Checkpoints:
         raise UserError(str(damaged[0][1]) if damaged else f"{self._folder}: holds no finished checkpoint")
 
     def wait(self) -> None:
-        """Waits until the last save is committed."""
+        """Waits until the last save is committed.  Raises UserError where it was not."""
+        saving, self._saving = self._saving, None
         with _writing(self._folder):
-            self._manager.wait_until_finished()
+            if saving:
+                saving.result()
 
     def close(self) -> None:
-        """Waits until the last save is committed, and ends the threads."""
+        """Waits until the last save is committed, and ends the threads.  Raises UserError where it was not."""
+        with self._thread:
+            self.wait()
         with _writing(self._folder):
-            self._manager.wait_until_finished()
             self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Beside]:
         folder, meta = steps.read_meta(self._folder / str(step))
         self._compare_data(step, meta)
-        items = {name: steps.read_item(folder, name, tree) for name, tree in _items(abstract).items()}
+        wanted = _items(abstract)
+        new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # else it is there or damaged
+        items = {n: steps.read_item(folder, n, tree) for n, tree in wanted.items() if not (n == "ema" and new_average)}
+        if new_average:
+            logger.warning("step %d has no average of the weights; it starts from the parameters of that step", step)
+            items["ema"] = jax.tree.map(jnp.copy, items["params"])
         rest = items["optimizer"]
         state = TrainState(
             step=rest["step"],
@@ -184,6 +206,30 @@ class Checkpoints:
             self._manager.reload()
 
 
+class _Manager(ocp.CheckpointManager):
+    """Writes in a thread of its own."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Leaves it to the loop to ask: told of a step that lies behind, JAX would let all stop at one that is past."""
+        return False
+
+
+def _manager(folder: epath.Path, policy: managers.PreservationPolicy) -> ocp.CheckpointManager:
+    """Opens the folder in all processes, which it makes them meet in through the service of JAX.
+
+    By default they would meet in collectives, which have to come in one order on all devices: those of a thread and those
+    of the steps have none.
+    """
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    multihost_utils.sync_global_devices("folder of checkpoints")
+    together = ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, multiprocessing_options=together, create=False, enable_async_checkpointing=True
+    )
+    return _Manager(folder, options=options)
+
+
 @dataclasses.dataclass
 class _Best:
     """Preserves the `count` steps with the highest scores; orbax has metrics only for what is evaluated before it is saved."""
@@ -196,7 +242,7 @@ class _Best:
         return [c.step in rated[-self.count :] for c in checkpoints]
 
 
-def _preservation(config: CheckpointConfig, scores: Mapping[int, float]) -> managers.AnyPreservationPolicy:
+def _preservation(config: CheckpointConfig, scores: Mapping[int, float]) -> managers.PreservationPolicy:
     policies: list[managers.PreservationPolicy] = [managers.LatestN(config.keep)]
     if config.keep_every:
         policies.append(managers.EveryNSteps(config.keep_every))

@@ -6,6 +6,7 @@ The checksum is a sum modulo 2^32 over all elements, computed where they lie, so
 import hashlib
 import math
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,23 @@ def checksum(tree: PyTree) -> int:
 
     One element that changes always changes it, two that swap places or more that change all but once in 2^32.
     """
-    # One at a time: virtual devices of a CPU come to a stop with many sums on the way that each need all of them.
-    sums = [jax.device_get(_sum(leaf)) for leaf in jax.tree.leaves(tree)]
-    return zlib.crc32(np.asarray(sums, np.uint32).tobytes())
+    return finish(begin(tree))
+
+
+def begin(tree: PyTree) -> list[Array]:
+    """Starts to sum the arrays of a tree on their devices, for `finish`; the tree may be donated at once."""
+    sums = []
+    for leaf in jax.tree.leaves(tree):
+        sums.append(_sum(leaf))
+        if jax.default_backend() == "cpu":
+            # Virtual devices come to a stop with many sums on the way that each need all of them.
+            sums[-1].block_until_ready()
+    return sums
+
+
+def finish(sums: Sequence[Array]) -> int:
+    """Waits for what `begin` started, and returns the checksum."""
+    return zlib.crc32(np.asarray(jax.device_get(list(sums)), np.uint32).tobytes())
 
 
 def digest(tree: PyTree) -> str:

@@ -132,7 +132,8 @@ def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
         metadata = checkpointer.metadata(step / name).item_metadata
         stored = leaf_types(getattr(metadata, "tree", metadata))
         wanted = leaf_types(abstract)
-        if wanted and not stored and (step / name).is_dir():
+        saved = json.loads((step / "meta" / "metadata").read_text()).get("checksums", {}).get(name)
+        if wanted and not stored and (saved is not None or (step / name).is_dir()):
             raise ValueError(
                 f"{name} has no readable list of its arrays"
             )  # orbax takes such a folder for an empty tree
@@ -143,7 +144,6 @@ def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
                     f"{wanted.get(leaf, 'absent')} in the config; use the config that the checkpoint was trained with"
                 )
         restored = checkpointer.restore(step / name, args=ocp.args.StandardRestore(abstract))
-        saved = json.loads((step / "meta" / "metadata").read_text()).get("checksums", {}).get(name)
         if saved is not None and checksum(restored) != saved:
             raise ValueError(f"{name} is not what was saved: its checksum is another one")
         return restored

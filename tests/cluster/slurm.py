@@ -17,6 +17,7 @@ from pathlib import Path
 
 from motionaura_jax.training.writers import read_metrics
 from motionaura_jax.weights import steps
+from tests import compilation
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -128,7 +129,7 @@ def submit(config: Path, *flags: str) -> str:
         "PYTHONPATH": ROOT,
         # Both nodes have the address of this machine, and no name that resolves: where process 0 waits is told.
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": 1,
+        **compilation.QUICKLY,
     }
     exported = "ALL," + ",".join(f"{key}={value}" for key, value in variables.items())
     own = (f"--chdir={ROOT}", f"--output={folder}/job.log", f"--export={exported}")

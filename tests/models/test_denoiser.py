@@ -1,6 +1,7 @@
 """The spectral transformer: a float64 reference of the paper's block, conditioning, text, counts, precision."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -201,7 +202,8 @@ def test_encoded_text_replaces_the_text(cross_spectral):
     config = small(cross_spectral=cross_spectral)
     params = random_params(config)
     one = condition(np.tile(text(2)[:1], (2, 1, 1)))
-    memory = SpectralTransformer(config).apply({"params": params}, Cond(tokens=one.tokens[:1]), method="encode_text")
+    encode = jax.jit(functools.partial(SpectralTransformer(config).apply, method="encode_text"))
+    memory = encode({"params": params}, Cond(tokens=one.tokens[:1]))
     assert memory.keys.shape == (2, 1, 4, 2, 6)
     np.testing.assert_allclose(
         logits(config, params, condition(), memory=memory), logits(config, params, one), atol=1e-4

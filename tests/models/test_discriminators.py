@@ -19,17 +19,18 @@ def test_discriminator_learns_and_teaches(kind: str, shape: tuple[int, ...]) -> 
     model = Discriminator(DiscriminatorConfig(kind=kind, channels=(4, 8)))
     real = jax.random.normal(jax.random.key(0), (2, 4, 16, 16, 3))
     params = jax.jit(model.init)(jax.random.key(1), real)
-    assert model.apply(params, real).shape == shape
 
     @jax.jit
-    def gradients(params: dict, fake: jax.Array) -> tuple[dict, jax.Array]:
-        def judge(params: dict) -> jax.Array:
-            penalty = r1_penalty(lambda x: model.apply(params, x), real)
-            return discriminator_loss(model.apply(params, real), model.apply(params, fake)) + penalty
+    def gradients(params: dict, fake: jax.Array) -> tuple[jax.Array, dict, jax.Array]:
+        def judge(params: dict) -> tuple[jax.Array, jax.Array]:
+            logits, penalty = model.apply(params, real), r1_penalty(lambda x: model.apply(params, x), real)
+            return discriminator_loss(logits, model.apply(params, fake)) + penalty, logits
 
-        return jax.grad(judge)(params), jax.grad(lambda x: generator_loss(model.apply(params, x)))(fake)
+        of_weights, logits = jax.grad(judge, has_aux=True)(params)
+        return logits, of_weights, jax.grad(lambda x: generator_loss(model.apply(params, x)))(fake)
 
-    of_weights, of_fake = gradients(params, jnp.zeros_like(real))
+    logits, of_weights, of_fake = gradients(params, jnp.zeros_like(real))
+    assert logits.shape == shape
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(of_weights))
     assert float(jnp.abs(of_weights["params"]["conv_0"]["kernel"]).max()) > 0
     assert float(jnp.abs(of_fake).max()) > 0

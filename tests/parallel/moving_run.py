@@ -31,11 +31,13 @@ def on_as_many_devices(sizes: MeshConfig):
 
 
 def go_on(values, workdir, sizes, steps):
-    """Trains up to `steps`."""
+    """Trains up to `steps`; what an evaluation finds does not matter here."""
     train_section = {"steps": steps, "log_every": 1, "ema_decay": 0.9}
     values = {**values, "mesh": dataclasses.asdict(parse(sizes)), "train": train_section}
     recipe = config.build(base.system_class(values["system"]).Recipe, values)
-    train.fit(train.open_system(recipe, workdir), workdir, override=True)
+    system = train.open_system(recipe, workdir)
+    with mock.patch.object(system, "evaluate", lambda *_: base.Evaluation(metrics={})):
+        train.fit(system, workdir, override=True)
 
 
 def losses(workdir):

@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from motionaura_jax.parallel.hub import free_port
 from motionaura_jax.training.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.cluster import recipes
+from tests.processes import Forked
 
 DEVICES = 4  # of a run, whatever the number of its processes
 
@@ -25,23 +24,17 @@ class Run:
 
     def __init__(self, root: Path, recipe: Path, workdir: Path, count: int, *flags: str, own=lambda index: ()):
         self.workdir, self.logs = workdir, [workdir.with_name(f"{workdir.name}-{n}-of-{count}") for n in range(count)]
-        environment = {
-            **os.environ,
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
-            "PYTHONPATH": str(root),
-        }
+        environment = {"JAX_NUM_CPU_DEVICES": str(DEVICES // count)}
         if count > 1:
             flags = (f"--coordinator_address=localhost:{free_port()}", f"--num_processes={count}", *flags)
             environment["COLUMNS"] = "200"
-        command = [sys.executable, str(root / "tests/cluster/worker.py"), f"--config={recipe}", f"--workdir={workdir}"]
         self.processes = []
         for index, log in enumerate(self.logs):
             place = [f"--process_id={index}"] if count > 1 else []
-            with log.open("w") as stream:
-                self.processes.append(
-                    subprocess.Popen([*command, *flags, *place, *own(index)], env=environment, stderr=stream, cwd=root)
-                )
+            given = [f"--config={recipe}", f"--workdir={workdir}", *flags, *place, *own(index)]
+            self.processes.append(
+                Forked("tests.cluster.worker", *given, root=root, out=Path(os.devnull), err=log, **environment)
+            )
 
     def come_to(self, step: int) -> None:
         """Waits until that step is logged."""
@@ -59,7 +52,7 @@ class Run:
                 process.wait(max(until - time.monotonic(), 1))
         finally:
             [process.kill() for process in self.processes]
-        return [(process.wait(), log.read_text()) for process, log in zip(self.processes, self.logs, strict=True)]
+        return [(process.wait(100), log.read_text()) for process, log in zip(self.processes, self.logs, strict=True)]
 
 
 def train_to(step: int, *arguments, status: int = 0) -> int:

@@ -1,5 +1,7 @@
 """The tokenizer as a system: Eq. 1 against numpy, sample keys, accumulation, the codebook's life, overfitting one clip."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,17 @@ def batch(size=4, seed=0):
     }
 
 
+def network_of(system, params, method):
+    """A part of the network as a function of its input alone."""
+    return jax.jit(functools.partial(MBQVAE(system.recipe.model).apply, {"params": params}, method=method))
+
+
+def begin(system):
+    """The first state of a run and its step."""
+    optimize = optimizer.build(system.recipe.optimizer, 100)
+    return jax.jit(lambda: state.create(system, optimize, 0))(), step.make_train_step(system, optimize)
+
+
 @pytest.fixture(scope="module")
 def system():
     return make()
@@ -59,13 +72,13 @@ def test_the_loss_is_equation_1_by_numpy(weights):
     params, extra = weights
     data = batch()
     total, (_, terms) = jax.jit(system.loss)(params, extra, {}, data, jax.random.key(1), jnp.int32(0))
-    network, tokenizer = MBQVAE(system.recipe.model), params["tokenizer"]
-    z = np.asarray(network.apply({"params": tokenizer["network"]}, data["video"], method="encode"), np.float64)
+    tokenizer = params["tokenizer"]
+    z = np.asarray(network_of(system, tokenizer["network"], "encode")(data["video"]), np.float64)
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
     book = np.asarray(tokenizer["quantizer"]["codebook"], np.float64)
     book /= np.linalg.norm(book, axis=-1, keepdims=True)
     codes = ((z[..., None, :] - book) ** 2).sum(-1).argmin(-1)
-    output = network.apply({"params": tokenizer["network"]}, book[codes].astype(np.float32), method="decode")
+    output = network_of(system, tokenizer["network"], "decode")(book[codes].astype(np.float32))
     distance = ((z - book[codes]) ** 2).sum(-1).mean()
     error = data["video"] - np.asarray(output)
     expected = (error**2).mean() + 0.3 * np.abs(error).mean() + (1 + 0.25) * distance
@@ -88,7 +101,7 @@ def test_the_masked_frame_term_is_the_likelihood_of_the_masked_index_by_numpy(ca
     assert (np.asarray(index) >= 0).all() and len(set(np.asarray(index).tolist())) > 1
     network = params["tokenizer"]["network"]
     padded = np.pad(masked, ((0, 0), (0, 1 if causal else 0), (0, 0), (0, 0), (0, 0)), mode="edge")
-    z = np.asarray(MBQVAE(recipe.model).apply({"params": network}, padded, method="encode"), np.float64)
+    z = np.asarray(network_of(system, network, "encode")(padded), np.float64)
     head = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), network["mfi_head"])
     hidden = z.mean((2, 3)) @ head["hidden"]["kernel"] + head["hidden"]["bias"]
     logits = (hidden / (1 + np.exp(-hidden))) @ head["logits"]["kernel"] + head["logits"]["bias"]
@@ -128,11 +141,8 @@ def test_a_sample_does_not_see_the_rest_of_the_batch(system, weights):
 def test_accumulation_equals_the_large_batch_codebook_included(quantizer):
     results = []
     for accumulation in (1, 2):
-        system = make(model={"quantizer": quantizer}, train={"accumulation": accumulation})
-        optimize = optimizer.build(system.recipe.optimizer, 100)
-        current = state.create(system, optimize, 0)
-        current, _ = step.make_train_step(system, optimize)(current, {}, batch())
-        results.append(current)
+        current, train_step = begin(make(model={"quantizer": quantizer, **FLAT}, train={"accumulation": accumulation}))
+        results.append(train_step(current, {}, batch())[0])
     for a, b in zip(jax.tree.leaves(results[0].extra), jax.tree.leaves(results[1].extra), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     for a, b in zip(jax.tree.leaves(results[0].params), jax.tree.leaves(results[1].params), strict=True):
@@ -161,10 +171,9 @@ def test_the_continuous_phase_ignores_the_codebook(weights):
 
 @pytest.mark.parametrize(("quantizer", "more"), [("fsq", {"fsq_levels": [4, 4, 3, 3]}), ("lfq", {}), ("none", {})])
 def test_every_quantizer_trains_and_evaluates(quantizer, more):
-    system = make(model={"quantizer": quantizer, **more}, evaluate={"pictures": 1})
-    optimize = optimizer.build(system.recipe.optimizer, 100)
-    current = state.create(system, optimize, 0)
-    current, metrics = step.make_train_step(system, optimize)(current, {}, batch())
+    system = make(model={"quantizer": quantizer, **more, **FLAT}, evaluate={"pictures": 1})
+    current, train_step = begin(system)
+    current, metrics = train_step(current, {}, batch())
     assert np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0
     evaluation = system.evaluate(current.params, current.extra, {}, [batch()])
     assert ("codes_used" in evaluation.metrics) == (quantizer != "none")
@@ -174,13 +183,13 @@ def test_every_quantizer_trains_and_evaluates(quantizer, more):
 
 
 def test_the_adversarial_players_do_not_train_each_other():
-    system = make(loss={"adversarial": 0.1, "adversarial_start": 0.5}, discriminator={"channels": [8, 8]})
+    system = make(loss={"adversarial": 0.1, "adversarial_start": 0.5}, discriminator={"channels": [8, 8]}, model=FLAT)
     params, extra = jax.jit(system.init)(jax.random.key(0))
     gradient = jax.jit(jax.grad(system.loss, has_aux=True))
     early, late = (gradient(params, extra, {}, batch(), jax.random.key(0), jnp.int32(s))[0] for s in (0, 60))
     size = lambda tree: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert size(early["discriminator"]) == 0 < size(late["discriminator"])
-    plain = make()
+    plain = make(model=FLAT)
     alone = jax.jit(jax.grad(plain.loss, has_aux=True))(params, extra, {}, batch(), jax.random.key(0), jnp.int32(60))[0]
     differs = jax.tree.map(
         lambda a, b: jnp.abs(a - b).max(), late["tokenizer"]["network"], alone["tokenizer"]["network"]
@@ -212,7 +221,7 @@ def test_the_perceptual_loss_compares_features_of_the_network_it_is_given():
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient["tokenizer"]["network"]["decoder"])) > 0
     tokenizer = Tokenizer(config=system.recipe.model, params=params["tokenizer"], extra=extra)
     values = tokenizer.encode(data["video"]).values
-    output = MBQVAE(tokenizer.config).apply({"params": tokenizer.params["network"]}, values, method="decode")
+    output = network_of(system, tokenizer.params["network"], "decode")(values)
     videos = [data["video"], np.asarray(output)]
     mixed = [np.tanh(video @ np.asarray(frozen["perceptual"]["mix"])) for video in videos]
     layers = [[x / np.linalg.norm(x, axis=-1, keepdims=True) for x in pair] for pair in (mixed, videos)]
@@ -247,10 +256,8 @@ def test_overfits_one_clip():
         [np.stack(np.broadcast_arrays(grid[:, None], grid[None] * (1 - 0.4 * t), 0.3 * t), -1) for t in range(4)]
     )
     data = {"video": np.broadcast_to(clip, (4, *clip.shape)).astype(np.float32), "sample": np.arange(4, dtype=np.int32)}
-    optimize = optimizer.build(system.recipe.optimizer, 100)
-    current = state.create(system, optimize, 0)
+    current, train_step = begin(system)
     current = state.restart(current, *system.prepare(current.params, current.extra, iter([data])))
-    train_step = step.make_train_step(system, optimize)
     for _ in range(120):
         current, metrics = train_step(current, {}, data)
     color_only = np.square(clip - clip.mean((0, 1, 2))).mean()

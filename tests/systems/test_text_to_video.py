@@ -326,7 +326,7 @@ def test_overfits_one_clip(tokenizer, frozen):
     one = batch(system, 1)
     data = {name: np.repeat(value, 4, axis=0) for name, value in one.items()} | {"sample": np.arange(4, dtype=np.int32)}
     optimize = optimizer.build(system.recipe.optimizer, 100)
-    current, train_step = state.create(system, optimize, 0), step.make_train_step(system, optimize)
+    current, train_step = jax.jit(lambda: state.create(system, optimize, 0))(), step.make_train_step(system, optimize)
     for _ in range(100):
         current, _ = train_step(current, frozen, data)
     tokens = jax.jit(lambda t, v: t.encode(v).tokens)(frozen["tokenizer"], one["video"])

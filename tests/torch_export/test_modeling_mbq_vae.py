@@ -49,7 +49,7 @@ def last(tensor):
     return tensor.detach().movedim(1, -1).numpy()
 
 
-def check(config, size):
+def assert_equal(config, size):
     ours = parity.tokenizer(config)
     theirs = parity.torch_tokenizer(ours)
     video = video_of(size)
@@ -72,17 +72,17 @@ def check(config, size):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_tokenizer_computes_what_ours_does(case):
-    check(config_of(**CASES[case]), (5, 9, 14))
+    assert_equal(config_of(**CASES[case]), (5, 9, 14))
 
 
 @pytest.mark.parametrize("size", [(4, 8, 8), (1, 4, 4), (3, 5, 30)])
 def test_videos_of_any_size_are_padded_alike(size):
-    check(config_of(), size)
+    assert_equal(config_of(), size)
 
 
 def test_the_head_that_finds_the_masked_frame():
     for causal in (False, True):
-        ours, theirs, _ = check(config_of(causal=causal), (5, 8, 8))
+        ours, theirs, _ = assert_equal(config_of(causal=causal), (5, 8, 8))
         z = np.random.default_rng(1).normal(size=(2, 3, 4, 4, 4)).astype(np.float32)
         wanted = jax.jit(lambda z: ours._apply("mfi_logits", z))(z)  # noqa: B023
         parity.assert_close(theirs.mfi_logits(first(z)).detach(), wanted)
@@ -107,4 +107,4 @@ def test_halves_are_computed_in_halves():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "paper", "paper_f1"])
 def test_presets_at_full_width(name):
-    check(preset(name), (4, 32, 48))
+    assert_equal(preset(name), (4, 32, 48))

@@ -48,7 +48,7 @@ def ours(config, params, tokens, level, fps, text, mask):
     return jax.jit(SpectralTransformer(config).apply)({"params": params}, tokens, level, cond)
 
 
-def check(config, grid, batch=3):
+def assert_equal(config, grid, batch=3):
     params = parity.denoiser(config)
     arrays = inputs(config, grid, batch)
     wanted = np.asarray(ours(config, params, *arrays))
@@ -71,19 +71,19 @@ def assert_same_choice(found, wanted):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_denoiser_computes_what_ours_does(case):
-    check(SpectralTransformerConfig(**{**BASE, **CASES[case]}), (2, 3, 4))
+    assert_equal(SpectralTransformerConfig(**{**BASE, **CASES[case]}), (2, 3, 4))
 
 
 @pytest.mark.parametrize("case", ["re_fft2", "filter", "odd", "lora_re_fft2"])
 @pytest.mark.parametrize("grid", [(1, 3, 3), (1, 1, 1)])
 def test_odd_numbers_of_tokens_are_folded_too(case, grid):
-    check(SpectralTransformerConfig(**{**BASE, **CASES[case]}), grid)
+    assert_equal(SpectralTransformerConfig(**{**BASE, **CASES[case]}), grid)
 
 
 @pytest.mark.parametrize("kind", ["re_fft2", "none"])
 def test_the_null_text_is_what_a_text_without_words_is(kind):
     config = SpectralTransformerConfig(**{**BASE, "spectral": kind})
-    network, (tokens, level, fps, *_), wanted = check(config, (2, 2, 2))
+    network, (tokens, level, fps, *_), wanted = assert_equal(config, (2, 2, 2))
     with torch.inference_mode():
         parity.assert_close(network(tokens[:1], level[:1], fps[:1]), wanted[:1])
         memory = network.encode_text(None, None)
@@ -92,7 +92,7 @@ def test_the_null_text_is_what_a_text_without_words_is(kind):
 
 def test_folding_twice_is_folding_once_and_leaves_no_plain_kernel():
     config = SpectralTransformerConfig(**BASE)
-    network, _, _ = check(config, (1, 2, 2))
+    network, _, _ = assert_equal(config, (1, 2, 2))
     before = {name: buffer.shape for name, buffer in network.named_buffers()}
     assert {name: buffer.shape for name, buffer in network.fold().named_buffers()} == before
     assert not any(name.endswith(("to_q.weight", "to_out.weight")) for name, _ in network.named_parameters())
@@ -100,7 +100,7 @@ def test_folding_twice_is_folding_once_and_leaves_no_plain_kernel():
 
 def test_halves_are_close():
     config = SpectralTransformerConfig(**BASE)
-    network, tensors, wanted = check(config, (2, 2, 2))
+    network, tensors, wanted = assert_equal(config, (2, 2, 2))
     with torch.inference_mode():
         found = network.to(torch.bfloat16)(*tensors)
     assert found.dtype == torch.float32
@@ -110,11 +110,11 @@ def test_halves_are_close():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "S_paper_width_fat", "M"])  # all others pass as well, in minutes
 def test_presets_at_full_width(name):
-    check(dataclasses.replace(preset(name), blocks=1), (2, 8, 8), batch=2)
+    assert_equal(dataclasses.replace(preset(name), blocks=1), (2, 8, 8), batch=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_preset_s_two_blocks_deep(kind):
     config = dataclasses.replace(preset("S"), blocks=2, spectral=kind, text_len=64, text_dim=512)
-    check(config, (4, 8, 8), batch=2)
+    assert_equal(config, (4, 8, 8), batch=2)

@@ -1,17 +1,13 @@
 """Runs to be killed, whose state tells what they were fed."""
 
-import multiprocessing
 import pathlib
 
 import jax.numpy as jnp
 
 from motionaura_jax import config, train
 from motionaura_jax.parallel import cluster, distributed
+from tests.processes import FORKS
 from tests.training.toy import ToyRecipe, ToySystem
-
-# Every run is a process of its own, which finds its libraries imported: most of a short run would be that.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__, "motionaura_jax.training.watch", "motionaura_jax.training.step"])
 
 
 class Diary(ToySystem):
@@ -51,7 +47,7 @@ def make(manifest, steps, every):
 
 def start(workdir, manifest, steps, every, **place):
     """Starts such a run and returns its process; `place` is that of one of several."""
-    process = _FORKS.Process(target=_run, args=(workdir, manifest, steps, every, place))
+    process = FORKS.Process(target=_run, args=(workdir, manifest, steps, every, place))
     process.start()
     return process
 

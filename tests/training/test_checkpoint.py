@@ -6,14 +6,17 @@ import importlib.util
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
+from threading import Event
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.experimental import multihost_utils
 
 from motionaura_jax import config
 from motionaura_jax.data import media
@@ -163,6 +166,24 @@ def test_a_checkpoint_of_a_newer_version_is_refused(system, saved):
     store.close()
 
 
+def test_an_average_that_was_off_starts_from_the_parameters(system, tmp_path, caplog):
+    store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
+    store.save(dataclasses.replace(fresh(system), ema=None, step=jnp.int32(4)), checkpoint.Beside())
+    restored, _ = store.restore(abstract(system))
+    store.close()
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
+    assert line == "step 4 has no average of the weights; it starts from the parameters of that step"
+    jax.tree.map(np.testing.assert_array_equal, restored.ema, fresh(system).params)
+    jax.block_until_ready(jax.jit(lambda tree: tree, donate_argnums=0)(restored))  # no buffer is there twice
+
+
+def test_an_average_that_is_lost_is_damage(system, saved):
+    shutil.rmtree(saved[0] / "checkpoints" / "3" / "ema")
+    store = checkpoint.Checkpoints(saved[0], CheckpointConfig(), RECIPE)
+    assert int(store.restore(abstract(system))[0].step) == 2
+    store.close()
+
+
 def save_all(system, workdir, config, metrics):
     store = checkpoint.Checkpoints(workdir, config, RECIPE)
     for step, value in enumerate(metrics, start=1):
@@ -184,8 +205,14 @@ def test_the_newest_every_nth_and_the_best_stay(system, tmp_path):
     ]
     lowest = CheckpointConfig(keep=1, best="eval_psnr", best_mode="min")
     assert save_all(system, tmp_path / "c", lowest, values) == [5, 8]
-    with pytest.raises(UserError, match=r"config.checkpoint.best=eval_psn: no such metric; did you mean 'eval_psnr'"):
-        save_all(system, tmp_path / "d", CheckpointConfig(best="eval_psn"), values)
+
+
+def test_a_best_metric_that_does_not_exist_is_told_once_and_ends_nothing(system, tmp_path, caplog):
+    assert save_all(system, tmp_path, CheckpointConfig(keep=2, best="eval_psn"), [1.0, 2.0, 3.0]) == [2, 3]
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
+    assert line.startswith(
+        "config.checkpoint.best=eval_psn: the evaluation has no such metric; did you mean 'eval_psnr'?"
+    )
 
 
 def test_a_checkpoint_says_where_it_comes_from_and_what_data_was_given_up(system, tmp_path):
@@ -253,6 +280,30 @@ def test_no_checkpoint_is_one_line(tmp_path, make):
         steps.read_meta(make(tmp_path))
 
 
+def test_the_loop_goes_on_while_a_save_is_written(system, tmp_path, monkeypatch):
+    store, current, may_write = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE), fresh(system), Event()
+    expected, write = jax.tree.map(np.array, current), store._manager.save
+    monkeypatch.setattr(store._manager, "save", lambda *args, **named: may_write.wait(60) and write(*args, **named))
+    store.save(current, checkpoint.Beside())
+    assert store.latest() is None
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    jax.block_until_ready(step(current))
+    assert current.params["color"].is_deleted()
+    may_write.set()
+    restored, _ = store.restore(abstract(system))
+    store.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_the_thread_never_asks_for_the_step_at_which_a_signal_stops_all(system, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
+    store.save(fresh(system), checkpoint.Beside())
+    store.close()
+    assert store.latest() == 0 and not asked
+
+
 def test_an_unfinished_save_is_not_seen(saved):
     workdir, _ = saved
     unfinished = workdir / "checkpoints" / "4.orbax-checkpoint-tmp"
@@ -279,8 +330,9 @@ def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr(store._manager, "save", fail)
+    store.save(fresh(system), checkpoint.Beside())
     with pytest.raises(UserError, match=f"checkpoints: could not save a checkpoint .*{message}"):
-        store.save(fresh(system), checkpoint.Beside())
+        store.save(fresh(system), checkpoint.Beside())  # tells of the one before
     store.close()
 
 

@@ -66,14 +66,14 @@ def published(tmp_path):
     return write
 
 
-def same_trees(a, b):
+def assert_same_trees(a, b):
     assert leaf_types(a) == leaf_types(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
 def test_what_was_exported_comes_back(published):
-    same_trees(lay.import_tensors(TensorFiles(published()), LAYOUT, abstract(params())), params())
+    assert_same_trees(lay.import_tensors(TensorFiles(published()), LAYOUT, abstract(params())), params())
 
 
 def test_the_names_and_shapes_are_those_of_torch():
@@ -155,9 +155,9 @@ def test_every_view_reads_and_writes_the_leaf_itself(shape, view):
 def test_a_prefix_may_stand_before_all_names_and_ignored_tensors_may_be_there(published):
     tensors = {f"model.{name}": value for name, value in lay.export_tensors(LAYOUT, params())}
     folder = published(**dict.fromkeys(dict(lay.export_tensors(LAYOUT, params()))), **tensors)
-    same_trees(lay.import_tensors(TensorFiles(folder), LAYOUT, abstract(params())), params())
+    assert_same_trees(lay.import_tensors(TensorFiles(folder), LAYOUT, abstract(params())), params())
     folder = published(**{"decoder.a.weight": np.zeros(1)})
-    same_trees(lay.import_tensors(TensorFiles(folder), LAYOUT, abstract(params())), params())
+    assert_same_trees(lay.import_tensors(TensorFiles(folder), LAYOUT, abstract(params())), params())
 
 
 def test_new_leaves_come_back_as_they_are(published):
@@ -182,7 +182,7 @@ def test_floats_are_cast_to_what_is_asked_for(published, stored):
     expected = jax.tree.map(
         lambda leaf: leaf.astype(stored).astype(ml_dtypes.bfloat16) if leaf.dtype == np.float32 else leaf, params()
     )
-    same_trees(again, expected)
+    assert_same_trees(again, expected)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_leaves_go_where_their_sharding_says(published):
     again = lay.import_tensors(TensorFiles(published()), LAYOUT, target)
     assert again["blocks"]["query"]["kernel"].sharding == split
     assert not again["embedding"].committed
-    same_trees(again, params())
+    assert_same_trees(again, params())
 
 
 def test_shards_are_read_through_their_index(tmp_path):
@@ -242,4 +242,4 @@ def test_shards_are_read_through_their_index(tmp_path):
     for shard in set(places.values()):
         save_file({name: tensors[name] for name in tensors if places[name] == shard}, tmp_path / shard)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    same_trees(lay.import_tensors(TensorFiles(tmp_path), LAYOUT, abstract(params())), params())
+    assert_same_trees(lay.import_tensors(TensorFiles(tmp_path), LAYOUT, abstract(params())), params())

@@ -35,7 +35,9 @@ def mask_video(
     Returns:
       (masked video, index of the masked frame or -1).  A clip of one frame never loses it.
     """
-    return jax.vmap(lambda key, clip: _mask_clip(config, key, clip, fill, strength))(keys, video)
+    # A color for each clip: its gradient is summed over the pixels of a clip first, then over clips and devices.
+    fills = jnp.broadcast_to(fill, (video.shape[0], 3))
+    return jax.vmap(lambda key, clip, color: _mask_clip(config, key, clip, color, strength))(keys, video, fills)
 
 
 def _mask_clip(

@@ -28,6 +28,8 @@ def pad_to_multiple(config: MBQVAEConfig, video: Video) -> tuple[Video, Size]:
     """
     size = (video.shape[1], video.shape[2], video.shape[3])
     widths = _missing(padded_size(config, size), size)
+    if not any(after for _, after in widths):
+        return video, size
     if isinstance(video, np.ndarray):
         return np.pad(video, widths, mode="edge"), size
     return jnp.pad(video, widths, mode="edge"), size

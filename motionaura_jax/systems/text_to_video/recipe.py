@@ -90,6 +90,11 @@ class SampleConfig(Checked):
         make_sampler(self, 1)
 
     @property
+    def drawing(self) -> dict[str, Any]:
+        """The settings that decide a drawing, without those of evaluations."""
+        return {name: value for name, value in vars(self).items() if name not in ("prompts", "levels")}
+
+    @property
     def guidance(self) -> Guidance | None:
         """The guidance, or None where the conditional half alone is computed."""
         if self.guidance_scale == 1:
