@@ -27,5 +27,5 @@ if [ "$all" = yes ]; then
   check mypy
   set -- -m '' "$@"
 fi
-check pytest -n auto --maxprocesses=4 --dist=loadfile "$@"
+check pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"
 [ -z "$failed" ] || fail "failed: $failed"

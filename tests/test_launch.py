@@ -57,7 +57,7 @@ class Checkout:
         return [" ".join(line.split()[:2]) if "pip" in line else line for line in lines]
 
 
-PYTEST = "-m pytest -n auto --maxprocesses=4 --dist=loadfile"
+PYTEST = "-m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder"
 
 
 @pytest.fixture

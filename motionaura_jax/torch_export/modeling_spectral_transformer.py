@@ -300,7 +300,7 @@ class SpectralTransformer(Pretrained):
 
     @classmethod
     def adapted(cls, folder: Path, adapter: str | Path, base_hash: str, torch_dtype: torch.dtype) -> Self:
-        """Opens the network in `folder` with the adapter of another one; see `read_lora`."""
+        """Opens the network in `folder` together with an adapter; see `read_lora`."""
         settings, weights = read_settings(folder / CONFIG), read_weights(folder)
         if settings.get("lora_rank"):
             raise ValueError(f"{folder}: has adapters already")

@@ -184,6 +184,8 @@ def test_ranks_that_are_no_low_rank_and_unknown_targets_are_refused():
         preset("tiny", **SMALL, lora=LoraConfig(rank=12))
     with pytest.raises(UserError, match=r"LoraConfig.targets\[1\]='w'"):
         LoraConfig(targets=("q", "w"))
+    with pytest.raises(UserError, match="adapters need something to adapt"):
+        LoraConfig(rank=8, targets=(), mlp=False)
 
 
 def test_trees_are_parted_by_name_and_joined_again():

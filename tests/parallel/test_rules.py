@@ -11,6 +11,7 @@ from motionaura_jax.parallel import rules
 from motionaura_jax.systems import base
 from tests.systems import tiny
 
+LORA = {"rank": 8, "targets": ["q", "k", "v", "o"]}
 SIZES = {"data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
 WIDE = {"vocab_size": 16, "width": 32, "heads": 2, "blocks": 4, "text_dim": 8, "text_len": 16}
 
@@ -37,7 +38,7 @@ def places(built, sizes=SIZES):
 @pytest.mark.parametrize(
     "model",
     [
-        {"spectral": kind, "residual": residual, "adaln": adaln, "blocks": 1}
+        {"spectral": kind, "residual": residual, "adaln": adaln, "blocks": 1, "lora": LORA}
         for kind, residual, adaln in [
             ("re_fft2", "identity", "single"),
             ("filter", "paper", "lowrank256"),
