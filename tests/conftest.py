@@ -33,11 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def optimizations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compiles kernels (tests/ops) and slow tests as users do.
+    """Compiles kernels (tests/ops), slow tests and those that are marked so as users do.
 
     All others compile in a fraction of the time, which costs more than it saves only in long runs.
     """
-    if request.path.parent.name != "ops" and request.node.get_closest_marker("slow") is None:
+    marked = any(request.node.get_closest_marker(name) for name in ("slow", "as_users_do"))
+    if request.path.parent.name != "ops" and not marked:
         yield
         return
     import jax

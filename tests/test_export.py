@@ -22,7 +22,7 @@ from tests.written import local_paths
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     tokenizer = tiny.save_tokenizer(folder / "tokenizer")
-    there = {"data": {"manifest": "/home/me/scenes"}, "checkpoint": {"folder": "gs://mine/b"}}
+    there = {"data": {"manifest": "/videos/scenes"}, "checkpoint": {"folder": "gs://mine/b"}}
     tiny.save_untrained(folder / "model", **tiny.text_to_video(tokenizer, **there))
     return folder
 

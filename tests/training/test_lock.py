@@ -1,5 +1,6 @@
 """The lock of a workdir: it keeps a second run out, and goes with the process that holds it, however that ends."""
 
+import os
 import subprocess
 import sys
 
@@ -52,8 +53,9 @@ def test_a_run_of_another_machine_gets_time_to_turn_out_to_be_gone(holder, tmp_p
 
 def test_of_several_processes_only_the_first_holds_it(holder, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
+    holds = (tmp_path / lock.FILE).read_text()
     with lock.held(tmp_path):
-        pass
+        assert (tmp_path / lock.FILE).read_text() == holds
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(holder, tmp_path, monkeypatch):
@@ -62,4 +64,4 @@ def test_a_file_system_without_locks_keeps_nobody_out(holder, tmp_path, monkeypa
 
     monkeypatch.setattr("fcntl.lockf", refuse)
     with lock.held(tmp_path):
-        pass
+        assert str(os.getpid()) in (tmp_path / lock.FILE).read_text()
