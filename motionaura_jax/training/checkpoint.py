@@ -149,6 +149,11 @@ class Checkpoints:
             return restored
         raise UserError(str(damaged[0][1]) if damaged else f"{self._folder}: holds no finished checkpoint")
 
+    def check(self) -> None:
+        """Raises UserError where the save on its way has failed; waits for nothing."""
+        if self._saving and self._saving.done():
+            self.wait()
+
     def wait(self) -> None:
         """Waits until the last save is committed.  Raises UserError where it was not."""
         saving, self._saving = self._saving, None

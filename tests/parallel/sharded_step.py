@@ -20,6 +20,7 @@ from motionaura_jax.parallel import collectives, constraints, mesh, rules
 from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.systems import base
 from motionaura_jax.training import state, step
+from motionaura_jax.training.snapshot import snapshot
 from motionaura_jax.trees import path_name
 from tests.systems import tiny
 
@@ -88,7 +89,7 @@ def start(system):
 
 
 def run(system, begun, devices):
-    """Returns what a step of plain gradient descent makes, and the text of its program."""
+    """Returns what a step of plain gradient descent makes, the text of its program, and how often a snapshot holds the state."""
     place = mesh.make_mesh(system.recipe.mesh, devices)
     with jax.set_mesh(place):
         shardings = state.shardings(begun, place)
@@ -97,7 +98,16 @@ def run(system, begun, devices):
         program = step.make_train_step(system, DESCENT, shardings).lower(current, {}, batch).compile()
         after, metrics = program(current, {}, batch)
         result = {"gradient": after.opt_state[0].trace, "params": after.params, "extra": after.extra}
-        return jax.device_get({**result, "loss": metrics["loss"]}), program.as_text()
+        return jax.device_get({**result, "loss": metrics["loss"]}), program.as_text(), copies(after)
+
+
+def copies(current):
+    """How often a snapshot of a state holds each of its bytes, on average; fails where it is not equal."""
+    copied = jax.tree.leaves(snapshot(current))
+    for leaf, copy in zip(jax.tree.leaves(current), copied, strict=True):
+        np.testing.assert_array_equal(copy, leaf)
+    held = sum(shard.data.nbytes for copy in copied for shard in copy.addressable_shards)
+    return held / sum(copy.nbytes for copy in copied)
 
 
 def largest_differences(ours, theirs):
@@ -118,17 +128,18 @@ def report(name, labels):
     """Compares with one device that takes the whole batch at once, in the plain form."""
     alone = build(name, MeshConfig())
     begun = start(alone)
-    whole, _ = run(alone, begun, jax.devices()[:1])
+    whole, _, _ = run(alone, begun, jax.devices()[:1])
     rows = {}
     for label in labels or MESHES[name]:
         sizes, changes = MESHES[name][label]
-        parts, program = run(build(name, parse(sizes), **changes), begun, jax.devices())
+        parts, program, held = run(build(name, parse(sizes), **changes), begun, jax.devices())
         found = collectives.collectives(program)
         activations = {one.kind for one in found if any(is_activation(name, shape) for shape in one.shapes)}
         rows[label] = {
             "differences": {key: largest_differences(parts[key], whole[key]) for key in parts},
             "activations": sorted(activations),
             "gathered_bytes": collectives.bytes_by_kind(found)["all-gather"],
+            "copies": held,
             "parameters": state.parameter_count(begun.params),
         }
     return rows

@@ -18,11 +18,12 @@ import pytest
 from etils import epath
 from jax.experimental import multihost_utils
 
-from motionaura_jax import config
+from motionaura_jax import config, train
 from motionaura_jax.data import media
 from motionaura_jax.errors import UserError
 from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training import checkpoint, optimizer, provenance, state
+from motionaura_jax.training.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -334,6 +335,19 @@ def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypat
     with pytest.raises(UserError, match=f"checkpoints: could not save a checkpoint .*{message}"):
         store.save(fresh(system), checkpoint.Beside())  # tells of the one before
     store.close()
+
+
+def test_a_save_that_fails_ends_the_run_before_the_next_one(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    values = {"data": {"num_frames": 2, "height": 16, "width": 16, "batch_size": 2, "scenes": 6}}
+    values |= {"train": {"steps": 600, "log_every": 1}, "checkpoint": {"every": 200}, "evaluate": {"clips": 2}}
+    built = ToySystem(config.build(ToyRecipe, {"system": "toy", "batch_seconds": 0.002, **values}))
+    monkeypatch.setattr(checkpoint._Manager, "save", fail)
+    with pytest.raises(UserError, match=r"No space left on device.; free space and run"):
+        train.fit(built, tmp_path)
+    assert 199 <= read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] < 400
 
 
 @pytest.mark.parametrize("limit", [10, 200])
