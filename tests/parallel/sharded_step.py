@@ -13,8 +13,10 @@ import numpy as np
 import optax
 
 from motionaura_jax import config
+from motionaura_jax.models.encoders.t5 import T5Encoder
+from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.models.layers import spectral
-from motionaura_jax.parallel import collectives, constraints, mesh
+from motionaura_jax.parallel import collectives, constraints, mesh, rules
 from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.systems import base
 from motionaura_jax.training import state, step
@@ -143,7 +145,7 @@ def report(name, labels):
     return rows
 
 
-def exchanges():
+def transforms():
     """What the transforms of a layer and their gradient exchange where the tokens are split, by the form of the layer."""
     rows, width, heads = {}, DENOISER["width"], DENOISER["heads"]
     x = np.random.default_rng(0).standard_normal((2, math.prod(GRID), width)).astype(np.float32)
@@ -166,7 +168,28 @@ def exchanges():
     return rows
 
 
+def tower():
+    """What the layers of a published text encoder exchange for a batch of texts, by mesh."""
+    network = T5Encoder(T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4))
+    ids = np.random.default_rng(0).integers(0, 32, (CLIPS, 12))
+    mask = np.ones_like(ids, bool)
+    params = network.init(jax.random.key(0), ids, mask)["params"]
+    results = []
+    for sizes, devices in (("data:1", jax.devices()[:1]), ("fsdp:4,tensor:2", jax.devices())):
+        place = mesh.make_mesh(parse(sizes), devices)
+        with jax.set_mesh(place):
+            arguments = jax.device_put(params, rules.shardings(params, place)), *mesh.spread_batch(place, (ids, mask))
+            encode = lambda params, ids, mask: network.apply({"params": constraints.gathered(params)}, ids, mask)  # noqa: E731
+            program = jax.jit(encode).lower(*arguments).compile()
+            results.append(jax.device_get(program(*arguments)))
+        found = [one for one in collectives.collectives(program.as_text()) if any(12 in shape for shape in one.shapes)]
+    kinds = {one.kind for one in found}
+    difference = float(np.abs(results[1] - results[0]).max())
+    return {"kinds": sorted(kinds), "times": sum(one.times for one in found), "difference": difference}
+
+
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     system, *labels = sys.argv[1:]
-    json.dump(exchanges() if system == "exchanges" else report(system, labels), sys.stdout)
+    found = {"transforms": transforms(), "tower": tower()} if system == "exchanges" else report(system, labels)
+    json.dump(found, sys.stdout)

@@ -27,10 +27,21 @@ def assert_frugal(rows):
         assert row["gathered_bytes"] <= 2 * 4 * row["parameters"] * PASSES.get(label, 1), label
 
 
-def test_transforms_of_split_tokens_exchange_all_to_all_and_nothing_else(root):
-    for name, row in report(root, "exchanges").items():
+@pytest.fixture(scope="module")
+def exchanges(root):
+    return report(root, "exchanges")
+
+
+def test_transforms_of_split_tokens_exchange_all_to_all_and_nothing_else(exchanges):
+    for name, row in exchanges["transforms"].items():
         assert row["kinds"] == ["all-to-all"], name
         assert row["difference"] < 1e-5, name
+
+
+def test_a_text_encoder_sums_its_tokens_twice_a_layer_and_moves_nothing_else_of_them(exchanges):
+    row = exchanges["tower"]
+    assert row["kinds"] == ["all-reduce"] and row["times"] == 2 * 2
+    assert row["difference"] < 1e-5
 
 
 def test_text_to_video_with_parameters_channels_and_tokens_split(root):

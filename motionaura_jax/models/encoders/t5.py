@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from motionaura_jax.models.encoders.text import relative_buckets
 from motionaura_jax.models.encoders.tower_config import T5Config
+from motionaura_jax.parallel import constraints
 
 _MASKED = -1e9  # finite, so that a text without any word gives numbers, not NaN
 
@@ -50,6 +51,7 @@ class T5Block(nn.Module):
     def __call__(self, x: Float[Array, "b l d"], bias: Float[Array, "b h l l"]) -> tuple[Float[Array, "b l d"], None]:
         config, dtype = self.config, jnp.dtype(self.dtype)
         dense = lambda size, name: nn.Dense(size, use_bias=False, dtype=dtype, name=name)  # noqa: E731
+        x = constraints.batch(x)
         y = _norm(config, "attention_norm")(x).astype(dtype)
         query, key, value = (
             dense(config.num_heads * config.d_kv, name)(y).reshape(*y.shape[:2], config.num_heads, config.d_kv)
@@ -64,7 +66,7 @@ class T5Block(nn.Module):
             y = nn.gelu(dense(config.d_ff, "gate")(y)) * dense(config.d_ff, "up")(y)
         else:
             y = nn.relu(dense(config.d_ff, "up")(y))
-        return x + dense(config.d_model, "down")(y), None
+        return constraints.batch(x + dense(config.d_model, "down")(y)), None
 
 
 def _norm(config: T5Config, name: str) -> nn.RMSNorm:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from motionaura_jax.models.encoders.tower_config import TransformerConfig, VisionConfig
+from motionaura_jax.parallel import constraints
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": nn.gelu,
@@ -55,6 +56,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], bias: Array | float) -> tuple[Float[Array, "b l d"], None]:
         config, dtype = self.config, jnp.dtype(self.dtype)
+        x = constraints.batch(x)
         y = norm(config, self.dtype, "attention_norm")(x)
         query, key, value = (
             nn.Dense(config.hidden_size, dtype=dtype, name=name)(y) for name in ("query", "key", "value")
@@ -62,7 +64,7 @@ class Block(nn.Module):
         mixed = attend(query, key, value, config.num_attention_heads, bias)
         x = x + nn.Dense(config.hidden_size, dtype=dtype, name="output")(mixed)
         y = norm(config, self.dtype, "mlp_norm")(x)
-        return x + MLP(config, self.dtype, name="mlp")(y), None
+        return constraints.batch(x + MLP(config, self.dtype, name="mlp")(y)), None
 
 
 class MLP(nn.Module):
