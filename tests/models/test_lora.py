@@ -1,5 +1,7 @@
 """Adapters: the formula in float64, where they start, the folded form, and what they merge into without an activation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,13 +132,10 @@ def test_a_fresh_adapter_changes_no_bit_and_is_drawn_like_the_frozen_weights():
     config = preset("tiny", **{**SMALL, "width": 48, "lora": LoraConfig(rank=24)})
     grown = SpectralTransformer(config)
 
-    @jax.jit
-    def both(params):
-        _, new = grown.apply({"params": params}, *inputs, rngs={"params": jax.random.key(0)}, mutable="params")
-        return new["params"], model.apply({"params": params}, *inputs), grown.apply(new, *inputs)
-
-    new, expected, found = both(shifted)
-    np.testing.assert_array_equal(found, expected)
+    grow = functools.partial(grown.apply, rngs={"params": jax.random.key(0)}, mutable="params")
+    new = jax.jit(grow)({"params": shifted}, *inputs)[1]["params"]
+    with jax.disable_jit():  # programs of their own may round the same sums differently
+        np.testing.assert_array_equal(grown.apply({"params": new}, *inputs), model.apply({"params": shifted}, *inputs))
     fresh, kept = parted(new, "lora_")
     jax.tree.map(np.testing.assert_array_equal, kept, shifted)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(parted(fresh, "lora_up")[0]))
