@@ -85,10 +85,10 @@ def kill(process, when):
     process.communicate()
 
 
-def report(module, *arguments, root):
+def report(module, *arguments, root, **environment):
     """Runs a program of the tests that needs devices of its own and prints JSON."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        program = Forked(module, *arguments, root=root, out=out, err=err)
+        program = Forked(module, *arguments, root=root, out=out, err=err, **environment)
         assert program.wait(900) == 0, err.read_text()[-3000:]
         return json.loads(out.read_text())
