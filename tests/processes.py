@@ -14,7 +14,12 @@ from tests import compilation
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    [__name__, "motionaura_jax.training.watch", "motionaura_jax.training.step", "motionaura_jax.systems.text_to_video"]
+    [
+        __name__,
+        "motionaura_jax.training.watch",
+        "motionaura_jax.training.step",
+        "motionaura_jax.systems.text_to_video.system",
+    ]
 )
 """Makes processes that find the libraries imported: most of a short run would be that."""
 
@@ -34,9 +39,11 @@ class Forked:
         return self._process.exitcode
 
     def wait(self, timeout: float) -> int:
+        """Returns the exit status; kills the process and raises TimeoutError after `timeout` seconds."""
         self._process.join(timeout)
         if self.poll() is None:
-            raise TimeoutError(f"process {self._process.pid} goes on after {timeout} s")
+            self.kill()
+            raise TimeoutError(f"process {self._process.pid} was not done after {timeout} s")
         return self.poll()
 
     def send_signal(self, number: int) -> None:
