@@ -14,7 +14,12 @@ from tests import compilation
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    [__name__, "motionaura_jax.training.watch", "motionaura_jax.training.step", "motionaura_jax.systems.text_to_video"]
+    [
+        __name__,
+        "motionaura_jax.training.watch",
+        "motionaura_jax.training.step",
+        "motionaura_jax.systems.text_to_video.system",
+    ]
 )
 """Makes processes that find the libraries imported: most of a short run would be that."""
 
@@ -34,9 +39,11 @@ class Forked:
         return self._process.exitcode
 
     def wait(self, timeout: float) -> int:
+        """Returns the exit status; kills the process and raises TimeoutError after `timeout` seconds."""
         self._process.join(timeout)
         if self.poll() is None:
-            raise TimeoutError(f"process {self._process.pid} goes on after {timeout} s")
+            self.kill()
+            raise TimeoutError(f"process {self._process.pid} was not done after {timeout} s")
         return self.poll()
 
     def send_signal(self, number: int) -> None:
@@ -85,10 +92,10 @@ def kill(process, when):
     process.communicate()
 
 
-def report(module, *arguments, root):
+def report(module, *arguments, root, **environment):
     """Runs a program of the tests that needs devices of its own and prints JSON."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        program = Forked(module, *arguments, root=root, out=out, err=err)
+        program = Forked(module, *arguments, root=root, out=out, err=err, **environment)
         assert program.wait(900) == 0, err.read_text()[-3000:]
         return json.loads(out.read_text())
