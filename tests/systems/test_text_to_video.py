@@ -16,6 +16,7 @@ from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
+from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.parallel.config import AXES
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
@@ -251,19 +252,24 @@ OTHERS = {
     "vocab_size": 9, "width": 32, "heads": 4, "blocks": 2, "mlp_ratio": 3.0, "attention_ratio": 0.5,
     "spectral": "hartley", "cross_spectral": False, "residual": "paper", "rope": "flat1d", "abs_pos": False,
     "adaln": "perblock", "time_cond": False, "text_dim": 4, "text_len": 6, "layers": 2, "buckets": 4, "max_distance": 8,
+    "lora": LoraConfig(), "rank": 3, "targets": ("q",), "mlp": False, "activation": "none",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("section", ["model", "text.encoder"])
+@pytest.mark.parametrize("section", ["model", "model.lora", "text.encoder"])
 def test_every_setting_that_changes_no_leaf_but_the_meaning_is_guarded(tokenizer, section):
-    base = config.build(TextToVideoRecipe, tiny.text_to_video(tokenizer)).completed(make(tokenizer).recipe)
+    values = tiny.text_to_video(tokenizer, model={"lora": {"rank": 2}})
+    base = config.build(TextToVideoRecipe, values).completed(make(tokenizer).recipe)
     settings = operator.attrgetter(section)(base)
     for field in dataclasses.fields(settings):
         if field.name in NO_MEANING:
             continue
         changed = dataclasses.replace(settings, **{field.name: OTHERS[field.name]})
-        text = dataclasses.replace(base.text, encoder=changed) if section == "text.encoder" else base.text
-        recipe = dataclasses.replace(base, text=text, **({"model": changed} if section == "model" else {}))
+        recipe = {
+            "model": lambda new: dataclasses.replace(base, model=new),
+            "model.lora": lambda new: dataclasses.replace(base, model=dataclasses.replace(base.model, lora=new)),
+            "text.encoder": lambda new: dataclasses.replace(base, text=dataclasses.replace(base.text, encoder=new)),
+        }[section](changed)
         shapes = [leaf_types(jax.eval_shape(TextToVideoSystem(one).init, jax.random.key(0))) for one in (base, recipe)]
         assert (shapes[0] != shapes[1]) != (f"{section}.{field.name}" in TextToVideoRecipe.meaning), field.name
 
