@@ -83,7 +83,8 @@ def one_error(said: str) -> str:
 
 
 def test_a_signal_to_one_process_saves_the_same_step_in_both(root, tmp_path):
-    assert train_to(5, root, recipes.toy(tmp_path), tmp_path / "run", 2, "--requeue", status=75) >= 5
+    saving = recipes.toy(tmp_path, checkpoint={"every": 2})  # in threads, while the steps and the signal go on
+    assert train_to(5, root, saving, tmp_path / "run", 2, "--requeue", status=75) >= 5
 
 
 @pytest.mark.slow
