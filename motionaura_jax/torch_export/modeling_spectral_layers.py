@@ -125,6 +125,7 @@ class FoldedInput(nn.Module):
         self.register_buffer("odd", -bins.imag.to(kernel.dtype).contiguous(), persistent=False)
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        """Tokens `(b, s, d)` to one `(b, s, n)` for each name, rows in `paired_order`."""
         length, wide = x.shape[1], x.float()
         if self.half:
             wide = _fold_columns(wide)
@@ -160,6 +161,7 @@ class FoldedOutput(nn.Module):
         self.register_buffer("odd", -bins.imag.to(kernel.dtype).contiguous(), persistent=False)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Rows `(b, s, n)` in `paired_order` to tokens `(b, s, d)`."""
         if self.adapted:
             x = torch.cat([x, self.lora.activate(self.down(x))], dim=-1)
         length, kept = x.shape[1], x.shape[1] // 2 + 1

@@ -157,6 +157,7 @@ class Modulation(nn.Module):
             self.up = nn.Linear(_RANK if self.kind == "lowrank256" else config.width, width)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Returns one vector `(b, 1, d)` for each shift, scale and gate of a condition `(b, c)`."""
         if self.kind == "single":
             vectors = condition + self.table
         else:
@@ -188,6 +189,7 @@ class Attention(nn.Module):
         context: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
+        """What is added to x `(b, s, d)`: `turn` rotates (cosines, sines), `context` `(b, heads, l, c)` is a text's."""
         query, *own = (part.unflatten(-1, (self.heads, -1)) for part in self.input(x, grid))
         query = rms_norm(query) * self.gain[:, None]
         if context is None:
@@ -256,6 +258,7 @@ class Block(nn.Module):
         context: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Tensor:
+        """Tokens `(b, s, d)` after the block; `condition` is `(b, c)`, the rest as `Attention.forward` takes it."""
         vectors = self.modulation(condition)
         adapted = self._adapt(z, vectors[0], vectors[1])
         attended = self.self_attention(adapted, grid, turn)

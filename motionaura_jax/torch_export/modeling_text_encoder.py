@@ -149,6 +149,7 @@ class TextEncoder(Pretrained):
         self.norm = RMSNorm(config.width)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Features `(b, l, d)` of word ids `(b, l)`; False in `mask` `(b, l)` is padding, which no word sees."""
         places = relative_buckets(ids.shape[1], self.config.buckets, self.config.max_distance).to(ids.device)
         bias = self.relative_bias(places).movedim(-1, 0).float()
         bias = bias + torch.where(mask, 0.0, _MASKED)[:, None, None, :]
