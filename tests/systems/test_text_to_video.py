@@ -363,4 +363,4 @@ def test_cached_tokens_train_the_same(tokenizer, system, weights, frozen):
         jax.jit(one.loss)(weights, {}, frozen, batch(one), jax.random.key(3), jnp.int32(0))[0]
         for one in (system, cached)
     ]
-    assert losses[0] == losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)  # two programs, which may round differently
