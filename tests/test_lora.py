@@ -86,14 +86,12 @@ def test_the_optimizer_holds_adapters_alone(runs):
         assert held and all("lora_" in name for name in held)
 
 
-@pytest.mark.slow
-def test_a_run_starts_at_the_base_and_resumes(runs, tmp_path):
-    """Of both kinds of weights: adapters that are there are taken over."""
+def test_a_run_starts_at_adapters_that_are_there_and_resumes(runs, tmp_path):
     again = system(values(runs, init_from=str(runs / "adapted")))
     assert_same_bits(load_start(again)[0], load(runs / "adapted").params)
-    first = fit(values(runs), tmp_path / "run")
+    shutil.copytree(runs / "adapted", tmp_path / "run")
     more = fit({**values(runs), "train": {**values(runs)["train"], "steps": 4}}, tmp_path / "run", override=True)
-    assert (first["step"], more["step"]) == (3, 4)
+    assert more["step"] == 4
     assert_same_bits(parted(load(tmp_path / "run").params, "lora_")[1], load(runs / "base").params)
     linear = {**values(runs, lora={**LORA, "activation": "none"})}
     with pytest.raises(UserError, match=r"config.model.lora.activation=none: .*run was trained with gelu"):
