@@ -8,8 +8,9 @@ from motionaura_jax.errors import UserError, nearest
 
 
 def on_cpu() -> bool:
-    """Returns True where computations run on the CPU unless told otherwise."""
-    return jax.default_backend() == "cpu"
+    """Whether what is traced now is meant for CPUs: those of the mesh that is set, which need not be at hand, or by default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
 def choose(option: str, value: str, known: Sequence[str], *, auto: str | None = None) -> str:

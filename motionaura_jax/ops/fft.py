@@ -17,6 +17,8 @@ from jax.experimental import layout
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Complex, Float
 
+from motionaura_jax.ops.dispatch import on_cpu
+
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that prefer to split the first free axis of an array; all others prefer the last (channels)."""
 
@@ -162,13 +164,13 @@ def _wide(x: Array) -> Array:
 
 def _spread(x: Float[Array, "b s c"]) -> Float[Array, "b s k"]:
     """Repeats a few columns on a CPU, where rows a power of two apart evict each other from the cache when transposed."""
-    return jnp.concatenate([x, x[..., :_LINE]], axis=-1) if jax.default_backend() == "cpu" else x
+    return jnp.concatenate([x, x[..., :_LINE]], axis=-1) if on_cpu() else x
 
 
 def _by_rows(x: Array) -> Array:
     """Keeps the last axis innermost in memory: in an island, XLA for CPUs may choose another one that its FFT refuses."""
     on_island = AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
-    if not on_island or jax.default_backend() != "cpu":
+    if not on_island or not on_cpu():
         return x
     return layout.with_layout_constraint(x, layout.Layout(tuple(range(x.ndim))))
 

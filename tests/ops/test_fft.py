@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from motionaura_jax.ops import fft
 
@@ -144,3 +145,13 @@ def test_sharded_batch_needs_no_collective(root):
     command = [sys.executable, "-c", SHARDED]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_program_suits_the_devices_of_the_mesh_that_is_set(platform):
+    """What XLA for CPUs needs, TPUs refuse: a layout of complex numbers."""
+    device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = str(jax.make_jaxpr(fft.re_fft2)(jax.ShapeDtypeStruct((2, 6, 8), jnp.float32)))
+    assert ("layout_constraint" in program) == (platform == "cpu")

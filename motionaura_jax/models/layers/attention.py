@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from motionaura_jax.models.layers import rotary
+from motionaura_jax.ops.dispatch import on_cpu
 
 Heads = Float[Array, "b s h d"]
 
@@ -79,7 +80,7 @@ def _attend_by_rows(query: Heads, key: Heads, value: Heads, mask: Bool[Array, "b
 
 def _rows(scores_per_row: int) -> int:
     """Returns a number of query rows whose float32 scores fill a device's share of the buffer: 8 at least."""
-    budget = _CPU_BYTES if jax.default_backend() == "cpu" else _DEVICE_BYTES
+    budget = _CPU_BYTES if on_cpu() else _DEVICE_BYTES
     devices = math.prod(jax.sharding.get_abstract_mesh().axis_sizes)
     return max(budget * devices // (4 * scores_per_row) // 8 * 8, 8)
 
