@@ -12,6 +12,9 @@ _COLLECTIVE = re.compile(rf"= (\(?.*?\)?) ({'|'.join(KINDS)})(-start)?\(")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 
 
@@ -34,7 +37,7 @@ class Collective:
 def collectives(program: str) -> list[Collective]:
     """Reads the text of a compiled program, `jax.stages.Compiled.as_text()`."""
     bodies, entry = _computations(program)
-    return list(_walk(bodies, entry, 1))
+    return list(_walk(bodies, entry, 1, set()))
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
@@ -55,15 +58,30 @@ def _computations(program: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _walk(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[Collective]:
+def _walk(
+    bodies: Mapping[str, list[str]], name: str, times: int, seen: set[str], fused: bool = False
+) -> Iterator[Collective]:
     for line in bodies.get(name, ()):
         if found := _COLLECTIVE.search(line):
-            yield _read(found[1], found[2], bool(found[3]), times)
+            # A TPU fuses one collective with the work of several computations, each of which names it again.
+            channel = part[1] if fused and (part := _CHANNEL.search(line)) else ""
+            if channel not in seen:
+                yield _read(found[1], found[2], bool(found[3]), times)
+            seen |= {channel} - {""}
             continue
-        trips = int(count[1]) if " while(" in line and (count := _TRIPS.search(line)) else 1
+        trips = _trips(bodies, line) if " while(" in line else 1
         branches = [part.strip().lstrip("%") for group in _BRANCHES.findall(line) for part in group.split(",")]
         for called in [*_CALLED.findall(line), *branches]:
-            yield from _walk(bodies, called, times * trips)
+            yield from _walk(bodies, called, times * trips, seen, fused or " fusion(" in line)
+
+
+def _trips(bodies: Mapping[str, list[str]], loop: str) -> int:
+    """How often a loop runs: as it says or, on a TPU, as the one constant that its condition compares with."""
+    if known := _TRIPS.search(loop):
+        return int(known[1])
+    condition = _CONDITION.search(loop)
+    bounds = {found for line in bodies.get(condition[1] if condition else "", ()) for found in _BOUND.findall(line)}
+    return int(bounds.pop()) if len(bounds) == 1 else 1
 
 
 def _read(result: str, kind: str, started: bool, times: int) -> Collective:
