@@ -108,7 +108,8 @@ def _described(topology: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
     except Exception as error:  # whatever libtpu or its absence raises
-        raise UserError(f"--device: libtpu cannot describe {topology} ({error}); pip install libtpu") from error
+        remedy = f"pip install 'jax[tpu]=={jax.__version__}'"
+        raise UserError(f"--device: libtpu cannot describe {topology} ({error}); {remedy}") from error
 
 
 def main(stream: Any = None) -> int:
