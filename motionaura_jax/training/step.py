@@ -112,7 +112,7 @@ def _advance(
     decay = jnp.minimum(system.recipe.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
 
     def average(old: Array, stepped: Array, new: Array) -> Array:
-        # What a rule replaced (a dead code) has no past worth averaging, and what stays must not drift by rounding.
-        return jnp.where((new == stepped) & (new != old), decay * old + (1.0 - decay) * new, new)
+        # What a rule replaced (a dead code) has no past worth averaging; what stays is the same to the bit.
+        return jnp.where(new == stepped, old + (1.0 - decay) * (new - old), new)
 
     return advanced, extra, jax.tree.map(average, state.ema, params, advanced), metrics
