@@ -64,10 +64,11 @@ def _walk(
     for line in bodies.get(name, ()):
         if found := _COLLECTIVE.search(line):
             # A TPU fuses one collective with the work of several computations, each of which names it again.
-            channel = part[1] if fused and (part := _CHANNEL.search(line)) else ""
-            if channel not in seen:
+            channel = _CHANNEL.search(line) if fused else None
+            if channel is None or channel[1] not in seen:
                 yield _read(found[1], found[2], bool(found[3]), times)
-            seen |= {channel} - {""}
+            if channel:
+                seen.add(channel[1])
             continue
         trips = _trips(bodies, line) if " while(" in line else 1
         branches = [part.strip().lstrip("%") for group in _BRANCHES.findall(line) for part in group.split(",")]
