@@ -67,7 +67,9 @@ def measure(question: Question) -> Estimate:
             return Estimate(**known)
         function = step.make_train_step(system, optimize, places)
         return Estimate(
-            **known, **_compile(function, current, frozen, batch), model_flops=_flops(system, current, frozen, batch)
+            **known,
+            **_compile(function, current, frozen, batch),
+            model_flops=flops.model_flops(system, current, frozen, batch),
         )
 
 
@@ -85,13 +87,6 @@ def _compile(function: Any, *arguments: PyTree) -> dict[str, Any]:
         "collectives": collectives.bytes_by_kind(found),
         "compile_seconds": seconds,
     }
-
-
-def _flops(system: base.System, current: state.TrainState, frozen: PyTree, batch: PyTree) -> float:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = jax.make_jaxpr(system.loss)(current.params, current.extra, frozen, batch, key, current.step)
-    learned = flops.learned_inputs(current.params, system.recipe.trained)
-    return flops.step_flops(traced.jaxpr, [*learned, *[False] * (len(traced.in_avals) - len(learned))])
 
 
 def _bytes_per_device(tree: PyTree) -> int:

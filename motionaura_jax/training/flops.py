@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from motionaura_jax.systems.base import System
+from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.training.state import TrainState
 from motionaura_jax.trees import leaf_types
 from motionaura_jax.types import PyTree
@@ -63,7 +63,7 @@ class ModelFlops:
             abstract = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, frozen, dict(batch))
             )
-            self._counted[shapes] = self._count(*abstract)
+            self._counted[shapes] = model_flops(self._system, *abstract)
         self._total, self._steps = self._total + self._counted[shapes], self._steps + 1
         return self._counted[shapes]
 
@@ -75,16 +75,13 @@ class ModelFlops:
         rates = {"model_tflops": step / 1e12, "model_tflops_per_second": each / 1e12}
         return {**rates, "mfu": each / best} if best else rates
 
-    def _count(self, state: TrainState, frozen: PyTree, batch: PyTree) -> float:
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        traced = jax.make_jaxpr(self._system.loss)(state.params, state.extra, frozen, batch, key, state.step)
-        learned = learned_inputs(state.params, self._system.recipe.trained)
-        return step_flops(traced.jaxpr, [*learned, *[False] * (len(traced.in_avals) - len(learned))])
 
-
-def learned_inputs(params: PyTree, trained: str) -> list[bool]:
-    """Which of the leaves of `params` train, see `Recipe.trained`."""
-    return [bool(re.search(trained, name)) for name in leaf_types(params)]
+def model_flops(system: System, state: TrainState, frozen: PyTree, batch: Batch) -> float:
+    """FLOPs of one step of `system`, over all devices; the arguments may be abstract."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(system.loss)(state.params, state.extra, frozen, batch, key, state.step)
+    learned = [bool(re.search(system.recipe.trained, name)) for name in leaf_types(state.params)]
+    return step_flops(traced.jaxpr, [*learned, *[False] * (len(traced.in_avals) - len(learned))])
 
 
 def step_flops(jaxpr: Any, learned: Sequence[bool]) -> float:
