@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 5 * 10**9
 FORMATS = ("release", "pytorch", "stablehlo", "adapter")
+# Flags that not every format reads.
+_READ_BY = {
+    "dtype": ("release", "pytorch"),  # compiled graphs and adapters are float32
+    "tokenizer": ("release", "pytorch", "stablehlo"),
+    "text_encoder": ("release", "pytorch", "stablehlo"),
+    "provenance": ("release", "pytorch", "stablehlo"),
+    "max_shard_bytes": ("pytorch",),
+    "no_check": ("pytorch",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace a release folder that exists")
     parser.add_argument("--push_to_hub", metavar="ID", default="", help="upload it to the Hugging Face hub as well")
     args = parser.parse_args(argv)
-    return cli.run(lambda: _export(args), as_json=args.json)
+    given = [name for name in _READ_BY if getattr(args, name) != parser.get_default(name)]
+    return cli.run(lambda: _export(args, given), as_json=args.json)
 
 
-def _export(args: argparse.Namespace) -> dict[str, Any]:
+def _export(args: argparse.Namespace, given: Sequence[str]) -> dict[str, Any]:
     from motionaura_jax.weights import hub, release
     from motionaura_jax.weights.load import load
 
     release.check_output(args.output, overwrite=args.overwrite)
-    _check_flags(args)
+    for name in given:
+        if args.format not in _READ_BY[name]:
+            formats = " and ".join(_READ_BY[name])
+            raise UserError(f"--{name}: not read by --format={args.format}, only by {formats}; leave it out")
     if args.push_to_hub:
         hub.check_push(args.push_to_hub)
     if args.format == "stablehlo":
@@ -90,20 +103,6 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         "bytes": size,
         "compared_in_torch": checked,
     }
-
-
-def _check_flags(args: argparse.Namespace) -> None:
-    """Refuses flags that another format reads."""
-    if args.format != "pytorch" and args.no_check:
-        raise UserError(f"--no_check: only --format=pytorch compares with torch, not {args.format}; leave it out")
-    if args.format != "pytorch" and args.max_shard_bytes != SHARD_BYTES:
-        raise UserError(f"--max_shard_bytes: only --format=pytorch writes shards, not {args.format}; leave it out")
-    if args.format == "stablehlo" and args.dtype != "float32":
-        raise UserError(f"--dtype={args.dtype}: compiled graphs take float32 weights; leave it out")
-    if args.format == "adapter":
-        for name, usual in {"dtype": "float32", "tokenizer": "", "text_encoder": "", "provenance": None}.items():
-            if getattr(args, name) != usual:
-                raise UserError(f"--{name}={getattr(args, name)}: --format=adapter takes adapters alone; leave it out")
 
 
 def _trace_on_cpu() -> None:

@@ -184,7 +184,7 @@ def test_adapters_on_adapters_and_models_without_are_refused(runs, adapter, tmp_
         assert export.main([f"--checkpoint={runs / checkpoint}", out, "--format=adapter"]) == 2
         assert "has no adapters" in capsys.readouterr().err
     assert export.main([f"--checkpoint={runs / 'adapted'}", out, "--format=adapter", "--dtype=float16"]) == 2
-    assert "takes adapters alone" in capsys.readouterr().err
+    assert "--dtype: not read by --format=adapter" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
