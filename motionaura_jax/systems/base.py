@@ -4,15 +4,17 @@ A system is a set of pure functions over plain pytrees, so that shapes, paramete
 `jax.eval_shape` before anything is allocated.  Training knows systems only through this file.
 """
 
+import abc
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from motionaura_jax import config
 from motionaura_jax import recipe as recipes
 from motionaura_jax.errors import UserError, nearest
 from motionaura_jax.types import PyTree
@@ -35,32 +37,39 @@ class Evaluation:
     fps: float = 8.0
 
 
-class System(Protocol):
-    """A trainable system.
+class System(abc.ABC):
+    """A trainable system; what most have no use for does nothing here.
 
     `params` get gradients; `extra` is checkpointed state without a gradient (EMA codebook, usage counters); `frozen`
     holds pretrained parts, which are loaded once and neither optimized nor checkpointed.
     """
 
-    Recipe: type[recipes.Recipe]
+    Recipe: ClassVar[type[recipes.Recipe]]
     recipe: Any  # an instance of Recipe; systems narrow it to their own
+
+    def __init__(self, recipe: Any) -> None:
+        self.recipe = recipe
 
     @classmethod
     def planned(cls, values: Mapping[str, Any]) -> Self:
         """The system of config values before its data and its pretrained parts are there: those are shapes alone."""
+        return cls(config.build(cls.Recipe, values))
 
+    @abc.abstractmethod
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the first bucket's batch."""
 
+    @abc.abstractmethod
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
         """Turns a batch of the loader, captions included, into arrays of `batch_spec`."""
 
-    def check_data(self) -> None:
+    def check_data(self) -> None:  # noqa: B027 # clips of any kind serve
         """Refuses training data that this system cannot learn from, and warns of what it will not use.
 
         Called at every start of a training, before the workdir takes its config; never for inference.
         """
 
+    @abc.abstractmethod
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Returns fresh `(params, extra)`; abstract-evaluable."""
 
@@ -69,13 +78,17 @@ class System(Protocol):
 
         Called only where `recipe.trained` names any.
         """
+        return params
 
     def frozen(self) -> PyTree:
-        """Loads the pretrained parts; an empty dict where there are none."""
+        """Loads the pretrained parts."""
+        return {}
 
     def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
         """Data-dependent start (k-means of a codebook), called once before step 0 of a run without `init_from`."""
+        return params, extra
 
+    @abc.abstractmethod
     def loss(
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
@@ -90,14 +103,16 @@ class System(Protocol):
     ) -> tuple[PyTree, PyTree, Mapping[str, Array]]:
         """Moves `extra` (and replaces parameters by rule, e.g. dead codes) once per optimizer step.
 
-        `stats` carries the stats of all microbatches along a new leading axis.
+        `stats` carries the stats of all microbatches along a new leading axis.  Returns `(params, extra, metrics)`.
         """
+        return params, extra, {}
 
+    @abc.abstractmethod
     def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
         """Measures on held-out batches, without randomness."""
 
 
-def system_class(name: str) -> type[Any]:
+def system_class(name: str) -> type[System]:
     """Imports the system called `name`.
 
     Raises:

@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from motionaura_jax import config
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.errors import UserError
 from motionaura_jax.limits import Checked, NonNegative, Share
@@ -30,7 +29,7 @@ from motionaura_jax.models.features import squeezenet
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.parallel import constraints
 from motionaura_jax.recipe import Recipe
-from motionaura_jax.systems.base import Batch, Evaluation
+from motionaura_jax.systems.base import Batch, Evaluation, System
 from motionaura_jax.types import PyTree
 
 PREPARATION_VECTORS = 65536  # encoder outputs that the k-means start looks at
@@ -81,7 +80,7 @@ class MBQVAERecipe(Recipe):
             )
 
 
-class MBQVAESystem:
+class MBQVAESystem(System):
     """Pure functions around one recipe; see `systems.base.System`.
 
     `params` holds `tokenizer` and, where the adversarial weight is not zero, `discriminator`.  `perceptual` is the network
@@ -91,16 +90,11 @@ class MBQVAESystem:
     Recipe = MBQVAERecipe
 
     def __init__(self, recipe: MBQVAERecipe, *, perceptual: FeatureNetwork = squeezenet.NETWORK):
-        self.recipe = recipe
+        super().__init__(recipe)
         self._perceptual = perceptual
         self._network = MBQVAE(recipe.model)
         self._discriminator = Discriminator(recipe.discriminator)
         self._reconstruct = jax.jit(self._reconstruct_both_ways)
-
-    @classmethod
-    def planned(cls, values: Mapping[str, Any]) -> Self:
-        """Nothing comes from outside but the network of the perceptual loss, which is small."""
-        return cls(config.build(MBQVAERecipe, values))
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""
@@ -114,9 +108,6 @@ class MBQVAESystem:
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
         """Keeps what the tokenizer reads: `video` in [-1, 1] and `sample`."""
         return {"video": batch["video"], "sample": batch["sample"]}
-
-    def check_data(self) -> None:
-        """Clips of any kind serve."""
 
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Fresh weights; the discriminator only where it is used."""

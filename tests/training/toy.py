@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from motionaura_jax.recipe import Recipe
-from motionaura_jax.systems.base import Evaluation
+from motionaura_jax.systems.base import Evaluation, System
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +17,8 @@ class ToyRecipe(Recipe):
     explode_from: int = 10**9
 
 
-class ToySystem:
+class ToySystem(System):
     Recipe = ToyRecipe
-
-    def __init__(self, recipe):
-        self.recipe = recipe
 
     def batch_spec(self):
         bucket = self.recipe.data.all_buckets()[0]
@@ -32,14 +29,8 @@ class ToySystem:
         time.sleep(self.recipe.batch_seconds)
         return {"video": batch["video"], "sample": batch["sample"]}
 
-    def check_data(self):
-        pass
-
     def init(self, key):
         return {"color": jax.random.normal(key, (3,)), "matrix": jnp.eye(3)}, {"seen": jnp.zeros((), jnp.int32)}
-
-    def frozen(self):
-        return {}
 
     def prepare(self, params, extra, batches):
         return {**params, "matrix": params["matrix"] * 2.0}, {"seen": extra["seen"] + 100}

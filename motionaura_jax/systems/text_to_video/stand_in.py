@@ -52,7 +52,8 @@ def stand_in(values: Mapping[str, Any]) -> tuple[TextToVideoRecipe, Tokenizer, C
     """
     recipe = config.build(TextToVideoRecipe, {**values, "tokenizer": values.get("tokenizer") or _PLANNED})
     if recipe.tokenizer != _PLANNED:
-        settings = load_recipe(recipe.tokenizer, system_class(_TOKENIZER).Recipe, _TOKENIZER).model
+        trained: Any = load_recipe(recipe.tokenizer, system_class(_TOKENIZER).Recipe, _TOKENIZER)
+        settings = trained.model
         params, extra = jax.eval_shape(lambda: init_tokenizer(settings, jax.random.key(0)))
     else:
         recipe = dataclasses.replace(recipe, token_cache=1)

@@ -26,7 +26,7 @@ from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransfo
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.parallel import constraints
 from motionaura_jax.parallel.local import by_rows
-from motionaura_jax.systems.base import Batch, Evaluation
+from motionaura_jax.systems.base import Batch, Evaluation, System
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_of, make_conditioner
 from motionaura_jax.systems.text_to_video.layout import check_layout
@@ -39,7 +39,7 @@ from motionaura_jax.weights.tokenizer import open_tokenizer
 _TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers
 
 
-class TextToVideoSystem:
+class TextToVideoSystem(System):
     """Pure functions around one recipe; see `systems.base.System`.
 
     `params` holds `text` (the encoder) and `denoiser`; `frozen` holds the `tokenizer`.
@@ -51,7 +51,8 @@ class TextToVideoSystem:
         self, recipe: TextToVideoRecipe, *, tokenizer: Tokenizer | None = None, text: Conditioner | None = None
     ):
         """`tokenizer` and `text` take the places of those that the recipe names."""
-        self.recipe, opened = resolve(recipe)
+        completed, opened = resolve(recipe)
+        super().__init__(completed)
         self._opened = tokenizer or opened
         self.text = text or make_conditioner(self.recipe)
         self.process = make_process(self.recipe)
@@ -132,10 +133,6 @@ class TextToVideoSystem:
         """
         return {"tokenizer": self._tokenizer, **self.text.frozen()}
 
-    def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
-        """Nothing to prepare."""
-        return params, extra
-
     def loss(
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
@@ -151,12 +148,6 @@ class TextToVideoSystem:
         losses = self.process.reduce(entropy(x_t, self.process.level(u, math.prod(x0.shape[1:]))), x_t, u)
         masked = jnp.mean(x_t == self.process.mask_id)
         return losses.mean(), ({}, {"masked": masked, "dropped": dropped.mean()})
-
-    def advance(
-        self, params: PyTree, extra: PyTree, stats: PyTree, key: Key[Array, ""], step: Int[Array, ""]
-    ) -> tuple[PyTree, PyTree, Mapping[str, Array]]:
-        """Nothing moves but the parameters."""
-        return params, extra, {}
 
     def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
         """Bound of the negative log likelihood on held-out clips (nats per token), overall and by masking level.
