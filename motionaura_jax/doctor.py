@@ -70,3 +70,7 @@ def _line(label: str, color: str, text: str) -> None:
     from rich.text import Text
 
     cli.console().print(Text.assemble((f"{label}: ", f"bold {color}"), text), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -152,3 +152,7 @@ def _clip_encoder(
 
 def _share(args: argparse.Namespace) -> dict[str, int]:
     return {"process_index": args.process_index, "process_count": args.process_count}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

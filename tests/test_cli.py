@@ -60,6 +60,14 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert f"usage: motionaura {command}" in shown.out and "--json" in shown.out
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_is_a_module_that_runs(command: str) -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", f"motionaura_jax.{command}", "--nonsense"], capture_output=True, text=True
+    )
+    assert child.returncode == 2 and child.stderr.startswith(f"error: motionaura {command}: ")
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
 def test_overview_lists_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 0
