@@ -76,10 +76,10 @@ PRESETS = {
         "data.batch_size": 4,
         "optimizer.name": "muon",
         "optimizer.warmup_steps": 30,
-        "train.steps": 400,
+        "train.steps": 300,
         "train.ema_decay": 0.98,
         "checkpoint.every": 100,
-        "evaluate.every": 200,
+        "evaluate.every": 150,
         "evaluate.pictures": 6,
     },
     # Variations, to name after a size.
