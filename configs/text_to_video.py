@@ -89,7 +89,7 @@ PRESETS = {
         "train.steps": 700,
         "train.ema_decay": 0.98,
         "checkpoint.every": 100,
-        "evaluate.every": 350,
+        "evaluate.every": 175,
         "sample.num_inference_steps": 16,
     },
     # The same clips in three lengths, one network.

@@ -79,7 +79,7 @@ PRESETS = {
         "train.steps": 300,
         "train.ema_decay": 0.98,
         "checkpoint.every": 100,
-        "evaluate.every": 150,
+        "evaluate.every": 100,
         "evaluate.pictures": 6,
     },
     # Variations, to name after a size.
