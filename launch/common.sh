@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it: finds Python, fills .venv, keeps compiled programs.  Sets $root and $python.
 #
-#   PYTHON                      interpreter to use; else the first of python3, python3.13 ... python3.11 that is new enough
+#   PYTHON                      interpreter to use; else python3, or a 3.12 or 3.11 beside one that is older or untried
 #   JAX_COMPILATION_CACHE_DIR   where compiled programs are kept; else .cache/jax
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -16,18 +16,23 @@ fail() {
   exit 1
 }
 
-# Prints the path of the first interpreter that is at least 3.11; inside a virtual environment that of its base.
+# Prints the path of the first interpreter that has been tried, else of the first that is new enough; inside a virtual
+# environment that of its base.
 find_python() {
-  local candidate candidates=(python3 python3.13 python3.12 python3.11)
+  local newest candidate candidates=(python3 python3.12 python3.11 python3.13)
   [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
-  for candidate in "${candidates[@]}"; do
-    "$candidate" -c "$new_enough" 2>/dev/null && return
+  for newest in 12 99; do
+    for candidate in "${candidates[@]}"; do
+      "$candidate" -c "$suitable" "$newest" 2>/dev/null && return
+    done
   done
   candidate=${candidates[0]}
   fail "Python 3.11 or newer is needed, $candidate is $("$candidate" --version 2>/dev/null || echo missing);" \
     "install one or set PYTHON to it"
 }
-new_enough='import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys._base_executable or sys.executable)'
+suitable='import sys
+if not (3, 11) <= sys.version_info[:2] <= (3, int(sys.argv[1])): sys.exit(1)
+print(sys._base_executable or sys.executable)'
 
 # What an installation depends on: the interpreter, the place of the checkout and the files that name the packages.
 fingerprint() {

@@ -12,15 +12,22 @@ from pathlib import Path
 import pytest
 
 FAKE_PYTHON = """#!/bin/sh
+minor={minor}
 case "$1 $2" in
   "-m venv") mkdir -p "$4/bin" && rm -f "$4/installed" && cp "$0" "$4/bin/python" ;;
-  "-m pip") echo "$*" >>"$CALLS"; [ -z "$PIP_SAYS" ] || { echo "$PIP_SAYS"; exit 1; } ;;
+  "-m pip") echo "$*" >>"$CALLS"; [ -z "$PIP_SAYS" ] || {{ echo "$PIP_SAYS"; exit 1; }} ;;
   "-m "*) echo "$*" >>"$CALLS"; [ "$2" != "$FAILING" ] ;;
-  "-P "*) exit "${IMPORT_STATUS:-0}" ;;
-  "-c "*) echo "$0" ;;
-  *) exec "%s" "$@" ;;
+  "-P "*) exit "${{IMPORT_STATUS:-0}}" ;;
+  "-c "*) exec "{real}" -c "import sys; sys.version_info = (3, $minor); sys._base_executable = '$0'; $2" "$3" ;;
+  "--version ") echo "Python 3.$minor" ;;
+  *) exec "{real}" "$@" ;;
 esac
 """
+
+
+def fake_python(minor: int = 12) -> str:
+    """A stand-in for an interpreter that claims to be Python 3.`minor`."""
+    return FAKE_PYTHON.format(minor=minor, real=sys.executable)
 
 
 class Checkout:
@@ -32,7 +39,7 @@ class Checkout:
         shutil.copytree(root / "launch", self.folder / "launch")
         for name in ("requirements.txt", "pyproject.toml", "setup.py"):
             shutil.copy(root / name, self.folder)
-        self.command("python3", FAKE_PYTHON % sys.executable)
+        self.command("python3", fake_python())
 
     def command(self, name: str, script: str) -> None:
         path = self.commands / name
@@ -150,6 +157,15 @@ def test_newer_python_beside_an_old_one_is_found(checkout: Checkout) -> None:
     for name in ("python3", "python3.13"):
         checkout.command(name, "#!/bin/sh\nexit 1\n")
     assert checkout.run("demo.sh").returncode == 0
+
+
+@pytest.mark.parametrize("beside", ["python3.11", "python3.12"])
+def test_python_that_has_been_tried_comes_before_a_newer_one(checkout: Checkout, beside: str) -> None:
+    for name in ("python3", "python3.12", "python3.11", "python3.13"):
+        checkout.command(name, fake_python(14))
+    assert "creating .venv with Python 3.14" in checkout.run("demo.sh").stderr
+    checkout.command(beside, fake_python(11))
+    assert "creating .venv with Python 3.11" in checkout.run("demo.sh", IMPORT_STATUS="1").stderr
 
 
 def test_small_disk(checkout: Checkout) -> None:
