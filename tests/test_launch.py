@@ -4,6 +4,7 @@ They run in a copy of the few files they need, with a stand-in for Python that n
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import pytest
 FAKE_PYTHON = """#!/bin/sh
 minor={minor}
 case "$1 $2" in
-  "-m venv") mkdir -p "$4/bin" && rm -f "$4/installed" && cp "$0" "$4/bin/python" ;;
+  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip") echo "$*" >>"$CALLS"; [ -z "$PIP_SAYS" ] || {{ echo "$PIP_SAYS"; exit 1; }} ;;
   "-m "*) echo "$*" >>"$CALLS"; [ "$2" != "$FAILING" ] ;;
   "-P "*) exit "${{IMPORT_STATUS:-0}}" ;;
+  "-c "*jax_plugins*) exit "${{PLUGIN_STATUS:-0}}" ;;
   "-c "*) exec "{real}" -c "import sys; sys.version_info = (3, $minor); sys._base_executable = '$0'; $2" "$3" ;;
   "--version ") echo "Python 3.$minor" ;;
   *) exec "{real}" "$@" ;;
@@ -120,6 +122,44 @@ def test_moved_checkout_is_installed_again(checkout: Checkout) -> None:
     checkout.folder = checkout.folder.rename(checkout.folder.with_name("moved"))
     checkout.run("demo.sh")
     assert checkout.called()[:2] == INSTALL
+
+
+def test_extras_are_installed_until_others_are_asked_for(checkout: Checkout) -> None:
+    def extras(**variables: str) -> str:
+        checkout.run("demo.sh", **variables)
+        installed = re.findall(r"-c \S+ --editable \S+/tree(\S*)$", checkout.calls.read_text(), re.MULTILINE)
+        checkout.calls.unlink()
+        return installed[0] if installed else "the same"
+
+    assert extras(EXTRA="cuda12,cloud") == "[cuda12,cloud]"
+    assert extras() == "the same"
+    assert extras(IMPORT_STATUS="1") == "[cuda12,cloud]"
+    assert extras(PIP_SAYS="ERROR: killed", EXTRA="cuda13") == "the same"
+    assert extras() == "[cuda13]"
+    assert extras(EXTRA="") == ""
+
+
+def test_environment_made_by_hand_is_used_as_it_is(checkout: Checkout) -> None:
+    python = checkout.folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    shutil.copy(checkout.commands / "python3", python)
+    assert checkout.run("demo.sh").returncode == 0
+    assert checkout.called() == ["-m motionaura_jax.demo"]
+    assert "made by hand and cannot import motionaura_jax" in one_error(checkout.run("demo.sh", IMPORT_STATUS="1"))
+    assert python.exists() and checkout.called() == []
+
+
+def test_gpus_need_a_jax_for_them(checkout: Checkout) -> None:
+    checkout.command("nvidia-smi", "#!/bin/sh\necho 'GPU 0: H100'\n")
+    lacking = {"PLUGIN_STATUS": "1"}
+    assert "no JAX for the 1 GPUs in .venv; set EXTRA=cuda12" in one_error(
+        checkout.run("local.sh", "-n", "1", **lacking)
+    )
+    assert checkout.called() == INSTALL
+    train = ["-m motionaura_jax.train --steps=3"]
+    for variables in ({}, {**lacking, "JAX_PLATFORMS": "cpu"}):
+        assert checkout.run("local.sh", "-n", "1", "--steps=3", **variables).returncode == 0
+        assert checkout.called() == train
 
 
 def test_linters_run_before_the_tests(checkout: Checkout) -> None:
