@@ -31,6 +31,16 @@ def test_all_start_the_same_module(root: Path, name: str) -> None:
     assert f"launch/{name}" in text and f"launch/{name}" in (root / "docs" / "clusters.md").read_text()
 
 
+def test_examples_of_text_to_video_name_a_tokenizer_and_videos(root: Path) -> None:
+    pages = "\n".join((root / "docs" / name).read_text() for name in ("clusters.md", "parallelism.md"))
+    commands = [
+        line for line in pages.replace("\\\n", "").splitlines() if "--workdir" in line and "text_to_video.py" in line
+    ]
+    assert len(commands) == 5
+    for command in commands:
+        assert "--config.tokenizer=" in command and "--config.data.manifest=" in command, command
+
+
 # ---------------------------------------------------------------- GKE
 
 
