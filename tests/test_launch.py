@@ -48,7 +48,7 @@ class Checkout:
         path.write_text(script)
         path.chmod(0o755)
 
-    def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, *arguments: str, place: str = "/", **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs a launch script from another folder and returns what it printed."""
         environment = {
             "PATH": f"{self.commands}:{os.environ['PATH']}",
@@ -57,7 +57,7 @@ class Checkout:
             **variables,
         }
         command = ["bash", str(self.folder / "launch" / script), *arguments]
-        return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=60)
 
     def called(self) -> list[str]:
         """Returns the calls of the stand-in for Python since the last time, without pip's options."""

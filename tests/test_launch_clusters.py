@@ -41,6 +41,73 @@ def test_examples_of_text_to_video_name_a_tokenizer_and_videos(root: Path) -> No
         assert "--config.tokenizer=" in command and "--config.data.manifest=" in command, command
 
 
+# ---------------------------------------------------------------- SLURM
+
+LOST = [wire.AGAIN, 137, 139, 143]
+"""Statuses after which another start may succeed: that of a lost process, and of one that a signal ended."""
+
+
+class Job:
+    """Starts of a job by launch/slurm.sbatch, with stand-ins for SLURM's programs."""
+
+    def __init__(self, root: Path, folder: Path):
+        self.checkout, self.losses = Checkout(root, folder), folder / "motionaura-7.losses"
+        for name in ("scontrol", "scancel"):
+            self.checkout.command(name, f'#!/bin/sh\necho {name} "$*" >>"$CALLS"\n')
+        self.checkout.command("sleep", "#!/bin/sh\n")
+
+    def start(self, step: str, **variables: str) -> tuple[int, bool, str]:
+        """Returns the status of a start whose `srun` runs `step`, whether it requeued the job, and what it said."""
+        self.checkout.command("srun", f"#!/bin/sh\n{step}\n")
+        slurm = {"NAME": "motionaura", "ID": "7", "NODELIST": "n[1-2]"}
+        environment = {"PYTHON": "true", **{f"SLURM_JOB_{key}": value for key, value in slurm.items()}, **variables}
+        done = self.checkout.run("slurm.sbatch", place=str(self.losses.parent), **environment)
+        return done.returncode, "scontrol requeue 7" in self.checkout.called(), done.stderr
+
+
+@pytest.fixture
+def job(root: Path, tmp_path: Path) -> Job:
+    return Job(root, tmp_path)
+
+
+@pytest.mark.parametrize("status", LOST)
+def test_only_losses_count_as_restarts(job: Job, status: int) -> None:
+    limits = {"MAX_RESTARTS": "2", "SLURM_RESTART_COUNT": "30"}
+    for count in (1, 2):
+        ended, requeued, said = job.start(f"exit {status}", **limits)
+        assert requeued and f"a process is gone (status {status}), loss {count}; requeued" in said
+    ended, requeued, said = job.start(f"exit {status}", **limits)
+    assert ended == status and not requeued and "lost a process 3 times, more than MAX_RESTARTS" in said
+    assert not job.losses.exists()
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_a_job_that_is_done_or_wrong_ends(job: Job, status: int) -> None:
+    job.start("exit 75")
+    assert job.start(f"exit {status}")[:2] == (status, False)
+    assert not job.losses.exists()
+
+
+def test_the_time_limit_is_no_loss(job: Job) -> None:
+    step = 'kill -USR1 $PPID; until grep -q "scancel --signal=TERM 7.0" "$CALLS"; do :; done'
+    _, requeued, said = job.start(step, MAX_RESTARTS="0")
+    assert requeued and "the time limit is near; requeued" in said and not job.losses.exists()
+
+
+@pytest.mark.parametrize("status", [0, 143])
+def test_slurm_itself_starts_a_job_again_that_it_ended(job: Job, status: int) -> None:
+    job.start("exit 75")
+    assert job.start(f"kill $PPID; exit {status}")[:2] == (status, False)
+    assert len(job.losses.read_text().splitlines()) == 1
+
+
+def test_a_job_with_gpus_needs_a_jax_for_them(job: Job) -> None:
+    gpus = {"PYTHON": "python3", "SLURM_GPUS_ON_NODE": "8"}
+    assert job.start("exit 0", **gpus)[0] == 0
+    status, _, said = job.start("exit 0", **gpus, PLUGIN_STATUS="1")
+    assert status == 2 and "has no JAX for the GPUs of the job" in said
+
+
 # ---------------------------------------------------------------- GKE
 
 
