@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motionaura_jax import config
+from motionaura_jax import cli, config
 from motionaura_jax.parallel import cluster, wire
 from motionaura_jax.systems import base
 from tests.test_launch import Checkout, one_error
@@ -43,7 +43,7 @@ def test_examples_of_text_to_video_name_a_tokenizer_and_videos(root: Path) -> No
 
 # ---------------------------------------------------------------- SLURM
 
-LOST = [wire.AGAIN, 137, 139, 143]
+LOST = [wire.AGAIN, 134, 135, 137, 139, 143]
 """Statuses after which another start may succeed: that of a lost process, and of one that a signal ended."""
 
 
@@ -148,7 +148,7 @@ def test_a_jobset_starts_again_except_after_bad_input(jobset: dict) -> None:
     spec = job_of(jobset)["template"]["spec"]
     assert spec["backoffLimit"] == 0 and spec["template"]["spec"]["restartPolicy"] == "Never"
     ((rule),) = spec["podFailurePolicy"]["rules"]
-    codes = {"containerName": container_of(jobset)["name"], "operator": "In", "values": [wire.FAILED]}
+    codes = {"containerName": container_of(jobset)["name"], "operator": "In", "values": [cli.FAILED, wire.FAILED]}
     assert rule == {"action": "FailJob", "onExitCodes": codes}
 
 
@@ -168,20 +168,23 @@ def test_gpu_pods_are_told_their_place_and_tpu_pods_find_it(jobset: dict) -> Non
 # ---------------------------------------------------------------- SkyPilot
 
 
-def test_skypilot_tells_each_node_its_place(root: Path, tmp_path: Path) -> None:
+def test_skypilot_tells_each_node_its_place_and_learns_of_a_lost_process(root: Path, tmp_path: Path) -> None:
     task = yaml.safe_load((root / "launch" / "skypilot.yaml").read_text())
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [wire.AGAIN]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == LOST
     subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=True)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "$JAX_COORDINATOR_ADDRESS $JAX_PROCESS_ID/$JAX_NUM_PROCESSES $*"\n')
+    python.write_text(
+        '#!/bin/sh\necho "$JAX_COORDINATOR_ADDRESS $JAX_PROCESS_ID/$JAX_NUM_PROCESSES $*"; kill -KILL $$\n'
+    )
     python.chmod(0o755)
     nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
     flags = {"FLAGS": "--config=a.json --workdir=/runs/a", "PATH": "/usr/bin:/bin"}
-    told = subprocess.run(
-        ["bash", "-c", task["run"]], env={**nodes, **flags}, cwd=tmp_path, check=True, capture_output=True, text=True
-    ).stdout
-    assert told == f"10.0.0.1:8476 1/2 {MODULE} --requeue --config=a.json --workdir=/runs/a\n"
+    script = tmp_path / "run.sh"
+    script.write_text(task["run"])
+    done = subprocess.run(["bash", script], env={**nodes, **flags}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"10.0.0.1:8476 1/2 {MODULE} --requeue --config=a.json --workdir=/runs/a\n"
+    assert done.returncode in LOST
 
 
 # ---------------------------------------------------------------- TPU pods
