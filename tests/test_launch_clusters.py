@@ -152,6 +152,13 @@ def test_a_jobset_starts_again_except_after_bad_input(jobset: dict) -> None:
     assert rule == {"action": "FailJob", "onExitCodes": codes}
 
 
+def test_a_bucket_may_be_the_disk_of_the_pods(jobset: dict) -> None:
+    metadata = job_of(jobset)["template"]["spec"]["template"]["metadata"]
+    assert metadata == {
+        "annotations": {"gke-gcsfuse/volumes": "true"}
+    }  # else GKE leaves out the process that mounts it
+
+
 def test_gpu_pods_are_told_their_place_and_tpu_pods_find_it(jobset: dict) -> None:
     name, job = jobset["metadata"]["name"], job_of(jobset)
     variables = {each["name"]: each.get("value") for each in container_of(jobset)["env"]}
