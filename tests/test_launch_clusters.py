@@ -200,6 +200,8 @@ GCLOUD = """#!/bin/bash
 # A TPU that is what the file `state` says; training ends with the statuses in the file `statuses`, one after the other.
 echo "${*:4}" >>calls
 case $4 in
+  accelerator-types | versions)
+    [ "$4" != "$UNKNOWN" ] || { printf 'ERROR: NOT_FOUND\nmore\n' >&2; exit 1; } ;;
   describe) cat state ;;
   create) echo READY >state ;;
   delete) : >state ;;
@@ -237,6 +239,13 @@ def test_a_tpu_that_is_there_is_used_and_an_error_ends_the_run(root: Path, tmp_p
     result, calls, _ = train_on_tpu(root, tmp_path, ["2"], "READY")
     assert calls == ["scp", "pip install", "train --requeue"]
     assert "training ended with status 2; its reason is above" in one_error(result)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("accelerator-types", "v5litepod-16"), ("versions", "v2")])
+def test_what_no_waiting_mends_ends_at_once(root: Path, tmp_path: Path, kind: str, name: str) -> None:
+    result, calls, text = train_on_tpu(root, tmp_path, [], UNKNOWN=kind)
+    assert calls == [] and f"{kind} describe {name} --zone=z" in text
+    assert f"gcloud finds no {name} among the {kind} of z: ERROR: NOT_FOUND" in one_error(result)
 
 
 def test_missing_settings_of_a_tpu_are_one_line(root: Path, tmp_path: Path) -> None:
