@@ -60,9 +60,15 @@ def _absolute(location: Location) -> epath.Path:
 
 def _finished(step: epath.Path) -> bool:
     try:
-        return "recipe" in json.loads((step / "meta" / "metadata").read_text())
+        return "recipe" in _meta(step)
     except (OSError, ValueError, TypeError):
         return False
+
+
+def _meta(step: epath.Path) -> dict[str, Any]:
+    """Reads what orbax has written as JSON; its own reader makes all processes meet, and often one reads alone."""
+    meta: dict[str, Any] = json.loads((step / "meta" / "metadata").read_text())
+    return meta
 
 
 def _folder(workdir: epath.Path) -> epath.Path:
@@ -93,8 +99,8 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
     step = newest(path)
     if step is None:
         raise UserError(f"{path}: holds no finished checkpoint; train there first, or give another folder")
-    with _reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        meta = checkpointer.restore(step / "meta")
+    with _reading(step):
+        meta = _meta(step)
         newer = Version(meta["version"]) > Version(__version__)
     if newer:
         raise UserError(
@@ -132,7 +138,7 @@ def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
         metadata = checkpointer.metadata(step / name).item_metadata
         stored = leaf_types(getattr(metadata, "tree", metadata))
         wanted = leaf_types(abstract)
-        saved = json.loads((step / "meta" / "metadata").read_text()).get("checksums", {}).get(name)
+        saved = _meta(step).get("checksums", {}).get(name)
         if wanted and not stored and (saved is not None or (step / name).is_dir()):
             raise ValueError(
                 f"{name} has no readable list of its arrays"
