@@ -35,3 +35,9 @@ def found(root, tmp_path_factory):
 def test_a_new_workdir_opens_beside_the_checkpoints_of_one_that_is_lost(found):
     said, _ = found
     assert all(each["opened"] for each in said)
+
+
+def test_a_step_that_one_process_cannot_read_is_put_aside_by_both(found):
+    said, folder = found
+    assert [each["step"] for each in said] == [0, 0]
+    assert sorted(path.name for path in (folder / "bucket").iterdir()) == ["0", "damaged-1"]
