@@ -1,4 +1,4 @@
-"""The denoiser on a processor: forward pass (W3), sampling (W6), and how long `L` takes to compile.
+"""The denoiser on a processor: forward pass, sampling, and how long `L` takes to compile.
 
     python -m benchmarks.denoiser [--only=forward,sampling,compile] [--rounds=15]
 
@@ -109,7 +109,7 @@ def without_gradients(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def forward(rounds: int) -> None:
-    """W3: 1024 tokens."""
+    """One pass over 1024 tokens."""
     cases = {
         "folded": forward_case("re_fft2", True),
         "without FFT": forward_case("none", False),
@@ -128,7 +128,7 @@ def forward(rounds: int) -> None:
         "naive": Bar(factor=1.15),
         "torch twin": Bar(factor=1.3),
     }
-    print(f"\nW3, one forward pass of 1024 tokens\n{table(interleave(cases, rounds=rounds), bars)}", flush=True)
+    print(f"\nForward pass of 1024 tokens\n{table(interleave(cases, rounds=rounds), bars)}", flush=True)
 
 
 def sampling_case() -> tuple[Callable[[int], object], Any]:
@@ -165,7 +165,7 @@ def compilations(call: Callable[[], object]) -> int:
 
 
 def sampling(rounds: int) -> None:
-    """W6: 256 tokens in 12 steps with guidance as a batch of two, text included."""
+    """256 tokens in 12 steps with guidance as a batch of two, text included."""
     draw, jitted = sampling_case()
     first, second = (compilations(functools.partial(draw, seed)) for seed in (1, 2))
     cases: dict[str, Callable[[], object]] = {"folded": functools.partial(draw, 1)}
@@ -183,7 +183,7 @@ def sampling(rounds: int) -> None:
         text = torch.randn(1, *TEXT)
         cases[name] = without_gradients(functools.partial(torch_sample, model, text, **settings))
     rows = table(interleave(cases, rounds=rounds), {"torch twin": Bar(factor=2.0)})
-    print(f"\nW6, {STEPS} steps of 256 tokens with guidance\n{rows}")
+    print(f"\n{STEPS} steps of 256 tokens with guidance\n{rows}")
     print(
         f"\nPrograms compiled: first prompt {first}, second prompt {second}; cached {jitted._cache_size()}", flush=True
     )
@@ -192,7 +192,7 @@ def sampling(rounds: int) -> None:
 def table(timings: Mapping[str, Timing], bars: Mapping[str, Bar]) -> str:
     """Lines of medians; the factor is CPU seconds over those of the first case, which is ours."""
     ours = next(iter(timings.values()))
-    lines = ["| network | wall ms | CPU ms | CPU over folded | bar |", "|---|---|---|---|---|"]
+    lines = ["| network | wall ms | CPU ms | CPU over folded | target |", "|---|---|---|---|---|"]
     for name, timing in timings.items():
         bar = bars.get(name)
         wanted = f"{bar.factor:.2f}{f' ({bar.note})' if bar.note else ''}" if bar else ""

@@ -1,4 +1,4 @@
-"""Where the time of the denoiser's forward pass (W3) goes: each part compiled and timed alone.
+"""Where the time of the denoiser's forward pass goes: each part compiled and timed alone.
 
     python -m benchmarks.denoiser_parts [--rounds=15]
 

@@ -1,4 +1,4 @@
-"""W1/W2: encode and decode a 16x128x128 clip, ours beside the tokenizers that users would pick, interleaved in one run.
+"""Encode and decode a 16x128x128 clip, ours beside the tokenizers that users would pick, interleaved in one run.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.tokenizer_speed [--rounds=5] [--preset=base]
 

@@ -115,6 +115,8 @@ def _read_file(location: str) -> dict[str, Any]:
     name, _, variant = location.partition(":")
     path = _find(name)
     if path.suffix == ".json":
+        if variant:
+            raise UserError(f"{location}: a saved config takes no presets; set its keys with --config.KEY=VALUE")
         try:
             values = json.loads(path.read_text("utf-8"))
         except ValueError as error:

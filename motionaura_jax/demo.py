@@ -1,6 +1,6 @@
 """The main job on a bare machine: trains tokenizer and text to video on rendered scenes, then measures the obedience.
 
-    python -m motionaura_jax.demo [--output=runs/demo] [--tokenizer.train.steps=1000 ...] [--denoiser.train.steps=900 ...]
+    python -m motionaura_jax.demo [--output=runs/demo] [--tokenizer.train.steps=800 ...] [--denoiser.train.steps=2000 ...]
 
 `--tokenizer.KEY` and `--denoiser.KEY` set keys of the preset `demo` of `configs/tokenizer.py` and
 `configs/text_to_video.py`.  `--continue` starts from the committed checkpoint instead of from nothing.

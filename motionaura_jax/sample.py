@@ -10,7 +10,7 @@ import logging
 import pathlib
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import motionaura_jax
@@ -97,9 +97,17 @@ class Target:
     @property
     def files(self) -> list[pathlib.Path]:
         """The files of the video."""
+        return self._files(self.record)
+
+    @property
+    def recorded_files(self) -> list[pathlib.Path]:
+        """The files of the video that the sidecar tells of, which may be longer."""
+        return self._files(self.recorded) if self.recorded else []
+
+    def _files(self, record: Mapping[str, Any]) -> list[pathlib.Path]:
         from motionaura_jax.data import media
 
-        return media.output_files(self.path, self.record["num_frames"])
+        return media.output_files(self.path, record["num_frames"])
 
     @property
     def recorded(self) -> dict[str, Any] | None:
@@ -108,7 +116,7 @@ class Target:
             found = json.loads(self.sidecar.read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and "checkpoint_hash" in found else None
+        return found if isinstance(found, dict) and {"checkpoint_hash", "num_frames"} <= found.keys() else None
 
     @property
     def is_ours(self) -> bool:
@@ -231,7 +239,10 @@ def _draw(
     first, drawn = targets[:SHEET_ROWS], {}
     videos = pipeline.draw([target.job for target in left], settings)
     for target, video in zip(left, _with_progress(videos, len(left)), strict=True):
-        for file in target.files:  # what --overwrite replaces must never lie beside a sidecar that is not its own
+        for file in {
+            *target.files,
+            *target.recorded_files,
+        }:  # what --overwrite replaces must never lie beside a sidecar that is not its own
             file.unlink(missing_ok=True)
         media.write_json(target.sidecar, target.record)
         media.write_video(target.path, video, settings.fps)

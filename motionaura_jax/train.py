@@ -221,7 +221,9 @@ def _steps(run: Run, watch: "Watch", first: int, last: int) -> dict[str, Any]:
 def _log(run: Run, watch: "Watch", number: int, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Averages the metrics of the steps since the last log and looks at each, and at the last save, for what should not be."""
     run.checkpoints.check()
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} | {"skipped": rows[-1]["skipped"]}
+    common = set.intersection(*map(set, rows))  # a run that goes on with other settings may measure less
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1] if name in common}
+    means["skipped"] = rows[-1]["skipped"]
     speed = watch.bar.report(number, means, run.data.clips_per_step)
     speed |= watch.flops.rates(speed["steps_per_second"]) | run.goodput.shares()
     run.writer.scalars(number, {**means, **speed, "rejected_files": run.data.rejected_count})

@@ -134,6 +134,13 @@ def test_an_override_without_a_value_is_refused(tmp_path):
         config.read(str(path), ["--config.a.b"])
 
 
+def test_presets_after_a_saved_config_are_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json:lora: a saved config takes no presets"):
+        config.read(f"{path}:lora")
+
+
 def test_differences_name_each_dotted_key():
     assert config.differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}) == [
         "b.c: 2 -> 3",

@@ -88,6 +88,13 @@ def test_the_same_command_again_keeps_what_it_drew(checkpoint, tmp_path, capsys)
     assert [(result["drawn"], result["kept"]) for result in results] == [(1, 0), (0, 1)]
 
 
+def test_overwriting_leaves_no_frame_of_a_longer_video(checkpoint, tmp_path):
+    flags = ["--prompt=a red circle", f"--output={tmp_path / 'o.png'}"]
+    assert run(checkpoint, *flags, "--num_frames=4") == 0
+    assert run(checkpoint, *flags, "--num_frames=2", "--overwrite") == 0
+    assert sorted(path.name for path in tmp_path.glob("o_0*.png")) == ["o_0000.png", "o_0001.png"]
+
+
 @pytest.mark.parametrize("name", ["write_video", "write_json"])
 @pytest.mark.parametrize("suffix", [".npz", ".png"])
 def test_a_call_stopped_between_two_files_goes_on(checkpoint, tmp_path, capsys, monkeypatch, name, suffix):

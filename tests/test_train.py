@@ -340,6 +340,21 @@ def test_where_no_checkpoint_can_be_opened_nothing_starts_anew_over_them(scenes,
         train.fit(make(scenes), tmp_path)
 
 
+def test_a_metric_that_is_measured_no_more_does_not_end_a_run_that_resumes(scenes, tmp_path):
+    """The window of the log that a checkpoint leaves open still has it."""
+    system = make(scenes, train__steps=3, train__log_every=10)
+    train.fit(system, tmp_path)
+    again = make(scenes, train__steps=10, train__log_every=10)
+    loss = again.loss
+
+    def without(*arguments):
+        value, (stats, _) = loss(*arguments)
+        return value, (stats, {})
+
+    again.loss = without
+    assert train.fit(again, tmp_path, override=True)["step"] == 10
+
+
 def test_the_best_checkpoint_stays_over_restarts(scenes, tmp_path):
     settings = {"evaluate__every": 2, "checkpoint__keep": 1, "checkpoint__best": "eval_clips"}
     system = make(scenes, **settings)

@@ -1,4 +1,4 @@
-"""Absorbing-state ("masked") discrete diffusion.  MotionAura section 3.2; Austin et al. 2021, section 3.1; spec B."""
+"""Absorbing-state ("masked") discrete diffusion.  MotionAura section 3.2; Austin et al. 2021, section 3.1."""
 
 import math
 from dataclasses import dataclass

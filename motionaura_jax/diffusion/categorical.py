@@ -1,4 +1,4 @@
-"""Draws from large categorical distributions: Gumbel noise, top-k, top-p.  Spec B.3; Zheng et al. 2024 (2409.02908)."""
+"""Draws from large categorical distributions: Gumbel noise, top-k, top-p.  Zheng et al. 2024 (2409.02908)."""
 
 import math
 

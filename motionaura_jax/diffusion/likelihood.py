@@ -1,4 +1,4 @@
-"""Likelihood bound of a denoiser on held-out tokens, level by level.  Spec B.2; Hoogeboom et al. 2022 (ARDM), eq. 4."""
+"""Likelihood bound of a denoiser on held-out tokens, level by level.  Hoogeboom et al. 2022 (ARDM), eq. 4."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Samplers of absorbing-state diffusion: one compiled scan from MASK to tokens.  Spec B.3; MaskGIT (2202.04200).
+"""Samplers of absorbing-state diffusion: one compiled scan from MASK to tokens.  MaskGIT (2202.04200).
 
 Samplers are pytrees: temperatures, `top_k` and `top_p` are leaves, so a new value does not recompile (None, which
 leaves a filter out of the program, is structure), everything else is static.

@@ -1,4 +1,4 @@
-"""How much is masked at which time: m(u) for u in (0, 1].  Spec B.1; Sahoo et al. 2024 (MDLM), section 3.4."""
+"""How much is masked at which time: m(u) for u in (0, 1].  Sahoo et al. 2024 (MDLM), section 3.4."""
 
 import math
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Training times that cover (0, 1] evenly in every step.  Kingma et al. 2021 (VDM), appendix I.1; spec B.2."""
+"""Training times that cover (0, 1] evenly in every step.  Kingma et al. 2021 (VDM), appendix I.1."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Unitary Fourier and Hartley transforms of real arrays.  MotionAura section 3.3; spec C.2-C.5, performance.md 2.2.
+"""Unitary Fourier and Hartley transforms of real arrays.  MotionAura section 3.3.
 
 The only module that calls `jnp.fft`.  XLA does not partition an FFT: under plain `jit` a sharded operand is gathered
 whole onto every device.  Each transform here therefore runs in a `jax.shard_map` island when a mesh is set, with the

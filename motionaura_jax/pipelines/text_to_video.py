@@ -27,7 +27,7 @@ from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, TextToVideoRecipe, make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.types import Latent, PyTree
-from motionaura_jax.weights import adapter, hub
+from motionaura_jax.weights import adapter, hub, steps
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import load
 from motionaura_jax.weights.tokenizer import open_tokenizer
@@ -104,7 +104,7 @@ class TextToVideo:
         self._system = TextToVideoSystem(recipe.with_text_encoder(text_encoder) if text_encoder else recipe)
         self.recipe, self.step = self._system.recipe, loaded.step
         place = hub.checkpoint_folder(tokenizer or self.recipe.tokenizer)
-        if not Path(place).exists():
+        if not steps.exists(place):
             raise UserError(f"{place}: the tokenizer of {checkpoint} is not there; name its folder with --tokenizer")
         self.tokenizer = open_tokenizer(place, self.recipe.latent_space)
         self.digest = digest(loaded.params)

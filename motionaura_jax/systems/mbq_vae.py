@@ -1,4 +1,4 @@
-"""The 3D-MBQ-VAE tokenizer as a trainable system.  MotionAura section 3.1, Eq. 1 as corrected in the spec (A.9)."""
+"""The 3D-MBQ-VAE tokenizer as a trainable system.  MotionAura section 3.1, Eq. 1 as corrected in docs/fidelity.md."""
 
 import functools
 from collections.abc import Iterable, Mapping

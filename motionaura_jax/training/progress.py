@@ -46,10 +46,13 @@ class TrainingProgress:
 
     def report(self, step: int, metrics: Mapping[str, float], clips_per_step: float) -> dict[str, float]:
         """Shows a log step; returns the measured speed and memory for the metric writers."""
-        seconds = max(time.perf_counter() - self._clock, 1e-9)
-        rate = (step - self._step) / seconds
-        rate = self._rate = rate or self._rate  # nothing was timed when the stopwatch started at this very step
-        self._step, self._clock = step, time.perf_counter()
+        now = time.perf_counter()
+        if (
+            step > self._step
+        ):  # else nothing was timed: the stopwatch started at this step or, logs being late, behind it
+            self._rate = (step - self._step) / max(now - self._clock, 1e-9)
+            self._step, self._clock = step, now
+        rate = self._rate
         speed = {"steps_per_second": rate, "clips_per_second": rate * clips_per_step, "memory_gb": memory_gb()}
         texts = {
             "loss": f"loss {metrics['loss']:.4f}",

@@ -36,6 +36,11 @@ def folder_of(workdir: Location, chosen: str) -> epath.Path:
     return _absolute(chosen) if chosen else _absolute(workdir) / FOLDER
 
 
+def exists(location: Location) -> bool:
+    """Whether there is anything; raises UserError for a path that is not local and whose client is not there."""
+    return _absolute(location).exists()
+
+
 def newest(location: Location) -> epath.Path | None:
     """The newest finished step folder of a workdir or of a folder of steps, `location` itself where it is one, or None."""
     path = _absolute(location)

@@ -150,7 +150,7 @@ def test_faithful_network_equals_a_float64_reference():
     ],
 )  # fmt: skip
 def test_parameter_counts(name, millions):
-    """Spec C.6; the published counts .89, 1.94 and 3.12 B within 2 % for S, M and L."""
+    """The published counts .89, 1.94 and 3.12 B within 2 % for S, M and L."""
     assert "vocab_size" in PRESETS[name]
     tokens, time = jax.ShapeDtypeStruct((1, 2, 2, 2), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.float32)
     cond = Cond(scalars={"fps": jax.ShapeDtypeStruct((1,), jnp.float32)})

@@ -20,7 +20,7 @@ def softmax_attention(query, key, value, multiplicity=None):
 
 
 def test_learned_transform_contains_the_fixed_ones():
-    """Spec C.4: w = 1 is Re, w = 1 + i is Hartley, and a complex weight reaches the half that Re drops."""
+    """w = 1 is Re, w = 1 + i is Hartley, and a complex weight reaches the half that Re drops."""
     x = signal(1, 12, 5)
     weight = signal(2, 5, seed=1)
     one, both = np.stack([np.ones(5), np.zeros(5)]), np.ones((2, 5))
@@ -42,7 +42,7 @@ def test_kinds_transform_the_axes_they_name(kind):
 
 
 def test_half_of_the_keys_do_not_stand_for_all():
-    """Spec C.2.2: with the embedding axis transformed, keys u and -u differ, so counting half of them twice is wrong.
+    """With the embedding axis transformed, keys u and -u differ, so counting half of them twice is wrong.
 
     With a real transform of the sequence alone they are equal, and the shortcut is exact.
     """

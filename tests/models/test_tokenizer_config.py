@@ -24,7 +24,7 @@ from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
     ],
 )
 def test_parameter_counts(name: str, encoder: float, decoder: float) -> None:
-    """Paper table 1 gives 140M and 177M; the other rows are the closed form of spec A.4."""
+    """Paper table 1 gives 140M and 177M; the other rows are their closed form."""
     config = preset(name)
     video = jax.ShapeDtypeStruct((1, *config.strides, 3), jnp.float32)
     variables = jax.eval_shape(MBQVAE(config).init, jax.random.key(0), video)

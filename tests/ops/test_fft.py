@@ -90,7 +90,7 @@ def test_half_precision_is_computed_in_float32():
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 6), (5, 3)])
 def test_real_part_loses_the_point_odd_half(size):
-    """Spec C.2.1: rank s * d / 2 + 2 for even sizes, and twice the transform leaves the point-even half."""
+    """Rank s * d / 2 + 2 for even sizes, and twice the transform leaves the point-even half."""
     s, d = size
     x = signal(1, s, d)
     units = np.eye(s * d, dtype=np.float32).reshape(s * d, s, d)
@@ -104,7 +104,7 @@ def test_real_part_loses_the_point_odd_half(size):
 
 
 def test_symmetry_is_joint():
-    """Spec C.2.2: row -u is row u with its channels reversed, not a copy of it."""
+    """Row -u is row u with its channels reversed, not a copy of it."""
     y = np.asarray(jax.jit(fft.re_fft2)(signal(1, 8, 6)))
     np.testing.assert_allclose(y, point_even(y), atol=1e-5)
     assert np.abs(y[:, 1:] - y[:, :0:-1]).max() > 0.5

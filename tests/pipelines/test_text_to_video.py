@@ -235,6 +235,8 @@ def test_the_tokenizer_may_move_but_must_be_the_same(workdirs, pipeline, tmp_pat
         assert TextToVideo(folder, str(moved)).digest == pipeline.digest
     finally:
         moved.rename(tokenizer)
+    with pytest.raises(UserError, match="ftp:// is not among gs, s3"):  # no file of this disk that is missing
+        TextToVideo(folder, "ftp://host/tokenizer")
     with pytest.raises(UserError, match="is needed; name the tokenizer"):
         TextToVideo(folder, str(tiny.save_tokenizer(tmp_path / "other", codebook_size=8)))
 

@@ -1,4 +1,4 @@
-"""Life of a codebook: start, k-means, exponential averages and restarts of dead codes.  Spec A.6."""
+"""Life of a codebook: start, k-means, exponential averages and restarts of dead codes.  docs/fidelity.md."""
 
 import jax
 import jax.numpy as jnp

@@ -99,13 +99,13 @@ class MBQVAEConfig(Checked):
 
     @property
     def time_factors(self) -> tuple[int, ...]:
-        """Temporal stride between level i and i + 1: the deepest stages shrink time (spec A.4)."""
+        """Temporal stride between level i and i + 1: the deepest stages shrink time."""
         stages, halvings = len(self.channels) - 1, int(math.log2(self.t_stride))
         return (1,) * (stages - halvings) + (2,) * halvings
 
     @property
     def per_frame(self) -> bool:
-        """Whether GroupNorm and squeeze-excitation pool over one frame; causality forces it (spec A.1)."""
+        """Whether GroupNorm and squeeze-excitation pool over one frame; causality forces it."""
         return self.causal or self.norm == "frame_gn"
 
     @property

@@ -1,4 +1,4 @@
-"""PatchGAN discriminators and their losses for the optional adversarial term.  Isola et al. 2017; spec A.9."""
+"""PatchGAN discriminators and their losses for the optional adversarial term.  Isola et al. 2017."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Random masking of frames and patches during tokenizer training.  MotionAura section 3.1; ratios of spec A.7."""
+"""Random masking of frames and patches during tokenizer training.  MotionAura section 3.1; ratios in docs/fidelity.md."""
 
 import jax
 import jax.numpy as jnp

@@ -63,7 +63,7 @@ class Decoder(nn.Module):
 
 
 class MaskedFrameHead(nn.Module):
-    """Which frame was masked: spatial mean, two-layer MLP, t_stride logits per latent frame (section 3.1, spec A.8)."""
+    """Which frame was masked: spatial mean, two-layer MLP, t_stride logits per latent frame (section 3.1)."""
 
     config: MBQVAEConfig
 

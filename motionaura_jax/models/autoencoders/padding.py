@@ -1,4 +1,4 @@
-"""Any frame count, height and width: edge replication up to the tokenizer's strides, and the crop back.  Spec A.5."""
+"""Any frame count, height and width: edge replication up to the tokenizer's strides, and the crop back."""
 
 from typing import TypeVar
 

@@ -1,4 +1,4 @@
-"""The discrete bottleneck as pure functions of (params, extra, z).  MotionAura Eq. 1 as corrected in spec A.6."""
+"""The discrete bottleneck as pure functions of (params, extra, z).  MotionAura Eq. 1 as corrected in docs/fidelity.md."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -139,7 +139,7 @@ def _continuous(config: MBQVAEConfig, params: Tree, extra: Tree, z: Float[Array,
 
 
 def _squared_distance(a: Float[Array, "*shape d"], b: Float[Array, "*shape d"]) -> Float[Array, ""]:
-    # Summed over d: with a mean over d the term is negligible at small d (spec A.6).
+    # Summed over d: with a mean over d the term is negligible at small d.
     return jnp.square(a - b).sum(-1).mean()
 
 

@@ -1,4 +1,4 @@
-"""Long and large videos in tiles: linear blending, and exact temporal chunks.  Spec A.5."""
+"""Long and large videos in tiles: linear blending, and exact temporal chunks."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One block of the spectral transformer, and the text that it reads.  MotionAura equations 2-5; spec C.5."""
+"""One block of the spectral transformer, and the text that it reads.  MotionAura equations 2-5."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ class KeysValues(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Splits the condition into `count` vectors of width d: shifts, scales and gates of one block (spec C.5).
+    """Splits the condition into `count` vectors of width d: shifts, scales and gates of one block.
 
     All start at zero, so that scales are 1 and gates 0.
     """

@@ -1,4 +1,4 @@
-"""Settings and presets of the spectral transformer, free of jax imports.  MotionAura table 2, section 3.3; spec C."""
+"""Settings and presets of the spectral transformer, free of jax imports.  MotionAura table 2, section 3.3."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class SpectralTransformerConfig(Checked):
       heads, blocks: attention heads per block, number of blocks.
       mlp_ratio: hidden width of the MLP over d.
       attention_ratio: width of all heads together over d.
-      spectral: transform around attention (spec C.3): `re_fft2` is the paper's, the Hartley kinds lose nothing,
+      spectral: transform around attention: `re_fft2` is the paper's, the Hartley kinds lose nothing,
         `filter` learns a weight for each embedding frequency, `none` is the ablation without FFT.
       cross_spectral: learned transforms around cross-attention (equation 4); text padding is then zero, not masked.
       residual: `paper` has only LN(T^-1(A)) + AdLN(z) (equations 3 and 5), `identity` adds gated updates to z.

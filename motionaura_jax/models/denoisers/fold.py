@@ -1,4 +1,4 @@
-"""Merges the transform along the embedding into the attention kernels.  Spec performance.md 2.2; C.5, even/odd fold."""
+"""Merges the transform along the embedding into the attention kernels."""
 
 import jax.numpy as jnp
 import numpy as np

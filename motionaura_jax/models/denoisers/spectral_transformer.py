@@ -1,4 +1,4 @@
-"""The spectral transformer: predicts clean tokens from partly masked ones and a text.  MotionAura 3.3; spec C."""
+"""The spectral transformer: predicts clean tokens from partly masked ones and a text.  MotionAura 3.3."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ class TokenEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Embeds masked fraction and frame rate; projects them once for all blocks with `adaln='single'` (spec B.4)."""
+    """Embeds masked fraction and frame rate; projects them once for all blocks with `adaln='single'`."""
 
     config: SpectralTransformerConfig
 

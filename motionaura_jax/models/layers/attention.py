@@ -1,4 +1,4 @@
-"""Multi-head attention with normalized queries and keys.  MotionAura section 3.3; Henry et al. 2020; spec C.5, F.3."""
+"""Multi-head attention with normalized queries and keys.  MotionAura section 3.3; Henry et al. 2020."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Convolution layers on channels-last video: border frames replicated, zeros around them.  Spec A.1."""
+"""Convolution layers on channels-last video: border frames replicated, zeros around them."""
 
 from collections.abc import Callable
 

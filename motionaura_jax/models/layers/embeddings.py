@@ -1,4 +1,4 @@
-"""Sinusoidal embeddings of time, frame rate and position.  Vaswani et al. 2017; MotionAura 3.3; spec B.4, C.5."""
+"""Sinusoidal embeddings of time, frame rate and position.  Vaswani et al. 2017; MotionAura 3.3."""
 
 import flax.linen as nn
 import jax.numpy as jnp

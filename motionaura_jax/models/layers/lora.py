@@ -1,4 +1,4 @@
-"""Low-rank adapters.  MotionAura section 4, "sketch-guided video inpainting", and D.5; Hu et al. 2021; spec D.
+"""Low-rank adapters.  MotionAura section 4, "sketch-guided video inpainting", and D.5; Hu et al. 2021.
 
 A frozen linear map L becomes L'(x) = L(x) + W_up GELU(W_down x).  W_up starts at zero, so that training starts at the frozen
 network; W_down starts like the frozen kernel W, from N(mean(W), std(W)).

@@ -1,4 +1,4 @@
-"""GroupNorm over space-time or over single frames, in float32.  Wu and He 2018; group rule of spec A.1."""
+"""GroupNorm over space-time or over single frames, in float32.  Wu and He 2018; group rule in docs/fidelity.md."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding of frequency bins or grid cells.  Su et al. 2021; MotionAura 3.3, D.4; spec C.5."""
+"""Rotary position embedding of frequency bins or grid cells.  Su et al. 2021; MotionAura 3.3, D.4."""
 
 import jax.numpy as jnp
 import numpy as np

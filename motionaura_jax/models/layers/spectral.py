@@ -1,10 +1,10 @@
-"""Linear maps into and out of a spectral domain.  MotionAura section 3.3, equations 2-5; spec C.2-C.5.
+"""Linear maps into and out of a spectral domain.  MotionAura section 3.3, equations 2-5.
 
 A transform is written T(x) = Re(w * F x) with the unitary Fourier transform F over the axes of its kind and a weight w:
-1 for `re_fft2`, 1 + i for the Hartley kinds, learned for `filter` and for cross-attention (spec C.4).  The same layer
+1 for `re_fft2`, 1 + i for the Hartley kinds, learned for `filter` and for cross-attention.  The same layer
 exists in two forms that compute equal values: `SpectralInput` and `SpectralOutput` apply T to activations;
 `FoldedInput` and `FoldedOutput` hold kernels into which the transform along the embedding was merged beforehand
-(performance.md 2.2) and return their rows in the order of `paired_order`.
+and return their rows in the order of `paired_order`.
 
 Where a mesh splits the tokens, everything that acts on single tokens works on that split; for a transform along the
 sequence channels are split instead, and for attention `heads`.  Devices exchange pieces in between, all to all.
@@ -36,7 +36,7 @@ def transform(x: Sequence, kind: str, grid: Grid) -> Sequence:
     """Applies the fixed transform T of `kind`; for an orthogonal kind also its inverse.
 
     `filter` stands for its unweighted part, Re(fft2), which leads back from the learned transform.  Re(fft2) returns
-    the point-even half (x[s, d] + x[-s, -d]) / 2 when applied twice (spec C.2).
+    the point-even half (x[s, d] + x[-s, -d]) / 2 when applied twice.
     """
     if kind == "none":
         return x
@@ -60,7 +60,7 @@ def weighted_transform(x: Sequence, weight: Float[Array, "2 d"], kind: str, grid
 
 
 def initial_weight(kind: str) -> nn.initializers.Initializer:
-    """Starts a learned weight at the fixed one of `kind`, with noise of 0.02 on the imaginary part (spec C.4)."""
+    """Starts a learned weight at the fixed one of `kind`, with noise of 0.02 on the imaginary part."""
     imaginary = 1.0 if "hartley" in kind else 0.0
 
     def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:

@@ -8,7 +8,7 @@ from motionaura_jax.systems.text_to_video.recipe import SampleConfig, TextToVide
 
 logger = logging.getLogger(__name__)
 
-ANCESTRAL_STEPS = 64  # spec B.3: 64 to 256; with fewer, too many tokens are drawn together as if independent
+ANCESTRAL_STEPS = 64  # with fewer, too many tokens are drawn together as if independent
 
 
 def warn_of_words(words: Words, prompts: Iterable[str]) -> None:
