@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -322,7 +323,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from motionaura_jax.parallel import distributed, wire
 
-    status = cli.run(work, as_json=args.json)
+    try:
+        status = cli.run(work, as_json=args.json)
+    except Exception:
+        if distributed.process_count() == 1:
+            raise
+        traceback.print_exc()
+        status = wire.FAILED
     return distributed.leave(wire.AGAIN if args.requeue and result.get("stopped") else status)
 
 

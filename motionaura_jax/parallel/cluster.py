@@ -125,15 +125,21 @@ def _from_cluster(environment: Mapping[str, str], timeout: int) -> dict[str, Any
 def share_of_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     """Returns the GPUs of this process where several of one node see the same ones; None where it may use all it sees.
 
+    Where nothing tells how many GPUs the node has, as under Open MPI, each process takes one, as in JAX.
+
     Raises:
       UserError: more processes on the node than GPUs.
     """
     if environment.get("JAX_LOCAL_DEVICE_IDS"):
         return None  # JAX reads the variable itself
     local, tasks = _on_this_node(environment)
-    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    if tasks == 1 or len(visible) < 2:
+    if tasks == 1:
         return None
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return (local,)
+    visible = [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    if len(visible) < 2:
+        return None  # its own one, or none at all
     if len(visible) < tasks:
         raise UserError(f"{tasks} processes on a node with {len(visible)} GPUs; start at most one process for each GPU")
     share = len(visible) // tasks

@@ -3,13 +3,14 @@
 A step folder holds `params`, `ema` (where on), `extra`, `optimizer` and `meta`, so that inference reads only the weights.
 """
 
+import contextlib
 import dataclasses
 import errno
 import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -22,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from motionaura_jax import __version__
 from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.parallel import distributed
 from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training.snapshot import snapshot
 from motionaura_jax.training.state import TrainState
@@ -139,16 +141,16 @@ class Checkpoints:
           UserError: no step can be read, or the newest belongs to another architecture or a newer version.
         """
         self.wait()
-        damaged: list[tuple[int, steps.Damaged]] = []
+        damaged: list[tuple[int, str]] = []  # no exceptions: they would keep the arrays that were read
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._read(step, abstract)
             except steps.Damaged as damage:
-                damaged.append((step, damage))
+                damaged.append((step, str(damage)))
                 continue
             self._set_aside(damaged, step)
             return restored
-        raise UserError(str(damaged[0][1]) if damaged else f"{self._folder}: holds no finished checkpoint")
+        raise UserError(damaged[0][1] if damaged else f"{self._folder}: holds no finished checkpoint")
 
     def check(self) -> None:
         """Raises UserError where the save on its way has failed; waits for nothing."""
@@ -170,11 +172,16 @@ class Checkpoints:
             self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Beside]:
-        folder, meta = steps.read_meta(self._folder / str(step))
-        self._compare_data(step, meta)
         wanted = _items(abstract)
-        new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # else it is there or damaged
-        items = {n: steps.read_item(folder, n, tree) for n, tree in wanted.items() if not (n == "ema" and new_average)}
+        with _together():
+            folder, meta = steps.read_meta(self._folder / str(step))
+            new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # else it is there or damaged
+            if new_average:
+                wanted.pop("ema")
+            items = {name: steps.restore_item(folder, name, tree) for name, tree in wanted.items()}
+        with _together():
+            steps.verify(folder, meta, items)
+        self._compare_data(step, meta)
         if new_average:
             logger.warning("step %d has no average of the weights; it starts from the parameters of that step", step)
             items["ema"] = jax.tree.map(jnp.copy, items["params"])
@@ -198,7 +205,7 @@ class Checkpoints:
                 *(step, then, now),
             )
 
-    def _set_aside(self, damaged: list[tuple[int, steps.Damaged]], step: int) -> None:
+    def _set_aside(self, damaged: list[tuple[int, str]], step: int) -> None:
         for number, damage in damaged:
             target = self._folder / f"damaged-{number}"
             logger.warning("%s; going on from step %d, and keeping it as %s", damage, step, target.name)
@@ -259,6 +266,18 @@ def _preservation(config: CheckpointConfig, scores: Mapping[int, float]) -> mana
     if config.best:
         policies.append(_Best(config.keep_best, scores))
     return managers.AnyPreservationPolicy(policies)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Raises `Damaged` in all processes where one of them does: only those whose arrays lie in a damaged file notice."""
+    fault = ""
+    try:
+        yield
+    except steps.Damaged as damage:
+        fault = str(damage)
+    for found in filter(None, distributed.gather("damage", fault)):
+        raise steps.Damaged(found)
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:

@@ -7,7 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -65,9 +65,15 @@ def _absolute(location: Location) -> epath.Path:
 
 def _finished(step: epath.Path) -> bool:
     try:
-        return "recipe" in json.loads((step / "meta" / "metadata").read_text())
+        return "recipe" in _meta(step)
     except (OSError, ValueError, TypeError):
         return False
+
+
+def _meta(step: epath.Path) -> dict[str, Any]:
+    """Reads what orbax has written as JSON; its own reader makes all processes meet, and often one reads alone."""
+    meta: dict[str, Any] = json.loads((step / "meta" / "metadata").read_text())
+    return meta
 
 
 def _folder(workdir: epath.Path) -> epath.Path:
@@ -98,8 +104,8 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
     step = newest(path)
     if step is None:
         raise UserError(f"{path}: holds no finished checkpoint; train there first, or give another folder")
-    with _reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        meta = checkpointer.restore(step / "meta")
+    with _reading(step):
+        meta = _meta(step)
         newer = Version(meta["version"]) > Version(__version__)
     if newer:
         raise UserError(
@@ -127,31 +133,59 @@ def read_weights(step: epath.Path, params: PyTree, extra: PyTree) -> tuple[PyTre
 
 
 def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
-    """Restores one item after comparing names, shapes and dtypes: orbax would cast a dtype silently.
+    """Restores one item and compares its checksum.
 
     Raises:
       UserError: the checkpoint belongs to another architecture.
       Damaged: it cannot be read, or is not what was saved.
     """
-    with _reading(step), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _reading(step):
+        restored = restore_item(step, name, abstract)
+        verify(step, _meta(step), {name: restored})
+        return restored
+
+
+def restore_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
+    """Restores one item after comparing names, shapes and dtypes: orbax would cast a dtype silently.
+
+    Of several processes each reads what lies on its own devices, and waits for no other one.
+
+    Raises:
+      UserError: the checkpoint belongs to another architecture.
+      Damaged: it cannot be read.
+    """
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    reader = ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone)
+    with _reading(step), reader as checkpointer:
         metadata = checkpointer.metadata(step / name).item_metadata
         stored = leaf_types(getattr(metadata, "tree", metadata))
         wanted = leaf_types(abstract)
-        saved = json.loads((step / "meta" / "metadata").read_text()).get("checksums", {}).get(name)
-        if wanted and not stored and (saved is not None or (step / name).is_dir()):
-            raise ValueError(
-                f"{name} has no readable list of its arrays"
-            )  # orbax takes such a folder for an empty tree
+        if wanted and not stored and (name in _meta(step).get("checksums", {}) or (step / name).is_dir()):
+            # orbax takes such a folder for an empty tree
+            raise ValueError(f"{name} has no readable list of its arrays")
         for leaf in sorted(stored.keys() | wanted.keys()):
             if stored.get(leaf) != wanted.get(leaf):
                 raise UserError(
                     f"{step}: another architecture: {name}/{leaf} is {stored.get(leaf, 'absent')} in the checkpoint and "
                     f"{wanted.get(leaf, 'absent')} in the config; use the config that the checkpoint was trained with"
                 )
-        restored = checkpointer.restore(step / name, args=ocp.args.StandardRestore(abstract))
-        if saved is not None and checksum(restored) != saved:
-            raise ValueError(f"{name} is not what was saved: its checksum is another one")
-        return restored
+        return checkpointer.restore(step / name, args=ocp.args.StandardRestore(abstract))
+
+
+def verify(step: epath.Path, meta: Mapping[str, Any], items: Mapping[str, PyTree]) -> None:
+    """Compares the checksums of restored items with those in `meta`.
+
+    The sums go over all devices that an item lies on, whose processes have to call this together.
+
+    Raises:
+      Damaged: an item is not what was saved.
+    """
+    with _reading(step):
+        sums = {name: checksum(tree) for name, tree in items.items()}  # all before the first fault: the others go on
+        for name, found in sums.items():
+            if found != meta.get("checksums", {}).get(name, found):
+                raise ValueError(f"{name} is not what was saved: its checksum is another one")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax import train
+from motionaura_jax.parallel import wire
 from motionaura_jax.parallel.hub import free_port
 from motionaura_jax.training.writers import read_metrics
 from motionaura_jax.weights import steps
@@ -22,6 +23,8 @@ DEVICES = 4  # of a run, whatever the number of its processes
 class Run:
     """Processes that train one recipe in one workdir; `own` gives each its own flags."""
 
+    module = "tests.cluster.worker"
+
     def __init__(self, root: Path, recipe: Path, workdir: Path, count: int, *flags: str, own=lambda index: ()):
         self.workdir, self.logs = workdir, [workdir.with_name(f"{workdir.name}-{n}-of-{count}") for n in range(count)]
         environment = {"JAX_NUM_CPU_DEVICES": str(DEVICES // count)}
@@ -32,9 +35,7 @@ class Run:
         for index, log in enumerate(self.logs):
             place = [f"--process_id={index}"] if count > 1 else []
             given = [f"--config={recipe}", f"--workdir={workdir}", *flags, *place, *own(index)]
-            self.processes.append(
-                Forked("tests.cluster.worker", *given, root=root, out=Path(os.devnull), err=log, **environment)
-            )
+            self.processes.append(Forked(self.module, *given, root=root, out=Path(os.devnull), err=log, **environment))
 
     def come_to(self, step: int) -> None:
         """Waits until that step is logged."""
@@ -108,6 +109,19 @@ def test_a_killed_process_ends_the_other_by_name(root, tmp_path, victim):
     status, said = run.finish()[1 - victim]
     assert time.monotonic() - began < 30  # within the heartbeat
     assert status != 0 and re.search(rf"^error: process {victim} on \S+ is gone", said, re.MULTILINE), said[-3000:]
+
+
+class Defective(Run):
+    module = "tests.parallel.defective"
+
+
+def test_a_defect_in_one_process_ends_both_at_once_and_shows_its_traceback(root, tmp_path):
+    began = time.monotonic()
+    (own_status, traceback), (status, said) = Defective(root, recipes.toy(tmp_path), tmp_path / "run", 2).finish()
+    assert time.monotonic() - began < 60  # JAX would wait for 300 s at the end of the interpreter
+    assert status == own_status == wire.FAILED
+    assert re.search(r"process 0 on \S+ failed: ZeroDivisionError: a defect", one_error(said))
+    assert traceback.startswith("Traceback") and traceback.endswith("ZeroDivisionError: a defect\n")
 
 
 @pytest.mark.parametrize(
