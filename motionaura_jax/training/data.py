@@ -6,12 +6,13 @@ import hashlib
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from motionaura_jax.data import scene_set
+from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.windows import SkippedWindows
@@ -22,7 +23,7 @@ from motionaura_jax.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
 logger = logging.getLogger(__name__)
 
 REJECTED = "rejected.jsonl"
-PREPARATION_BATCHES = 16
+PREPARATION_BATCHES, PREPARATION_CLIPS = 16, 16
 EVALUATION_SEED = 2**31 - 1
 
 
@@ -77,7 +78,8 @@ class TrainingData:
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches of the optimizer steps `first_step`, `first_step` + 1, ...; the same for every start."""
         for begin, end in self.skipped.segments(first_step, self._recipe.train.steps):
-            for step, batch in zip(range(begin, end), self._loader(begin, end, *self._part), strict=True):
+            loader = self._loader(self._buckets, begin, end, *self._part)
+            for step, batch in zip(range(begin, end), loader, strict=True):
                 self._drawn.append((step, batch["index"]))
                 yield batch
 
@@ -90,14 +92,18 @@ class TrainingData:
         ]
 
     def preparation(self) -> Iterator[Batch]:
-        """The first training batches, whole in every process, for a data-dependent start."""
-        loader = self._loader(0, PREPARATION_BATCHES)
-        return (loader.batch(step) for step in range(PREPARATION_BATCHES))
+        """The first training clips of the first bucket, in small batches, the same in every process.
 
-    def _loader(self, first: int, end: int, part: int = 0, parts: int = 1) -> Loader:
+        A data-dependent start needs few clips, and each process and device holds a whole one of these batches.
+        """
+        first = self._buckets[0]
+        small = dataclasses.replace(first, batch_size=min(first.batch_size, PREPARATION_CLIPS), weight=1.0)
+        return iter(self._loader((small,), 0, PREPARATION_BATCHES))
+
+    def _loader(self, buckets: Sequence[Bucket], first: int, end: int, part: int = 0, parts: int = 1) -> Loader:
         return Loader(
             self._train,
-            self._buckets,
+            buckets,
             seed=self._recipe.seed,
             fps=self._recipe.data.fps,
             start_step=first,
