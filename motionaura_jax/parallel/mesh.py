@@ -32,12 +32,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = tuple(config.sizes(len(devices)).values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    types = (AxisType.Auto,) * len(AXES)
-    if slices == 1:
-        return jax.make_mesh(sizes, AXES, types, devices=devices)
     outer = across_slices(sizes, slices)
     inner = [size // part for size, part in zip(sizes, outer, strict=True)]
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
+    # `jax.make_mesh` gives an axis of a TPU's torus to one axis of the mesh alone, which rules most meshes out.
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    else:
+        arranged = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def across_slices(sizes: Sequence[int], slices: int) -> tuple[int, ...]:
