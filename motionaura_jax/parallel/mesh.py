@@ -84,25 +84,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """Returns (index, count): this process reads the `index`-th of `count` equal parts of every batch.
+def batch_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """Returns (parts, count): this process reads these of `count` equal parts of every batch.
 
-    Processes whose devices hold the same clips, as along `tensor` and `sequence`, read the same part.
-
-    Raises:
-      UserError: the clips of a process do not lie together, which no usual order of devices gives.
+    Processes whose devices hold the same clips, as along `tensor` and `sequence`, read the same.  The parts of a process
+    need not lie together: on a TPU neighbors in the mesh are neighbors on the torus, which visits the hosts in turn.
     """
-    shards = batch_shards(mesh)
-    places = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
-    rows = sorted({place[0].indices(shards)[0] for place in places if place is not None})
-    if rows != list(range(rows[0], rows[0] + len(rows))) or shards % len(rows) or rows[0] % len(rows):
-        raise UserError(
-            f"config.mesh: process {jax.process_index()} would read the parts {rows} of {shards}; use another mesh"
-        )
-    return rows[0] // len(rows), shards // len(rows)
+    shards = mesh.devices.reshape(batch_shards(mesh), -1)  # the axes of a batch come first
+    own = jax.process_index()
+    parts = (part for part, row in enumerate(shards) if any(device.process_index == own for device in row))
+    return tuple(parts), len(shards)
 
 
 def spread_batch(mesh: Mesh, batch: PyTree) -> PyTree:
-    """Makes global arrays of a batch of which this process holds `batch_part`."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+    """Makes global arrays of a batch of which this process holds `batch_parts`, one after the other."""
+    sharding, (parts, count) = batch_sharding(mesh), batch_parts(mesh)
+
+    def spread(leaf: Any) -> jax.Array:
+        local = np.asarray(leaf)
+        shape = (len(local) // len(parts) * count, *local.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, local, shape)
+
+    return jax.tree.map(spread, batch)

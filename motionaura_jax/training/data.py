@@ -31,7 +31,7 @@ class TrainingData:
     """Training batches as a function of the step, and fixed held-out batches.
 
     Args:
-      part, parts: this process reads the `part`-th of `parts` equal parts of every training batch.
+      parts, part_count: this process reads these of `part_count` equal parts of every training batch.
 
     Attributes:
       skipped: data that no step reads because loss or gradient did not stay finite on it; part of every checkpoint.
@@ -42,8 +42,8 @@ class TrainingData:
       UserError: a manifest that is missing, empty or without a usable clip on either side.
     """
 
-    def __init__(self, recipe: Recipe, workdir: pathlib.Path, part: int = 0, parts: int = 1):
-        self._recipe, self._buckets, self._part = recipe, recipe.data.all_buckets(), (part, parts)
+    def __init__(self, recipe: Recipe, workdir: pathlib.Path, parts: Sequence[int] = (0,), part_count: int = 1):
+        self._recipe, self._buckets, self._parts = recipe, recipe.data.all_buckets(), (parts, part_count)
         self._rejections = Rejections(workdir / _rejected())
         train, held_out = _records(recipe.data, recipe.evaluate, workdir)
         self._checked = preflight(train, self._buckets, fps=recipe.data.fps, rejections=self._rejections)
@@ -78,7 +78,7 @@ class TrainingData:
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches of the optimizer steps `first_step`, `first_step` + 1, ...; the same for every start."""
         for begin, end in self.skipped.segments(first_step, self._recipe.train.steps):
-            loader = self._loader(self._buckets, begin, end, *self._part)
+            loader = self._loader(self._buckets, begin, end, *self._parts)
             for step, batch in zip(range(begin, end), loader, strict=True):
                 self._drawn.append((step, batch["index"]))
                 yield batch
@@ -100,7 +100,9 @@ class TrainingData:
         small = dataclasses.replace(first, batch_size=min(first.batch_size, PREPARATION_CLIPS), weight=1.0)
         return iter(self._loader((small,), 0, PREPARATION_BATCHES))
 
-    def _loader(self, buckets: Sequence[Bucket], first: int, end: int, part: int = 0, parts: int = 1) -> Loader:
+    def _loader(
+        self, buckets: Sequence[Bucket], first: int, end: int, parts: Sequence[int] = (0,), part_count: int = 1
+    ) -> Loader:
         return Loader(
             self._train,
             buckets,
@@ -110,8 +112,8 @@ class TrainingData:
             end_step=end,
             threads=self._recipe.data.threads,
             rejections=self._rejections,
-            process_index=part,
-            process_count=parts,
+            parts=parts,
+            part_count=part_count,
         )
 
     def _hold_out(self, train: list[Record], held_out: list[Record]) -> tuple[list[Record], list[Record], list[Batch]]:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,6 +100,17 @@ def test_any_mesh_that_divides_the_devices_lies_on_the_torus_of_a_tpu(devices, c
     assert set(made.axis_types) == {AxisType.Auto}
     inner = made.devices.reshape(-1, made.shape["tensor"] * made.shape["sequence"])
     assert all(len({chip.slice_index for chip in row}) == 1 for row in inner)  # the axes that talk in every layer
+
+
+@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(fsdp=4), MeshConfig(fsdp=2, tensor=4)])
+def test_each_host_of_a_tpu_reads_the_clips_of_its_devices(config, monkeypatch):
+    made = mesh.make_mesh(config, tpus("TPU v6 lite", 4, 4, 1))
+    place = {device: part for part, row in enumerate(made.devices.reshape(-1, config.tensor)) for device in row}
+    for host in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        parts, count = mesh.batch_parts(made)
+        assert count == mesh.batch_shards(made)
+        assert parts == tuple(sorted({place[device] for device in place if device.process_index == host}))
 
 
 def test_an_axis_across_slices_that_talks_in_every_layer_is_warned_of(caplog):
