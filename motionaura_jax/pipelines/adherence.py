@@ -84,7 +84,7 @@ def measure(
     size, sample = pipeline.size(), sample or pipeline.recipe.sample
     settings = Settings(
         size=size,
-        fps=pipeline.recipe.data.fps,
+        fps=pipeline.recipe.data.rates[0],
         seed=0,
         sample=sample,
         window=pipeline.window(None, size[0]),

@@ -200,7 +200,7 @@ class MBQVAESystem(System):
         metrics = {name: float(np.mean(values)) for name, values in rows.items()}
         if model.vocab_size:
             metrics["codes_used"] = len(used) / model.vocab_size
-        return Evaluation(metrics=metrics, videos=videos, fps=self.recipe.data.fps)
+        return Evaluation(metrics=metrics, videos=videos, fps=self.recipe.data.rates[0])
 
     def _apply(self, tokenizer: PyTree, method: str, *arguments: Any) -> Any:
         return self._network.apply({"params": constraints.gathered(tokenizer["network"])}, *arguments, method=method)
