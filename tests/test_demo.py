@@ -77,7 +77,7 @@ def test_a_stopped_training_ends_the_demo_until_it_is_run_again(tmp_path, capsys
 
 
 def test_videos_are_drawn_and_shown_at_the_rate_of_the_first_bucket(tmp_path, monkeypatch):
-    values = tiny.text_to_video("tokenizer", data={"buckets": [{**tiny.SIZE, "fps": 2.0}]})
+    values = tiny.text_to_video("tokenizer", data={"buckets": [{**tiny.SIZE, "fps": 16.0}]})
     rates = []
 
     class Pipeline:
@@ -99,7 +99,7 @@ def test_videos_are_drawn_and_shown_at_the_rate_of_the_first_bucket(tmp_path, mo
     monkeypatch.setattr(text_to_video, "TextToVideo", Pipeline)
     monkeypatch.setattr(adherence, "measure_tokenizer", kept)
     monkeypatch.setattr(demo_page, "write", lambda result, drawn, kept, fps: rates.append(fps))
-    assert run(tmp_path) == 0 and rates == [2.0] * 3
+    assert run(tmp_path) == 0 and rates == [16.0] * 3
 
 
 @pytest.mark.parametrize(
