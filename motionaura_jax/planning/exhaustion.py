@@ -56,8 +56,9 @@ def _remedy(recipe: Recipe, workdir: pathlib.Path) -> str | None:
     if not advice.changes:
         return None
     moves_numbers = any(not change.startswith("--config.mesh.") for change in advice.changes)
+    less = f" without {estimate.uncounted}" if estimate.uncounted else ""
     how = " (with train --override)" if moves_numbers else ""  # a workdir takes another mesh as it is
-    return f"by estimate it takes {estimate.peak / GIB:.3g} GiB on each device; {advice}{how}"
+    return f"by estimate it takes {estimate.peak / GIB:.3g} GiB on each device{less}; {advice}{how}"
 
 
 def _limit(peak: int) -> float:

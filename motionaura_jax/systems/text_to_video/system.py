@@ -32,7 +32,7 @@ from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_o
 from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
-from motionaura_jax.systems.text_to_video.stand_in import stand_in
+from motionaura_jax.systems.text_to_video.stand_in import PlannedText, stand_in
 from motionaura_jax.trees import joined, parted
 from motionaura_jax.types import Cond, Latent, PyTree
 from motionaura_jax.weights.tokenizer import open_tokenizer
@@ -68,6 +68,10 @@ class TextToVideoSystem(System):
         system = cls(recipe, tokenizer=tokenizer, text=text)
         system._check_mesh()
         return system
+
+    def uncounted(self) -> str:
+        """A published text encoder that is not here."""
+        return self.text.uncounted if isinstance(self.text, PlannedText) else ""
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""
