@@ -1,9 +1,11 @@
 # CPU:     docker build -t motionaura .
-# NVIDIA:  docker build -t motionaura --build-arg EXTRA=cuda12 .    then   docker run --gpus all ...
-# The CUDA libraries come as Python wheels, so that only the driver of the host is needed.
+# NVIDIA:  docker build -t motionaura --build-arg EXTRA=cuda12 .    then   docker run --gpus all --shm-size=8g ...
+# Extras are a list (cuda12,cloud).  The CUDA libraries come as Python wheels, so that only the driver of the host is needed.
 #
 #   docker run --rm motionaura                                    what works in this image
-#   docker run --rm -v "$PWD":/workspace motionaura train --config=... --workdir=runs/...
+#   docker run --rm --user "$(id -u):$(id -g)" -e HOME=/workspace -v "$PWD":/workspace motionaura train --config=... --workdir=runs/...
+#
+# --user and HOME: files in the mounted folder are read and written as yours, whatever your uid is.
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
 

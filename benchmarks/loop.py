@@ -2,8 +2,8 @@
 
 python -m benchmarks.loop [--seconds=0.1] [--steps=100] [--every=50] [--preset=small]
 
-The device step sleeps, so that neither the network nor the neighbors of a shared machine decide the figure.  With
-checkpoints, the sleeping system carries the state of the preset with it, and the loop saves it as it goes on.
+The device step computes on one core and needs no Python, as a step of an accelerator.  With checkpoints, its system carries
+the state of the preset with it, and the loop saves it as it goes on.
 """
 
 import argparse
@@ -25,29 +25,36 @@ from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh, spread_batch
 from motionaura_jax.recipe import CheckpointConfig, Recipe
 from motionaura_jax.systems import base
-from motionaura_jax.systems.base import Evaluation
+from motionaura_jax.systems.base import Evaluation, System
 from motionaura_jax.training import checkpoint, data, optimizer, state, step
+
+_SIZE = 48  # of the matrices
+_EVERY = 10  # steps between two log lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class SleepRecipe(Recipe):
-    """`seconds`: length of a device step."""
+class BusyRecipe(Recipe):
+    """`products`: how many products of small matrices make a device step."""
 
-    seconds: float = 0.1
+    products: int = 10_000
 
 
-class SleepSystem:
-    """A system whose loss takes a given time and no processor, and notes when each step begins.
+class BusySystem(System):
+    """A system whose loss keeps one core busy, and nothing else: no Python, so that the loop is not in its way.
 
     Args:
       load: arrays that are part of its state and never change.
+
+    Attributes:
+      taken: when each batch was taken, as many steps ahead as batches wait.
     """
 
-    Recipe = SleepRecipe
+    Recipe = BusyRecipe
 
-    def __init__(self, recipe: SleepRecipe, load: Sequence[Any] = ()):
-        self.recipe, self._load = recipe, list(load)
-        self.begun: list[float] = []
+    def __init__(self, recipe: BusyRecipe, load: Sequence[Any] = ()):
+        super().__init__(recipe)
+        self._load = list(load)
+        self.taken: list[float] = []
 
     def batch_spec(self) -> dict[str, Any]:
         """Not needed: nothing asks for it."""
@@ -55,103 +62,106 @@ class SleepSystem:
 
     def to_arrays(self, batch: Any) -> Any:
         """Video and rows."""
+        self.taken.append(time.perf_counter())
         return {"video": batch["video"], "sample": batch["sample"]}
-
-    def check_data(self) -> None:
-        """Everything serves."""
-
-    def frozen(self) -> Any:
-        """Nothing."""
-        return {}
 
     def init(self, key: Any) -> Any:
         """One weight, and room for the load."""
         load = [jnp.zeros(array.shape, array.dtype) for array in self._load]
-        return {"weight": jax.random.normal(key, (64, 64))}, {"load": load}
+        return {"weight": jax.random.normal(key, (_SIZE, _SIZE))}, {"load": load}
 
     def prepare(self, params: Any, extra: Any, batches: Any) -> Any:
         """Takes the load."""
         return params, {"load": self._load}
 
     def loss(self, params: Any, extra: Any, frozen: Any, batch: Any, key: Any, step: Any) -> Any:
-        """Sleeps where the weight needs it, hence once per step."""
-        scalar = jax.ShapeDtypeStruct((), jnp.float32)
-        one = jax.pure_callback(self._sleep, scalar, 1.0 + 0.0 * jax.lax.stop_gradient(params["weight"][0, 0]))
-        loss = one * jnp.square(params["weight"]).mean() + 0.0 * batch["video"].mean()
+        """Computes on one core: the matrices are too small to be shared."""
+        spent = _busy(jax.lax.stop_gradient(params["weight"]), self.recipe.products)
+        loss = jnp.square(params["weight"]).mean() + 0.0 * (spent.mean() + batch["video"].mean())
         return loss, ({}, {f"metric_{index}": loss * index for index in range(10)})
-
-    def _sleep(self, value: Any) -> Any:
-        self.begun.append(time.perf_counter())
-        time.sleep(self.recipe.seconds)
-        return value
-
-    def mean_seconds(self, skipped: int) -> float:
-        """The mean time of a step, without the first `skipped`."""
-        return (self.begun[-1] - self.begun[skipped]) / (len(self.begun) - 1 - skipped)
-
-    def step_seconds(self) -> float:
-        """From the beginning of a step to that of the next: the median over stretches that each hold one log step.
-
-        Forgets the steps.  A mean would tell of what else the machine did.
-        """
-        every = self.recipe.train.log_every
-        begun, self.begun = self.begun[every::every], []
-        return statistics.median((later - earlier) / every for earlier, later in itertools.pairwise(begun))
-
-    def advance(self, params: Any, extra: Any, stats: Any, key: Any, step: Any) -> Any:
-        """Nothing moves but the weight."""
-        return params, extra, {}
 
     def evaluate(self, params: Any, extra: Any, frozen: Any, batches: Any) -> Evaluation:
         """Nothing to measure."""
         return Evaluation(metrics={})
 
 
-def loop(seconds: float, steps: int) -> dict[str, float]:
-    """Seconds of a step in the loop and alone, and processor seconds of a step in the loop."""
-    system = SleepSystem(config.build(SleepRecipe, _recipe(seconds, steps)))
-    with tempfile.TemporaryDirectory() as folder:
-        cpu = time.process_time()
-        train.fit(system, pathlib.Path(folder))
-        cpu = time.process_time() - cpu
-        around = system.step_seconds()
-        with jax.set_mesh(make_mesh(MeshConfig())):
-            _alone(system, pathlib.Path(folder), steps)
-    return {"loop": around, "alone": system.step_seconds(), "cpu": cpu / steps}
+def _busy(matrix: Any, products: Any) -> Any:
+    start = jnp.eye(_SIZE) + 0.0 * matrix
+    return jax.lax.fori_loop(0, products, lambda _, x: x @ start, start)
 
 
-def _recipe(seconds: float, steps: int) -> dict[str, Any]:
+def products_for(seconds: float) -> int:
+    """How many products take so long."""
+    run, matrix, count = jax.jit(_busy), jnp.eye(_SIZE), 10_000
+
+    def once() -> float:
+        begun = time.perf_counter()
+        jax.block_until_ready(run(matrix, count))
+        return time.perf_counter() - begun
+
+    once()
+    return round(count * seconds / statistics.median(once() for _ in range(20)))
+
+
+def loop(products: int, steps: int) -> dict[str, float]:
+    """Seconds of a step in the loop and alone, and processor seconds of the loop beyond those of the steps alone."""
+    system = BusySystem(config.build(BusyRecipe, _recipe(products, steps)))
+    cpu = _train(system)
+    stretches = itertools.pairwise(system.taken[_EVERY::_EVERY])
+    around = statistics.median((later - earlier) / _EVERY for earlier, later in stretches)
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(make_mesh(MeshConfig())):
+        alone, cpu_alone = _alone(system, pathlib.Path(folder), steps)
+    return {"loop": around, "alone": alone, "cpu": (cpu - cpu_alone) / steps}
+
+
+def _recipe(products: int, steps: int) -> dict[str, Any]:
     return {
-        "system": "sleep",
-        "seconds": seconds,
+        "system": "busy",
+        "products": products,
         "data": {"num_frames": 2, "height": 64, "width": 64, "scenes": 16, "batch_size": 2},
-        "train": {"steps": steps, "log_every": 10},
+        "train": {"steps": steps, "log_every": _EVERY},
         "checkpoint": {"every": 10**9},
         "evaluate": {"every": 10**9, "clips": 2, "pictures": 0},
     }
 
 
-def _alone(system: SleepSystem, workdir: pathlib.Path, steps: int) -> None:
-    """The same steps, one after the other on one batch, with no loop around them."""
+def _train(system: BusySystem) -> float:
+    """Trains and returns the processor seconds of it."""
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        cpu = time.process_time()
+        train.fit(system, pathlib.Path(folder))
+        cpu = time.process_time() - cpu
+    return cpu
+
+
+def _alone(system: BusySystem, workdir: pathlib.Path, steps: int) -> tuple[float, float]:
+    """Seconds of the same steps with no loop around them, one after the other on one batch, and of processors for all."""
     optimize = optimizer.build(system.recipe.optimizer, steps)
     current = jax.jit(lambda: state.create(system, optimize, 0))()
     clips = next(data.TrainingData(system.recipe, workdir).batches(0))
     batch = spread_batch(jax.sharding.get_mesh(), system.to_arrays(clips))
     one = step.make_train_step(system, optimize)
-    for _ in range(steps):
-        current, metrics = one(current, {}, batch)
-    jax.block_until_ready(metrics)
+    current, metrics = one(current, {}, batch)
+    seconds, cpu = [], time.process_time()
+    for _ in range(steps // _EVERY):
+        jax.block_until_ready(metrics)
+        begun = time.perf_counter()
+        for _ in range(_EVERY):
+            current, metrics = one(current, {}, batch)
+        jax.block_until_ready(metrics)
+        seconds.append((time.perf_counter() - begun) / _EVERY)
+    return statistics.median(seconds), time.process_time() - cpu
 
 
-def saving(seconds: float, steps: int, every: int, load: Sequence[Any]) -> dict[str, float]:
+def saving(products: int, steps: int, every: int, load: Sequence[Any]) -> dict[str, float]:
     """Mean seconds of a step of the loop, with a checkpoint of `load` after `every` steps and without any."""
     found = {}
     for name, interval in (("never", 10**9), ("saving", every)):
-        values = _recipe(seconds, steps + every)
-        system = SleepSystem(config.build(SleepRecipe, {**values, "checkpoint": {"every": interval, "keep": 1}}), load)
-        with tempfile.TemporaryDirectory(dir=".") as folder:
-            train.fit(system, pathlib.Path(folder))
-        found[name] = system.mean_seconds(every + 5)  # the first save compiles
+        values = _recipe(products, steps + every)
+        system = BusySystem(config.build(BusyRecipe, {**values, "checkpoint": {"every": interval, "keep": 1}}), load)
+        _train(system)
+        taken = system.taken[every + 5 :]  # the first save compiles
+        found[name] = (taken[-1] - taken[0]) / (len(taken) - 1)
     return found
 
 
@@ -192,12 +202,15 @@ def main() -> None:
     args = parser.parse_args()
     cli.set_up_logging()
     process.quiet_libraries()
-    around = loop(args.seconds, args.steps)
+    products = products_for(args.seconds)
+    around = loop(products, args.steps)
     extra = around["loop"] / around["alone"] - 1
     print("| what | measured |\n|---|---|")
     print(f"| a step alone | {1e3 * around['alone']:.1f} ms |")
     print(f"| the same in the loop | {1e3 * around['loop']:.1f} ms, {100 * extra:+.2f} % |")
-    print(f"| processor time of the loop, data and start included | {1e3 * around['cpu']:.1f} ms a step |")
+    print(
+        f"| processor time of the loop beyond its steps, data and start included | {1e3 * around['cpu']:.1f} ms a step |"
+    )
     current = state_of(args.preset)
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(current)]
     size = f"{sum(array.nbytes for array in arrays) / 1e9:.2f} GB in {len(arrays):,} arrays"
@@ -209,7 +222,7 @@ def main() -> None:
     print(
         f"| every {args.every} steps, 3 % of the time from steps of | {cost['blocked'] / (args.every * 0.03):.2f} s on |"
     )
-    steps = saving(args.seconds, args.steps, args.every, arrays)
+    steps = saving(products, args.steps, args.every, arrays)
     extra = steps["saving"] / steps["never"] - 1
     print(f"| a step of a loop that carries this state, on average | {1e3 * steps['never']:.1f} ms |")
     print(f"| and saves it every {args.every} steps | {1e3 * steps['saving']:.1f} ms, {100 * extra:+.2f} % |")

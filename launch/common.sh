@@ -1,13 +1,16 @@
 # Sourced by the scripts beside it: finds Python, fills .venv, keeps compiled programs.  Sets $root and $python.
 #
-#   PYTHON                      interpreter to use; else the first of python3, python3.13 ... python3.11 that is new enough
+#   PYTHON                      interpreter to use; else python3, or a 3.12 or 3.11 beside one that is older or untried
+#   EXTRA                       extras of pyproject.toml to install, such as cuda12; else those that .venv was made with
 #   JAX_COMPILATION_CACHE_DIR   where compiled programs are kept; else .cache/jax
+#
+# A .venv that was made by hand is used as it is.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
 python=$venv/bin/python
 stamp=$venv/installed
-log=$venv/install.log
+log=$venv/install.log # also tells a .venv of these scripts from one that was made by hand
 needed_kb=2000000
 
 step() { printf '==> %s\n' "$*" >&2; }
@@ -16,26 +19,31 @@ fail() {
   exit 1
 }
 
-# Prints the path of the first interpreter that is at least 3.11; inside a virtual environment that of its base.
+# Prints the path of the first interpreter that has been tried, else of the first that is new enough; inside a virtual
+# environment that of its base.
 find_python() {
-  local candidate candidates=(python3 python3.13 python3.12 python3.11)
+  local newest candidate candidates=(python3 python3.12 python3.11 python3.13)
   [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
-  for candidate in "${candidates[@]}"; do
-    "$candidate" -c "$new_enough" 2>/dev/null && return
+  for newest in 12 99; do
+    for candidate in "${candidates[@]}"; do
+      "$candidate" -c "$suitable" "$newest" 2>/dev/null && return
+    done
   done
   candidate=${candidates[0]}
   fail "Python 3.11 or newer is needed, $candidate is $("$candidate" --version 2>/dev/null || echo missing);" \
     "install one or set PYTHON to it"
 }
-new_enough='import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys._base_executable or sys.executable)'
+suitable='import sys
+if not (3, 11) <= sys.version_info[:2] <= (3, int(sys.argv[1])): sys.exit(1)
+print(sys._base_executable or sys.executable)'
 
-# What an installation depends on: the interpreter, the place of the checkout and the files that name the packages.
+# What an installation depends on: the interpreter, the extras, the place of the checkout and the files that name packages.
 fingerprint() {
-  "$1" - "$root" <<'PY'
+  "$1" - "$root" "$extra" <<'PY'
 import hashlib, pathlib, sys
 
 root = pathlib.Path(sys.argv[1])
-digest = hashlib.sha256(f"{sys.version} {root}".encode())
+digest = hashlib.sha256(f"{sys.version} {root} {sys.argv[2]}".encode())
 for name in ("requirements.txt", "pyproject.toml", "setup.py"):
     digest.update((root / name).read_bytes())
 print(digest.hexdigest())
@@ -44,24 +52,37 @@ PY
 
 # Installs everything into .venv unless the last run did.  The stamp is written last: whatever ends early is redone.
 prepare() {
-  local base wanted began
+  local base wanted began extra
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
+  if [ -n "$(ls -A "$venv" 2>/dev/null)" ] && [ ! -e "$log" ]; then
+    imports || fail "$venv was made by hand and cannot import motionaura_jax; install it there (README.md), or remove .venv"
+    step "using .venv as it is: it was made by hand"
+    return
+  fi
   base=$(find_python)
+  extra=${EXTRA-$(cat "$venv/extra" 2>/dev/null || true)}
   wanted=$(fingerprint "$base")
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$python" -P -c 'import jax, motionaura_jax' >/dev/null 2>&1; then
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && imports; then
     return
   fi
   began=$SECONDS
   check_disk
   step "creating .venv with $("$base" --version)"
-  "$base" -m venv --clear "$venv" >/dev/null 2>&1 \
+  create_venv "$base" 2>/dev/null \
     || fail "cannot create $venv; on Debian and Ubuntu install python3-venv, elsewhere check that the folder is writable"
   step "installing requirements.txt (1.4 GB; a minute or two; details in .venv/install.log)"
   install -r "$root/requirements.txt"
-  step "installing motionaura_jax from this folder"
-  install --no-deps --editable "$root"
+  step "installing motionaura_jax from this folder${extra:+ with $extra}"
+  install -c "$root/requirements.txt" --editable "$root${extra:+[$extra]}"
   printf '%s\n' "$wanted" >"$stamp"
   step "installed in $((SECONDS - began)) s"
+}
+
+imports() { "$python" -P -c 'import jax, motionaura_jax' >/dev/null 2>&1; }
+
+# The log and the extras come first, so that they outlive whatever ends early.
+create_venv() {
+  mkdir -p "$venv" && rm -rf "$venv"/* && printf '%s\n' "$extra" >"$venv/extra" && "$1" -m venv "$venv" >"$log" 2>&1
 }
 
 check_disk() {

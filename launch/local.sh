@@ -6,6 +6,7 @@
 # The machine's GPUs are shared out evenly.  Signals go to all processes: SIGTERM and SIGINT save a checkpoint and end the
 # run.  When one process fails, all end; the exit status is that of the first one that failed.
 #
+#   EXTRA                  cuda12 or cuda13 installs JAX for GPUs, once
 #   PORT                   where the processes meet; else one that is free
 #   JAX_NUM_CPU_DEVICES    virtual devices of each process, to try a mesh on a CPU
 set -euo pipefail
@@ -17,10 +18,14 @@ case ${2:-} in
   *) fail "-n ${2:-}: give the number of processes, such as -n 2" ;;
 esac
 shift 2
+has_plugin='import sys, importlib.metadata as m; sys.exit(not m.entry_points(group="jax_plugins"))'
 patience=15 # seconds for which processes may end by themselves after one has failed
 
 prepare
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+[ "${JAX_PLATFORMS:-}" != cpu ] || gpus=0
+[ "$gpus" = 0 ] || "$python" -c "$has_plugin" \
+  || fail "no JAX for the $gpus GPUs in .venv; set EXTRA=cuda12 (if made by hand: pip install it), or JAX_PLATFORMS=cpu"
 [ "$gpus" = 0 ] || [ "$gpus" -ge "$count" ] \
   || fail "$count processes for $gpus GPUs; start at most one process for each GPU"
 export COLUMNS=${COLUMNS:-160} # of log lines, which are not for a terminal

@@ -26,6 +26,13 @@ vm() { gcloud compute tpus tpu-vm "$1" "$TPU" --zone="$ZONE" --quiet "${@:2}"; }
 state() { vm describe --format='value(state)' 2>/dev/null || true; }
 everywhere() { vm ssh --worker=all --ssh-flag='-o ServerAliveInterval=30' --command="$1"; }
 
+# What no waiting mends: a wrong name, zone or project, or no right to ask.
+check_known() {
+  local said
+  said=$(gcloud compute tpus tpu-vm "$1" describe "$2" --zone="$ZONE" --quiet 2>&1 >/dev/null) \
+    || fail "gcloud finds no $2 among the $1 of $ZONE: ${said%%$'\n'*}"
+}
+
 create() {
   until vm create --accelerator-type="$TYPE" --version="$VERSION" ${SPOT:+--spot}; do
     step "no $TYPE to be had in $ZONE; trying again in $pause s"
@@ -48,6 +55,8 @@ install_on_workers() {
 # The processes on the workers outlive the connection, and with them the TPU is not free.
 signal_workers() { everywhere "pkill -$1 -u \$USER -f '[m]otionaura_jax[.]train' || true"; }
 
+check_known accelerator-types "$TYPE"
+check_known versions "$VERSION"
 stopping=
 trap 'stopping=yes; signal_workers TERM' INT TERM
 

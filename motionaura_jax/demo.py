@@ -123,7 +123,7 @@ def _measure(args: argparse.Namespace, watch: "Stopwatch") -> dict[str, Any]:
         "seconds": watch.seconds,
         "page": args.output / "index.html",
     }
-    demo_page.write(result, drawn.shown, kept.shown, pipeline.recipe.data.fps)
+    demo_page.write(result, drawn.shown, kept.shown, pipeline.recipe.data.rates[0])
     return result
 
 

@@ -41,6 +41,7 @@ def estimate(location: str, overrides: Sequence[str], mesh: str, device: str) ->
     answer = estimate.ask(asked)
     advice = str(advise(asked, answer, machine.limit, estimate.ask)) if answer.peak > machine.limit else ""
     source = f"compiled for {topology}" if topology else "compiled for a CPU" if device == "cpu" else _DERIVED
+    source += f"; without {answer.uncounted}" if answer.uncounted else ""
     return {
         "mesh": meshes.shown(dict(asked.mesh)),
         "figures": source,

@@ -104,7 +104,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
 
     # ---------------------------------------------------------------- Config and data
     saved = workdirs.open_workdir(workdir, recipe, override=override)
-    clips = data.TrainingData(recipe, workdir, *meshes.batch_part(mesh))
+    clips = data.TrainingData(recipe, workdir, *meshes.batch_parts(mesh))
     logger.info("%s", clips.describe())
 
     # ---------------------------------------------------------------- State

@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from motionaura_jax import assets, demo, demo_page, export, train
+from motionaura_jax import assets, config, demo, demo_page, export, train
 from motionaura_jax.data import scenes
-from motionaura_jax.pipelines import adherence
+from motionaura_jax.pipelines import adherence, text_to_video
 from motionaura_jax.pipelines.text_to_video import TextToVideo
+from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from tests.systems import tiny
 
 SIZE = ["data.num_frames=4", "data.height=16", "data.width=16", "data.scenes=8", "data.batch_size=4"]
@@ -73,6 +74,32 @@ def test_a_stopped_training_ends_the_demo_until_it_is_run_again(tmp_path, capsys
     assert run(tmp_path) == 0
     assert "run the same command again to resume" in capsys.readouterr().err
     assert stages == ["tokenizer"] and not (tmp_path / "index.html").exists()
+
+
+def test_videos_are_drawn_and_shown_at_the_rate_of_the_first_bucket(tmp_path, monkeypatch):
+    values = tiny.text_to_video("tokenizer", data={"buckets": [{**tiny.SIZE, "fps": 16.0}]})
+    rates = []
+
+    class Pipeline:
+        recipe = config.build(TextToVideoRecipe, values)
+        size, window, check = lambda self: (4, 16, 16), lambda *_: 4, lambda *_: None
+
+        def __init__(self, checkpoint):
+            assert checkpoint == tmp_path / "text_to_video"
+
+        def draw(self, jobs, settings):
+            rates.append(settings.fps)
+            return (np.zeros((4, 16, 16, 3), np.uint8) for _ in jobs)
+
+    def kept(pipeline, prompts):
+        return adherence.Kept(rows=adherence.measure(pipeline, prompts).rows, shown=[], psnr=20.0)
+
+    monkeypatch.setattr(train, "open_system", lambda recipe, workdir: None)
+    monkeypatch.setattr(train, "fit", lambda system, workdir: {})
+    monkeypatch.setattr(text_to_video, "TextToVideo", Pipeline)
+    monkeypatch.setattr(adherence, "measure_tokenizer", kept)
+    monkeypatch.setattr(demo_page, "write", lambda result, drawn, kept, fps: rates.append(fps))
+    assert run(tmp_path) == 0 and rates == [16.0] * 3
 
 
 @pytest.mark.parametrize(

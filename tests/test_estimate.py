@@ -55,6 +55,15 @@ def test_what_fits_needs_no_advice(answered, capsys):
     assert answered[0].values["data"]["batch_size"] == 32 and answered[0].mesh["data"] == 1
 
 
+def test_what_was_not_counted_is_said(monkeypatch, root, capsys):
+    known = planning.Estimate(devices=1, parameters=5, held={"parameters": GIB}, uncounted="the text encoder x/y")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(planning, "ask", lambda question: known)
+    _, result = run(capsys, "--device=cpu")
+    assert result["figures"] == "compiled for a CPU; without the text encoder x/y"
+
+
 def test_tpus_are_asked_about_by_their_topology(answered, capsys):
     status, result = run(capsys, "--mesh=fsdp:8", "--device=v5e", "--config.model.remat=full")
     assert status == 0 and answered[0].topology == "v5e:2x4" and result["figures"] == "compiled for v5e:2x4"

@@ -4,6 +4,7 @@ They run in a copy of the few files they need, with a stand-in for Python that n
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,15 +13,23 @@ from pathlib import Path
 import pytest
 
 FAKE_PYTHON = """#!/bin/sh
+minor={minor}
 case "$1 $2" in
-  "-m venv") mkdir -p "$4/bin" && rm -f "$4/installed" && cp "$0" "$4/bin/python" ;;
-  "-m pip") echo "$*" >>"$CALLS"; [ -z "$PIP_SAYS" ] || { echo "$PIP_SAYS"; exit 1; } ;;
+  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip") echo "$*" >>"$CALLS"; [ -z "$PIP_SAYS" ] || {{ echo "$PIP_SAYS"; exit 1; }} ;;
   "-m "*) echo "$*" >>"$CALLS"; [ "$2" != "$FAILING" ] ;;
-  "-P "*) exit "${IMPORT_STATUS:-0}" ;;
-  "-c "*) echo "$0" ;;
-  *) exec "%s" "$@" ;;
+  "-P "*) exit "${{IMPORT_STATUS:-0}}" ;;
+  "-c "*jax_plugins*) exit "${{PLUGIN_STATUS:-0}}" ;;
+  "-c "*) exec "{real}" -c "import sys; sys.version_info = (3, $minor); sys._base_executable = '$0'; $2" "$3" ;;
+  "--version ") echo "Python 3.$minor" ;;
+  *) exec "{real}" "$@" ;;
 esac
 """
+
+
+def fake_python(minor: int = 12) -> str:
+    """A stand-in for an interpreter that claims to be Python 3.`minor`."""
+    return FAKE_PYTHON.format(minor=minor, real=sys.executable)
 
 
 class Checkout:
@@ -32,14 +41,14 @@ class Checkout:
         shutil.copytree(root / "launch", self.folder / "launch")
         for name in ("requirements.txt", "pyproject.toml", "setup.py"):
             shutil.copy(root / name, self.folder)
-        self.command("python3", FAKE_PYTHON % sys.executable)
+        self.command("python3", fake_python())
 
     def command(self, name: str, script: str) -> None:
         path = self.commands / name
         path.write_text(script)
         path.chmod(0o755)
 
-    def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, *arguments: str, place: str = "/", **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs a launch script from another folder and returns what it printed."""
         environment = {
             "PATH": f"{self.commands}:{os.environ['PATH']}",
@@ -48,7 +57,7 @@ class Checkout:
             **variables,
         }
         command = ["bash", str(self.folder / "launch" / script), *arguments]
-        return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=60)
 
     def called(self) -> list[str]:
         """Returns the calls of the stand-in for Python since the last time, without pip's options."""
@@ -115,6 +124,44 @@ def test_moved_checkout_is_installed_again(checkout: Checkout) -> None:
     assert checkout.called()[:2] == INSTALL
 
 
+def test_extras_are_installed_until_others_are_asked_for(checkout: Checkout) -> None:
+    def extras(**variables: str) -> str:
+        checkout.run("demo.sh", **variables)
+        installed = re.findall(r"-c \S+ --editable \S+/tree(\S*)$", checkout.calls.read_text(), re.MULTILINE)
+        checkout.calls.unlink()
+        return installed[0] if installed else "the same"
+
+    assert extras(EXTRA="cuda12,cloud") == "[cuda12,cloud]"
+    assert extras() == "the same"
+    assert extras(IMPORT_STATUS="1") == "[cuda12,cloud]"
+    assert extras(PIP_SAYS="ERROR: killed", EXTRA="cuda13") == "the same"
+    assert extras() == "[cuda13]"
+    assert extras(EXTRA="") == ""
+
+
+def test_environment_made_by_hand_is_used_as_it_is(checkout: Checkout) -> None:
+    python = checkout.folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    shutil.copy(checkout.commands / "python3", python)
+    assert checkout.run("demo.sh").returncode == 0
+    assert checkout.called() == ["-m motionaura_jax.demo"]
+    assert "made by hand and cannot import motionaura_jax" in one_error(checkout.run("demo.sh", IMPORT_STATUS="1"))
+    assert python.exists() and checkout.called() == []
+
+
+def test_gpus_need_a_jax_for_them(checkout: Checkout) -> None:
+    checkout.command("nvidia-smi", "#!/bin/sh\necho 'GPU 0: H100'\n")
+    lacking = {"PLUGIN_STATUS": "1"}
+    assert "no JAX for the 1 GPUs in .venv; set EXTRA=cuda12" in one_error(
+        checkout.run("local.sh", "-n", "1", **lacking)
+    )
+    assert checkout.called() == INSTALL
+    train = ["-m motionaura_jax.train --steps=3"]
+    for variables in ({}, {**lacking, "JAX_PLATFORMS": "cpu"}):
+        assert checkout.run("local.sh", "-n", "1", "--steps=3", **variables).returncode == 0
+        assert checkout.called() == train
+
+
 def test_linters_run_before_the_tests(checkout: Checkout) -> None:
     checkout.run("test.sh", "-k", "a b")
     lint = ["-m ruff check --output-format=concise .", "-m ruff format --check ."]
@@ -150,6 +197,15 @@ def test_newer_python_beside_an_old_one_is_found(checkout: Checkout) -> None:
     for name in ("python3", "python3.13"):
         checkout.command(name, "#!/bin/sh\nexit 1\n")
     assert checkout.run("demo.sh").returncode == 0
+
+
+@pytest.mark.parametrize("beside", ["python3.11", "python3.12"])
+def test_python_that_has_been_tried_comes_before_a_newer_one(checkout: Checkout, beside: str) -> None:
+    for name in ("python3", "python3.12", "python3.11", "python3.13"):
+        checkout.command(name, fake_python(14))
+    assert "creating .venv with Python 3.14" in checkout.run("demo.sh").stderr
+    checkout.command(beside, fake_python(11))
+    assert "creating .venv with Python 3.11" in checkout.run("demo.sh", IMPORT_STATUS="1").stderr
 
 
 def test_small_disk(checkout: Checkout) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motionaura_jax import config
+from motionaura_jax import cli, config
 from motionaura_jax.parallel import cluster, wire
 from motionaura_jax.systems import base
 from tests.test_launch import Checkout, one_error
@@ -29,6 +29,83 @@ def test_all_start_the_same_module(root: Path, name: str) -> None:
     text = (root / "launch" / name).read_text()
     assert MODULE in text.replace(", ", " ")
     assert f"launch/{name}" in text and f"launch/{name}" in (root / "docs" / "clusters.md").read_text()
+
+
+def test_examples_of_text_to_video_name_a_tokenizer_and_videos(root: Path) -> None:
+    pages = "\n".join((root / "docs" / name).read_text() for name in ("clusters.md", "parallelism.md"))
+    commands = [
+        line for line in pages.replace("\\\n", "").splitlines() if "--workdir" in line and "text_to_video.py" in line
+    ]
+    assert len(commands) == 5
+    for command in commands:
+        assert "--config.tokenizer=" in command and "--config.data.manifest=" in command, command
+
+
+# ---------------------------------------------------------------- SLURM
+
+LOST = [wire.AGAIN, 134, 135, 137, 139, 143]
+"""Statuses after which another start may succeed: that of a lost process, and of one that a signal ended."""
+
+
+class Job:
+    """Starts of a job by launch/slurm.sbatch, with stand-ins for SLURM's programs."""
+
+    def __init__(self, root: Path, folder: Path):
+        self.checkout, self.losses = Checkout(root, folder), folder / "motionaura-7.losses"
+        for name in ("scontrol", "scancel"):
+            self.checkout.command(name, f'#!/bin/sh\necho {name} "$*" >>"$CALLS"\n')
+        self.checkout.command("sleep", "#!/bin/sh\n")
+
+    def start(self, step: str, **variables: str) -> tuple[int, bool, str]:
+        """Returns the status of a start whose `srun` runs `step`, whether it requeued the job, and what it said."""
+        self.checkout.command("srun", f"#!/bin/sh\n{step}\n")
+        slurm = {"NAME": "motionaura", "ID": "7", "NODELIST": "n[1-2]"}
+        environment = {"PYTHON": "true", **{f"SLURM_JOB_{key}": value for key, value in slurm.items()}, **variables}
+        done = self.checkout.run("slurm.sbatch", place=str(self.losses.parent), **environment)
+        return done.returncode, "scontrol requeue 7" in self.checkout.called(), done.stderr
+
+
+@pytest.fixture
+def job(root: Path, tmp_path: Path) -> Job:
+    return Job(root, tmp_path)
+
+
+@pytest.mark.parametrize("status", LOST)
+def test_only_losses_count_as_restarts(job: Job, status: int) -> None:
+    limits = {"MAX_RESTARTS": "2", "SLURM_RESTART_COUNT": "30"}
+    for count in (1, 2):
+        ended, requeued, said = job.start(f"exit {status}", **limits)
+        assert requeued and f"a process is gone (status {status}), loss {count}; requeued" in said
+    ended, requeued, said = job.start(f"exit {status}", **limits)
+    assert ended == status and not requeued and "lost a process 3 times, more than MAX_RESTARTS" in said
+    assert not job.losses.exists()
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_a_job_that_is_done_or_wrong_ends(job: Job, status: int) -> None:
+    job.start("exit 75")
+    assert job.start(f"exit {status}")[:2] == (status, False)
+    assert not job.losses.exists()
+
+
+def test_the_time_limit_is_no_loss(job: Job) -> None:
+    step = 'kill -USR1 $PPID; until grep -q "scancel --signal=TERM 7.0" "$CALLS"; do :; done'
+    _, requeued, said = job.start(step, MAX_RESTARTS="0")
+    assert requeued and "the time limit is near; requeued" in said and not job.losses.exists()
+
+
+@pytest.mark.parametrize("status", [0, 143])
+def test_slurm_itself_starts_a_job_again_that_it_ended(job: Job, status: int) -> None:
+    job.start("exit 75")
+    assert job.start(f"kill $PPID; exit {status}")[:2] == (status, False)
+    assert len(job.losses.read_text().splitlines()) == 1
+
+
+def test_a_job_with_gpus_needs_a_jax_for_them(job: Job) -> None:
+    gpus = {"PYTHON": "python3", "SLURM_GPUS_ON_NODE": "8"}
+    assert job.start("exit 0", **gpus)[0] == 0
+    status, _, said = job.start("exit 0", **gpus, PLUGIN_STATUS="1")
+    assert status == 2 and "has no JAX for the GPUs of the job" in said
 
 
 # ---------------------------------------------------------------- GKE
@@ -71,8 +148,15 @@ def test_a_jobset_starts_again_except_after_bad_input(jobset: dict) -> None:
     spec = job_of(jobset)["template"]["spec"]
     assert spec["backoffLimit"] == 0 and spec["template"]["spec"]["restartPolicy"] == "Never"
     ((rule),) = spec["podFailurePolicy"]["rules"]
-    codes = {"containerName": container_of(jobset)["name"], "operator": "In", "values": [wire.FAILED]}
+    codes = {"containerName": container_of(jobset)["name"], "operator": "In", "values": [cli.FAILED, wire.FAILED]}
     assert rule == {"action": "FailJob", "onExitCodes": codes}
+
+
+def test_a_bucket_may_be_the_disk_of_the_pods(jobset: dict) -> None:
+    metadata = job_of(jobset)["template"]["spec"]["template"]["metadata"]
+    assert metadata == {
+        "annotations": {"gke-gcsfuse/volumes": "true"}
+    }  # else GKE leaves out the process that mounts it
 
 
 def test_gpu_pods_are_told_their_place_and_tpu_pods_find_it(jobset: dict) -> None:
@@ -91,20 +175,23 @@ def test_gpu_pods_are_told_their_place_and_tpu_pods_find_it(jobset: dict) -> Non
 # ---------------------------------------------------------------- SkyPilot
 
 
-def test_skypilot_tells_each_node_its_place(root: Path, tmp_path: Path) -> None:
+def test_skypilot_tells_each_node_its_place_and_learns_of_a_lost_process(root: Path, tmp_path: Path) -> None:
     task = yaml.safe_load((root / "launch" / "skypilot.yaml").read_text())
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [wire.AGAIN]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == LOST
     subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=True)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "$JAX_COORDINATOR_ADDRESS $JAX_PROCESS_ID/$JAX_NUM_PROCESSES $*"\n')
+    python.write_text(
+        '#!/bin/sh\necho "$JAX_COORDINATOR_ADDRESS $JAX_PROCESS_ID/$JAX_NUM_PROCESSES $*"; kill -KILL $$\n'
+    )
     python.chmod(0o755)
     nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
     flags = {"FLAGS": "--config=a.json --workdir=/runs/a", "PATH": "/usr/bin:/bin"}
-    told = subprocess.run(
-        ["bash", "-c", task["run"]], env={**nodes, **flags}, cwd=tmp_path, check=True, capture_output=True, text=True
-    ).stdout
-    assert told == f"10.0.0.1:8476 1/2 {MODULE} --requeue --config=a.json --workdir=/runs/a\n"
+    script = tmp_path / "run.sh"
+    script.write_text(task["run"])
+    done = subprocess.run(["bash", script], env={**nodes, **flags}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"10.0.0.1:8476 1/2 {MODULE} --requeue --config=a.json --workdir=/runs/a\n"
+    assert done.returncode in LOST
 
 
 # ---------------------------------------------------------------- TPU pods
@@ -113,6 +200,8 @@ GCLOUD = """#!/bin/bash
 # A TPU that is what the file `state` says; training ends with the statuses in the file `statuses`, one after the other.
 echo "${*:4}" >>calls
 case $4 in
+  accelerator-types | versions)
+    [ "$4" != "$UNKNOWN" ] || { printf 'ERROR: NOT_FOUND\nmore\n' >&2; exit 1; } ;;
   describe) cat state ;;
   create) echo READY >state ;;
   delete) : >state ;;
@@ -150,6 +239,13 @@ def test_a_tpu_that_is_there_is_used_and_an_error_ends_the_run(root: Path, tmp_p
     result, calls, _ = train_on_tpu(root, tmp_path, ["2"], "READY")
     assert calls == ["scp", "pip install", "train --requeue"]
     assert "training ended with status 2; its reason is above" in one_error(result)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("accelerator-types", "v5litepod-16"), ("versions", "v2")])
+def test_what_no_waiting_mends_ends_at_once(root: Path, tmp_path: Path, kind: str, name: str) -> None:
+    result, calls, text = train_on_tpu(root, tmp_path, [], UNKNOWN=kind)
+    assert calls == [] and f"{kind} describe {name} --zone=z" in text
+    assert f"gcloud finds no {name} among the {kind} of z: ERROR: NOT_FOUND" in one_error(result)
 
 
 def test_missing_settings_of_a_tpu_are_one_line(root: Path, tmp_path: Path) -> None:

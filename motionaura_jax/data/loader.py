@@ -29,7 +29,7 @@ _BUCKET_STRIDE = 1_000_003
 
 
 class Batch(TypedDict):
-    """This process's part of a batch; `video` in [-1, 1], `sample` its positions in the global batch.
+    """This process's parts of a batch; `video` in [-1, 1], `sample` its positions in the global batch.
 
     `index` says which records were read, after replacement; `caption` is "" where none is known.
     """
@@ -106,10 +106,10 @@ class Loader:
       threads: decoding threads; 0 decodes in the calling thread.
       crop: "random" for training, "center" for evaluation.
       rejections: where bad files are noted; loaders may share it.
-      process_index, process_count: this process reads the `process_index`-th of `process_count` equal parts.
+      parts, part_count: this process reads these of `part_count` equal parts of every batch.
 
     Raises:
-      UserError: no records, or a batch size that the processes cannot share equally.
+      UserError: no records, or a batch size that has no such equal parts.
       NoUsableFile: while reading, if MAX_ATTEMPTS files in a row are bad.
     """
 
@@ -125,21 +125,21 @@ class Loader:
         threads: int = 4,
         crop: Crop = "random",
         rejections: Rejections | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        parts: Sequence[int] = (0,),
+        part_count: int = 1,
     ):
         if not records:
             raise UserError("the data has no records; check data.manifest")
         self.schedule = Schedule.from_buckets(buckets)
         for bucket in buckets:
-            if bucket.batch_size % process_count:
+            if bucket.batch_size % part_count:
                 raise UserError(
-                    f"batch size {bucket.batch_size} does not divide among {process_count} processes; "
-                    f"make data.batch_size a multiple of {process_count}"
+                    f"batch size {bucket.batch_size} does not divide into {part_count} parts; "
+                    f"make data.batch_size a multiple of {part_count}"
                 )
         self._records, self._seed, self._fps, self._crop = records, seed, fps, crop
         self._start, self._end, self._threads = start_step, end_step, threads
-        self._process_index, self._process_count = process_index, process_count
+        self._parts, self._part_count = parts, part_count
         self._rejections = rejections if rejections is not None else Rejections()
 
     def batch(self, step: int) -> Batch:
@@ -155,12 +155,13 @@ class Loader:
             yield self._assemble(step, [next(samples) for _ in range(self._local_size(step))])
 
     def _local_size(self, step: int) -> int:
-        return self.schedule.bucket(step).batch_size // self._process_count
+        return self.schedule.bucket(step).batch_size // self._part_count * len(self._parts)
 
     def _sample(self, step: int, offset: int) -> _Sample:
-        """The `offset`-th sample of this process's part of a step, bad files replaced."""
+        """The `offset`-th sample of this process's parts of a step, bad files replaced."""
         bucket = self.schedule.bucket(step)
-        position = self._process_index * self._local_size(step) + offset
+        part, within = divmod(offset, bucket.batch_size // self._part_count)
+        position = self._parts[part] * (bucket.batch_size // self._part_count) + within
         number = self.schedule.first_sample(step) + position
         seed = self._seed + _BUCKET_STRIDE * self.schedule.index(step)
         for attempt in range(MAX_ATTEMPTS):

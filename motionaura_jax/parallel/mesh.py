@@ -32,12 +32,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = tuple(config.sizes(len(devices)).values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    types = (AxisType.Auto,) * len(AXES)
-    if slices == 1:
-        return jax.make_mesh(sizes, AXES, types, devices=devices)
     outer = across_slices(sizes, slices)
     inner = [size // part for size, part in zip(sizes, outer, strict=True)]
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
+    # `jax.make_mesh` gives an axis of a TPU's torus to one axis of the mesh alone, which rules most meshes out.
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    else:
+        arranged = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def across_slices(sizes: Sequence[int], slices: int) -> tuple[int, ...]:
@@ -82,25 +84,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """Returns (index, count): this process reads the `index`-th of `count` equal parts of every batch.
+def batch_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """Returns (parts, count): this process reads these of `count` equal parts of every batch.
 
-    Processes whose devices hold the same clips, as along `tensor` and `sequence`, read the same part.
-
-    Raises:
-      UserError: the clips of a process do not lie together, which no usual order of devices gives.
+    Processes whose devices hold the same clips, as along `tensor` and `sequence`, read the same.  The parts of a process
+    need not lie together: on a TPU neighbors in the mesh are neighbors on the torus, which visits the hosts in turn.
     """
-    shards = batch_shards(mesh)
-    places = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
-    rows = sorted({place[0].indices(shards)[0] for place in places if place is not None})
-    if rows != list(range(rows[0], rows[0] + len(rows))) or shards % len(rows) or rows[0] % len(rows):
-        raise UserError(
-            f"config.mesh: process {jax.process_index()} would read the parts {rows} of {shards}; use another mesh"
-        )
-    return rows[0] // len(rows), shards // len(rows)
+    shards = mesh.devices.reshape(batch_shards(mesh), -1)  # the axes of a batch come first
+    own = jax.process_index()
+    parts = (part for part, row in enumerate(shards) if any(device.process_index == own for device in row))
+    return tuple(parts), len(shards)
 
 
 def spread_batch(mesh: Mesh, batch: PyTree) -> PyTree:
-    """Makes global arrays of a batch of which this process holds `batch_part`."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+    """Makes global arrays of a batch of which this process holds `batch_parts`, one after the other."""
+    sharding, (parts, count) = batch_sharding(mesh), batch_parts(mesh)
+
+    def spread(leaf: Any) -> jax.Array:
+        local = np.asarray(leaf)
+        shape = (len(local) // len(parts) * count, *local.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, local, shape)
+
+    return jax.tree.map(spread, batch)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -83,7 +84,7 @@ def measure(
     size, sample = pipeline.size(), sample or pipeline.recipe.sample
     settings = Settings(
         size=size,
-        fps=pipeline.recipe.data.fps,
+        fps=pipeline.recipe.data.rates[0],
         seed=0,
         sample=sample,
         window=pipeline.window(None, size[0]),
@@ -103,12 +104,13 @@ def measure(
 def measure_tokenizer(pipeline: TextToVideo, prompts: Sequence[ScenePrompt], *, keep: int = 8) -> Kept:
     """Renders the scenes of `prompts` and sends them through the tokenizer: no drawn video can obey better than these."""
     num_frames, height, width = pipeline.size()
+    tokenizer = jax.device_put(pipeline.tokenizer)
     pairs: list[tuple[Scene, SceneReading]] = []
     shown: list[Shown] = []
     ratios: list[float] = []
     for text, scene in prompts:
         video = render(scene, num_frames=num_frames, height=height, width=width)
-        decoded = reconstruct(pipeline.tokenizer, video).frames
+        decoded = reconstruct(tokenizer, video).frames
         pairs.append((scene, read_scene(decoded)))
         ratios.append(psnr(video, decoded))
         if len(shown) < keep:

@@ -48,6 +48,7 @@ def reconstruct(tokenizer: Tokenizer, video: np.ndarray, *, tile: Triple | None 
     """
     if tile is None and math.prod(video.shape[:3]) > WHOLE_PIXELS:
         tile = TILE
+    tokenizer = jax.device_put(tokenizer)  # once for all tiles
     # The whole video, before and after, stays on the host; the device sees tiles, and the latent, which is small.
     padded, size = pad_to_multiple(tokenizer.config, to_float(video)[None])
     z = _features(tokenizer, padded, tile)

@@ -221,14 +221,14 @@ class TextToVideo:
         config = self.tokenizer.config
         tile = tuple(max(2, pixels // stride) for pixels, stride in zip(TILE, config.strides, strict=True))
         overlap = tuple(max(1, cells // 4) for cells in tile)
-        values = _embed(self.tokenizer, tokens)
-        return tiled_decode(
-            config,
-            lambda piece: _decode_values(self.tokenizer, piece),
-            values,
-            tile=tile,  # type: ignore[arg-type]
-            overlap=overlap,  # type: ignore[arg-type]
-        )
+        with jax.set_mesh(self._mesh):
+            return tiled_decode(
+                config,
+                lambda piece: _decode_values(self._decoder, piece),
+                _embed(self._decoder, tokens),
+                tile=tile,  # type: ignore[arg-type]
+                overlap=overlap,  # type: ignore[arg-type]
+            )
 
 
 def window_starts(total: int, length: int) -> list[int]:

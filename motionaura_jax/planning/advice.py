@@ -17,7 +17,7 @@ class Advice:
     """Changes that were tried, one on top of the other.
 
     Attributes:
-      changes: as flags of a command, in the order of what they cost.
+      changes: as flags of `train` and `estimate`, in the order of what they cost.
       estimate: of the run with all of them.
       fits: whether it then fits.
     """
@@ -40,9 +40,9 @@ def advise(question: Question, estimate: Estimate, limit: float, ask: Ask) -> Ad
     As long as the state alone is too large, only what makes that smaller is tried.  A change stays where it helps and is
     dropped where it does not.
     """
-    changes: list[str] = []
+    changes: dict[str, Any] = {}
     for of_state in (True, False):
-        for flag, changed in _changes(question, of_state):
+        for keys, changed in _changes(question, of_state):
             if estimate.peak <= limit or (of_state and estimate.state <= limit):
                 break
             later = changed(question, estimate, limit)
@@ -50,26 +50,27 @@ def advise(question: Question, estimate: Estimate, limit: float, ask: Ask) -> Ad
                 continue
             answer = ask(later)
             if answer.peak < 0.98 * estimate.peak:
-                changes = [change for change in changes if change.split("=")[0] != flag]
-                changes.append(f"{flag}={_value(later, flag)}")
+                kept = {key: value for key, value in changes.items() if key not in keys}
+                changes = kept | {key: _value(later, key) for key in keys}
                 question, estimate = later, answer
-    return Advice(changes=tuple(changes), estimate=estimate, fits=estimate.peak <= limit)
+    flags = tuple(f"--config.{key}={value}" for key, value in changes.items())
+    return Advice(changes=flags, estimate=estimate, fits=estimate.peak <= limit)
 
 
 Changed = Callable[[Question, Estimate, float], Question | None]
 
 
-def _changes(question: Question, of_state: bool) -> Iterator[tuple[str, Changed]]:
-    """Yields (flag, change) by rising cost; a change gives None where it does not apply."""
+def _changes(question: Question, of_state: bool) -> Iterator[tuple[tuple[str, ...], Changed]]:
+    """Yields (keys, change) by rising cost; a change gives None where it does not apply."""
     if not of_state:
-        yield "--config.model.loss_chunk", _set("model.loss_chunk", 1024, {0})
-        yield "--config.model.remat", _set("model.remat", "dots", {"none"})
-        yield "--config.model.remat", _set("model.remat", "full", {"none", "dots", "offload"})
-        yield "--config.train.accumulation", _accumulate
-        yield "--config.train.accumulation", _accumulate
-    yield "--mesh", _split_state
-    yield "--config.optimizer.mu_dtype", _set("optimizer.mu_dtype", "bfloat16", {"float32"})
-    yield "--config.optimizer.name", _set("optimizer.name", "adafactor", {"adam", "adamw"})
+        yield ("model.loss_chunk",), _set("model.loss_chunk", 1024, {0})
+        yield ("model.remat",), _set("model.remat", "dots", {"none"})
+        yield ("model.remat",), _set("model.remat", "full", {"none", "dots", "offload"})
+        yield ("train.accumulation",), _accumulate
+        yield ("train.accumulation",), _accumulate
+    yield ("mesh.data", "mesh.fsdp"), _split_state
+    yield ("optimizer.mu_dtype",), _set("optimizer.mu_dtype", "bfloat16", {"float32"})
+    yield ("optimizer.name",), _set("optimizer.name", "adafactor", {"adam", "adamw"})
 
 
 def _set(key: str, value: Any, instead_of: set[Any]) -> Changed:
@@ -124,7 +125,6 @@ def _with(question: Question, key: str, value: Any) -> Question:
     return dataclasses.replace(question, values=values)
 
 
-def _value(question: Question, flag: str) -> Any:
-    if flag == "--mesh":
-        return ",".join(f"{axis}:{size}" for axis, size in question.mesh.items() if size > 1)
-    return _at(question.values, flag.removeprefix("--config."))
+def _value(question: Question, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return question.mesh[name] if section == "mesh" else _at(question.values, key)

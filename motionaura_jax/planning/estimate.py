@@ -37,6 +37,7 @@ class Estimate:
       devices: how many share the work.
       parameters: how many numbers are trained.
       held: bytes between steps: parameters, optimizer, average, extra, frozen, batch.
+      uncounted: what all figures leave out, in words.
       temporary: bytes that only live within the step: activations, gradients, what is gathered.
       results: bytes of results that take the place of no argument.
       model_flops: arithmetic that the mathematics needs, on all devices.
@@ -48,6 +49,7 @@ class Estimate:
     devices: int
     parameters: int
     held: Mapping[str, int]
+    uncounted: str = ""
     temporary: int = 0
     results: int = 0
     model_flops: float = math.nan

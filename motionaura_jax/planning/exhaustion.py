@@ -55,7 +55,10 @@ def _remedy(recipe: Recipe, workdir: pathlib.Path) -> str | None:
         return None
     if not advice.changes:
         return None
-    return f"by estimate it takes {estimate.peak / GIB:.3g} GiB on each device; {advice} (with train --override)"
+    moves_numbers = any(not change.startswith("--config.mesh.") for change in advice.changes)
+    less = f" without {estimate.uncounted}" if estimate.uncounted else ""
+    how = " (with train --override)" if moves_numbers else ""  # a workdir takes another mesh as it is
+    return f"by estimate it takes {estimate.peak / GIB:.3g} GiB on each device{less}; {advice}{how}"
 
 
 def _limit(peak: int) -> float:

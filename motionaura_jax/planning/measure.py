@@ -61,6 +61,7 @@ def measure(question: Question) -> Estimate:
         known: dict[str, Any] = {
             "devices": mesh.size,
             "parameters": state.parameter_count(current.params),
+            "uncounted": system.uncounted(),
             "held": {name: _bytes_per_device(tree) for name, tree in held.items()},
         }
         if not question.compiled:

@@ -55,6 +55,10 @@ class System(abc.ABC):
         """The system of config values before its data and its pretrained parts are there: those are shapes alone."""
         return cls(config.build(cls.Recipe, values))
 
+    def uncounted(self) -> str:
+        """What memory a plan of this system leaves out, in words; empty where that is none."""
+        return ""
+
     @abc.abstractmethod
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the first bucket's batch."""

@@ -28,6 +28,7 @@ from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
 from motionaura_jax.models.features import squeezenet
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.parallel import constraints
+from motionaura_jax.parallel.mesh import batch_shards
 from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems.base import Batch, Evaluation, System
 from motionaura_jax.types import PyTree
@@ -129,10 +130,10 @@ class MBQVAESystem(System):
         model = self.recipe.model
         if model.quantizer not in ("vq", "vq_ema") or model.first_quantized_step(self.recipe.train.steps):
             return params, extra
-        encode = jax.jit(self._encode)
+        encode = jax.jit(self._encode_in_turn)
         vectors: list[Array] = []
         for batch in batches:
-            vectors.append(encode(params["tokenizer"], batch["video"]).reshape(-1, model.latent_dim))
+            vectors.append(encode(params["tokenizer"], batch["video"]))
             if sum(len(v) for v in vectors) >= PREPARATION_VECTORS:
                 break
         key = jax.random.key(self.recipe.seed)
@@ -199,7 +200,7 @@ class MBQVAESystem(System):
         metrics = {name: float(np.mean(values)) for name, values in rows.items()}
         if model.vocab_size:
             metrics["codes_used"] = len(used) / model.vocab_size
-        return Evaluation(metrics=metrics, videos=videos, fps=self.recipe.data.fps)
+        return Evaluation(metrics=metrics, videos=videos, fps=self.recipe.data.rates[0])
 
     def _apply(self, tokenizer: PyTree, method: str, *arguments: Any) -> Any:
         return self._network.apply({"params": constraints.gathered(tokenizer["network"])}, *arguments, method=method)
@@ -207,6 +208,17 @@ class MBQVAESystem(System):
     def _encode(self, tokenizer: PyTree, video: Array) -> Array:
         padded, _ = pad_to_multiple(self.recipe.model, video)
         return self._apply(tokenizer, "encode", padded)
+
+    def _encode_in_turn(self, tokenizer: PyTree, video: Array) -> Float[Array, "n d"]:
+        """All vectors of some clips, of which each device encodes one at a time.
+
+        That takes less memory than a training step, and the same numbers come out on any number of devices.
+        """
+        shards = batch_shards(jax.sharding.get_abstract_mesh())
+        filled = jnp.pad(video, ((0, -len(video) % shards), *[(0, 0)] * 4))
+        turns = constraints.microbatches(filled, len(filled) // shards)
+        z = jax.lax.map(functools.partial(self._encode, tokenizer), turns).swapaxes(0, 1)
+        return constraints.whole(z.reshape(-1, *z.shape[2:])[: len(video)].reshape(-1, z.shape[-1]))
 
     def _decode(self, tokenizer: PyTree, values: Array, shape: tuple[int, ...]) -> Array:
         output = self._apply(tokenizer, "decode", values)

@@ -6,12 +6,13 @@ import hashlib
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from motionaura_jax.data import scene_set
+from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.windows import SkippedWindows
@@ -22,7 +23,7 @@ from motionaura_jax.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
 logger = logging.getLogger(__name__)
 
 REJECTED = "rejected.jsonl"
-PREPARATION_BATCHES = 16
+PREPARATION_BATCHES, PREPARATION_CLIPS = 16, 16
 EVALUATION_SEED = 2**31 - 1
 
 
@@ -30,7 +31,7 @@ class TrainingData:
     """Training batches as a function of the step, and fixed held-out batches.
 
     Args:
-      part, parts: this process reads the `part`-th of `parts` equal parts of every training batch.
+      parts, part_count: this process reads these of `part_count` equal parts of every training batch.
 
     Attributes:
       skipped: data that no step reads because loss or gradient did not stay finite on it; part of every checkpoint.
@@ -41,8 +42,8 @@ class TrainingData:
       UserError: a manifest that is missing, empty or without a usable clip on either side.
     """
 
-    def __init__(self, recipe: Recipe, workdir: pathlib.Path, part: int = 0, parts: int = 1):
-        self._recipe, self._buckets, self._part = recipe, recipe.data.all_buckets(), (part, parts)
+    def __init__(self, recipe: Recipe, workdir: pathlib.Path, parts: Sequence[int] = (0,), part_count: int = 1):
+        self._recipe, self._buckets, self._parts = recipe, recipe.data.all_buckets(), (parts, part_count)
         self._rejections = Rejections(workdir / _rejected())
         train, held_out = _records(recipe.data, recipe.evaluate, workdir)
         self._checked = preflight(train, self._buckets, fps=recipe.data.fps, rejections=self._rejections)
@@ -77,7 +78,8 @@ class TrainingData:
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches of the optimizer steps `first_step`, `first_step` + 1, ...; the same for every start."""
         for begin, end in self.skipped.segments(first_step, self._recipe.train.steps):
-            for step, batch in zip(range(begin, end), self._loader(begin, end, *self._part), strict=True):
+            loader = self._loader(self._buckets, begin, end, *self._parts)
+            for step, batch in zip(range(begin, end), loader, strict=True):
                 self._drawn.append((step, batch["index"]))
                 yield batch
 
@@ -90,22 +92,28 @@ class TrainingData:
         ]
 
     def preparation(self) -> Iterator[Batch]:
-        """The first training batches, whole in every process, for a data-dependent start."""
-        loader = self._loader(0, PREPARATION_BATCHES)
-        return (loader.batch(step) for step in range(PREPARATION_BATCHES))
+        """The first training clips of the first bucket, in small batches, the same in every process.
 
-    def _loader(self, first: int, end: int, part: int = 0, parts: int = 1) -> Loader:
+        A data-dependent start needs few clips, and each process and device holds a whole one of these batches.
+        """
+        first = self._buckets[0]
+        small = dataclasses.replace(first, batch_size=min(first.batch_size, PREPARATION_CLIPS), weight=1.0)
+        return iter(self._loader((small,), 0, PREPARATION_BATCHES))
+
+    def _loader(
+        self, buckets: Sequence[Bucket], first: int, end: int, parts: Sequence[int] = (0,), part_count: int = 1
+    ) -> Loader:
         return Loader(
             self._train,
-            self._buckets,
+            buckets,
             seed=self._recipe.seed,
             fps=self._recipe.data.fps,
             start_step=first,
             end_step=end,
             threads=self._recipe.data.threads,
             rejections=self._rejections,
-            process_index=part,
-            process_count=parts,
+            parts=parts,
+            part_count=part_count,
         )
 
     def _hold_out(self, train: list[Record], held_out: list[Record]) -> tuple[list[Record], list[Record], list[Batch]]:

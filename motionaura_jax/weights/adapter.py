@@ -83,7 +83,7 @@ def applied(model: Loaded, folder: pathlib.Path) -> Loaded:
     recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
     shapes, _ = jax.eval_shape(base.system_class(recipe.system)(recipe).init, jax.random.key(0))
     wanted: PyTree = parted(shapes, recipe.trained)[0]["denoiser"]
-    adapters = {"denoiser": import_tensors(TensorFiles(folder / WEIGHTS), ADAPTERS, wanted)}
+    adapters = {"denoiser": import_tensors(TensorFiles(folder / WEIGHTS), ADAPTERS, wanted, on_host=True)}
     return dataclasses.replace(model, recipe=recipe, params=joined(model.params, adapters))
 
 

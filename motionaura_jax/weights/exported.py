@@ -75,7 +75,7 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
         part = functools.reduce(operator.getitem, component.place, tree)
         if not jax.tree.leaves(part):
             continue
-        filled = import_tensors(TensorFiles(folder / component.folder), component.layout, part)
+        filled = import_tensors(TensorFiles(folder / component.folder), component.layout, part, on_host=True)
         tree = _replaced(tree, component.place, filled)
     tree = _with_rest(folder / REST, tree)
     return tree["params"], tree["extra"]

@@ -120,7 +120,7 @@ class Slot:
 
     def of(self, leaf: Any) -> Any:
         """The part of a whole leaf that is meant."""
-        return leaf if self.index is None else leaf[self.index]
+        return leaf if self.index is None else leaf[self.index, ...]
 
 
 def slots(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
@@ -145,12 +145,13 @@ def slots(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sl
     return found
 
 
-def import_tensors(files: TensorFiles, layout: Layout, target: PyTree) -> PyTree:
+def import_tensors(files: TensorFiles, layout: Layout, target: PyTree, *, on_host: bool = False) -> PyTree:
     """Reads published tensors into leaves like those of `target`, one tensor at a time.
 
     Args:
       target: abstract leaves; each says the dtype to cast to, and where to put it if it has a sharding (one device, or
         a `NamedSharding`).  A leaf that the layout calls new comes back as it is.
+      on_host: return NumPy arrays, and put nothing on a device.
 
     Raises:
       UserError: not every tensor has exactly one place and every leaf its tensors, or one has another shape or kind.
@@ -159,11 +160,16 @@ def import_tensors(files: TensorFiles, layout: Layout, target: PyTree) -> PyTree
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
     places = slots(layout, {name: leaf.shape for name, leaf in leaves.items()})
     sources = _match(files, layout, places, leaves)
-    placed: dict[str, jax.Array] = {}
+    placed: dict[str, Any] = {}
     # The largest first: a tensor lies in memory twice or three times while it is placed, and later there is less room.
     for name in sorted(sources, key=lambda name: -math.prod(files[name].shape)):
         slot = places[sources[name]]
         leaf = leaves[slot.leaf]
+        if on_host:
+            if slot.leaf not in placed:
+                placed[slot.leaf] = np.empty(leaf.shape, leaf.dtype)
+            files.read(name, slot.view(slot.of(placed[slot.leaf])))
+            continue
         buffer = np.empty(leaf.shape if slot.index is None else leaf.shape[1:], leaf.dtype)
         files.read(name, slot.view(buffer))
         if slot.index is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from motionaura_jax import config
 from motionaura_jax.errors import UserError
@@ -26,6 +26,7 @@ class Loaded:
     """The weights of one model and where they come from.
 
     Attributes:
+      params, extra: in host memory; who computes with them places them, as a model may be too large for one device.
       step: training step.
       path: step folder or release folder.
       weights: "averaged" over training steps, or "raw".
@@ -134,7 +135,7 @@ class _Source:
             raise UserError(f"{self.path}: its saved {error}") from None
 
     def read(self, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(jnp.array, self.reader(params, extra))
+        return jax.tree.map(np.asarray, self.reader(params, extra))
 
 
 def _open(path: steps.Location) -> _Source:

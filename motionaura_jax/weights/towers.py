@@ -93,10 +93,18 @@ def open_tower(
     """
     network, files = _find(place, kind, dtype)
     layout = KINDS[kind].layout(files)
-    abstract = jax.eval_shape(network.init, jax.random.key(0), *_inputs(network.config))["params"]
-    target = shard(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), abstract))
-    params = import_tensors(files, layout, target)
+    params = import_tensors(files, layout, shard(_abstract(network, dtype)))
     return Tower(network=network, params=params, digest=_digest(network.config, layout, files))
+
+
+def planned_text_tower(folder: Path, *, dtype: str = "bfloat16") -> Tower:
+    """Returns a T5 whose weights are shapes alone, by the `config.json` in its folder.
+
+    Raises:
+      UserError: no such file, or settings that we do not know.
+    """
+    network = KINDS["t5"].network(_build(read_settings(folder, "t5"), "t5", folder, ()), dtype)
+    return Tower(network=network, params=_abstract(network, dtype))
 
 
 def describe_tower(place: str, kind: str, *, dtype: str = "bfloat16") -> Tower:
@@ -150,6 +158,12 @@ def _find(place: str, kind: str, dtype: str) -> tuple[Any, TensorFiles]:
     folder = hub.model_folder(place)
     values, files = read_settings(folder, kind), TensorFiles(folder)
     return KINDS[kind].network(_build(values, kind, folder, files), dtype), files
+
+
+def _abstract(network: Any, dtype: str) -> PyTree:
+    """The parameters as shapes."""
+    params = jax.eval_shape(network.init, jax.random.key(0), *_inputs(network.config))["params"]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), params)
 
 
 def _digest(config: Any, layout: Layout, files: TensorFiles) -> str:

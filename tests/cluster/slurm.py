@@ -127,15 +127,15 @@ def submit(config: Path, *flags: str) -> str:
     variables = {
         "PYTHON": python,
         "PYTHONPATH": ROOT,
+        "MAX_RESTARTS": 1,
         # Both nodes have the address of this machine, and no name that resolves: where process 0 waits is told.
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
         **compilation.QUICKLY,
     }
     exported = "ALL," + ",".join(f"{key}={value}" for key, value in variables.items())
-    own = (f"--chdir={ROOT}", f"--output={folder}/job.log", f"--export={exported}")
-    return call(
-        "sbatch", "--parsable", *own, "launch/slurm.sbatch", f"--config={config}", f"--workdir={folder}/run", *flags
-    ).strip()
+    own = (f"--chdir={folder}", f"--output={folder}/job.log", f"--export={exported}")
+    script = f"{ROOT}/launch/slurm.sbatch"
+    return call("sbatch", "--parsable", *own, script, f"--config={config}", f"--workdir={folder}/run", *flags).strip()
 
 
 def state(job: str) -> str:
@@ -170,26 +170,34 @@ def lose_a_process(job: str) -> None:
     os.kill(max(pids), signal.SIGKILL)
 
 
-def train_through(interruption: Callable[[str], None], config: Path) -> str:
-    """Trains `STEPS` steps on two nodes, interrupted after the third; returns the log.
-
-    Raises:
-      AssertionError: a step is missing or done twice, or the run did not resume from its newest checkpoint.
-    """
-    workdir, log = config.parent / "run", config.parent / "job.log"
-    job = submit(config)
-    wait_for(lambda: len(logged(workdir)) >= 3 or state(job) in ENDED, "step 3")
+def interrupt(job: str, workdir: Path, interruption: Callable[[str], None], step: int) -> int:
+    """Interrupts a job after a step and lets it start again; returns the step of its newest checkpoint."""
+    wait_for(lambda: len(logged(workdir)) >= step or state(job) in ENDED, f"step {step}")
     interruption(job)
     wait_for(lambda: state(job) == "PENDING", "the requeue")
     newest = int(steps.newest(workdir).name)
-    assert 0 < newest < STEPS
-    # SLURM would hold the job for two minutes, so that the end of the first start is not taken for that of the second.
+    # SLURM would hold the job for two minutes, so that the end of one start is not taken for that of the next.
     wait_for(idle, "two nodes that have done with the job")
     call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    return newest
+
+
+def train_through(config: Path, *interruptions: Callable[[str], None]) -> str:
+    """Trains `STEPS` steps on two nodes, each start interrupted after three but for the last; returns the log.
+
+    Raises:
+      AssertionError: a step is missing or done twice, or a start did not resume from the newest checkpoint.
+    """
+    workdir, log = config.parent / "run", config.parent / "job.log"
+    job, resumed = submit(config), [0]
+    for interruption in interruptions:
+        resumed.append(interrupt(job, workdir, interruption, resumed[-1] + 3))
+        assert resumed[-2] < resumed[-1] < STEPS
     wait_for(lambda: state(job) in ENDED, "the end of the job")
     text = log.read_text()
     assert state(job) == "COMPLETED", f"{call('scontrol', 'show', 'job', job)}\n{text[-3000:]}"
     assert logged(workdir) == list(range(1, STEPS + 1)), logged(workdir)
-    second = text.split("start 2")[1]
-    assert f"step {newest + 1}/{STEPS}" in second and f"step {newest}/{STEPS}" not in second
+    for start, newest in enumerate(resumed[1:], 2):
+        later = text.split(f"start {start}")[1]
+        assert f"step {newest + 1}/{STEPS}" in later and f"step {newest}/{STEPS}" not in later
     return text

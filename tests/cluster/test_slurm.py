@@ -1,5 +1,6 @@
 """`launch/slurm.sbatch` on a real SLURM of two nodes: whatever interrupts a job, no step is lost or done twice."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,19 @@ def two_nodes():
 
 
 def test_a_requeued_job_resumes_at_the_step_where_it_stopped(tmp_path: Path) -> None:
-    log = slurm.train_through(slurm.requeue, recipes.toy(tmp_path, **RECIPE))
+    log = slurm.train_through(recipes.toy(tmp_path, **RECIPE), slurm.requeue)
     assert "stopped by a signal after step" in log and "preflight: process 0 on n1, process 1 on n2" in log
 
 
-def test_a_job_at_its_time_limit_saves_and_requeues_itself(tmp_path: Path) -> None:
-    log = slurm.train_through(slurm.come_to_the_limit, recipes.toy(tmp_path, **RECIPE))
-    assert "stopped by a signal after step" in log and "the time limit is near; requeued" in log
-
-
-def test_a_job_that_loses_a_process_names_its_node_and_requeues_itself(tmp_path: Path) -> None:
+def test_a_job_requeues_itself_at_its_time_limit_and_again_after_it_lost_a_process(tmp_path: Path) -> None:
     config = recipes.toy(tmp_path, **RECIPE, checkpoint={"every": 1, "keep": 100})
-    log = slurm.train_through(slurm.lose_a_process, config)
-    assert "error: process 1 on n2 is gone" in log and "a process is gone (status" in log
+    # The one start after a loss that `slurm.submit` allows is not used up by the time limit.
+    log = slurm.train_through(config, slurm.come_to_the_limit, slurm.lose_a_process)
+    limit, loss = log.split("start 2")
+    assert "stopped by a signal after step" in limit and "the time limit is near; requeued" in limit
+    assert "error: process 1 on n2 is gone" in loss
+    assert re.search(r"a process is gone \(status \d+\), loss 1; requeued", loss)
+    assert not list(tmp_path.glob("*.losses"))
 
 
 def test_bad_input_ends_the_job_for_good(tmp_path: Path) -> None:

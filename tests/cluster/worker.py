@@ -1,11 +1,27 @@
-"""`motionaura train` that knows the toy system too: one process of a run."""
+"""`motionaura train` that knows the toy system too: one process of a run.
+
+Neighbors in the mesh are devices of different processes, as on the torus of a TPU.
+"""
 
 import sys
+from unittest import mock
+
+import jax
 
 from motionaura_jax import train
+from motionaura_jax.parallel import mesh
 from motionaura_jax.systems import base
 
 base.SYSTEMS["toy"] = "tests.training.toy:ToySystem"
+_make_mesh = mesh.make_mesh
+
+
+def interleaved(sizes):
+    """Makes a mesh whose clips of one process do not lie together."""
+    devices = jax.devices()
+    return _make_mesh(sizes, devices[::2] + devices[1::2])
+
 
 if __name__ == "__main__":
-    sys.exit(train.main())
+    with mock.patch.object(mesh, "make_mesh", interleaved):
+        sys.exit(train.main())

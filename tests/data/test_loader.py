@@ -113,19 +113,23 @@ def test_endless_iteration(folder: Path) -> None:
 
 
 def test_processes_share_the_global_batch(folder: Path) -> None:
-    whole = make(folder)
-    parts = [list(make(folder, process_index=index, process_count=2)) for index in range(2)]
-    for step, (left, right) in enumerate(zip(*parts, strict=True)):
+    """Those of four with two processes: the parts of a process need not lie together."""
+    whole = Loader(read_manifest(folder), BUCKETS[:1], seed=3, fps=8, end_step=4)
+    parts = [
+        Loader(read_manifest(folder), BUCKETS[:1], seed=3, fps=8, end_step=4, parts=own, part_count=4)
+        for own in ((0, 3), (1, 2))
+    ]
+    for step, (outer, inner) in enumerate(zip(*parts, strict=True)):
         expected = whole.batch(step)
         for key in ("video", "fps", "sample", "index"):
-            joined = np.concatenate([left[key], right[key]])
-            np.testing.assert_array_equal(joined, expected[key])
-        assert left["caption"] + right["caption"] == expected["caption"]
+            np.testing.assert_array_equal(outer[key], expected[key][[0, 3]])
+            np.testing.assert_array_equal(inner[key], expected[key][[1, 2]])
+        assert inner["caption"] == expected["caption"][1:3]
 
 
-def test_processes_must_divide_the_batch(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"batch size 6 does not divide among 4 processes; make data\.batch_size"):
-        make(folder, process_count=4)
+def test_parts_must_divide_the_batch(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"batch size 6 does not divide into 4 parts; make data\.batch_size"):
+        make(folder, part_count=4)
 
 
 def test_seeds_and_epochs_differ(folder: Path) -> None:

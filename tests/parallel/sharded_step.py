@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from motionaura_jax.models.layers import spectral
 from motionaura_jax.parallel import collectives, constraints, mesh, rules
 from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.systems import base
+from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import state, step
 from motionaura_jax.training.snapshot import snapshot
 from motionaura_jax.trees import path_name
@@ -188,8 +190,33 @@ def tower():
     return {"kinds": sorted(kinds), "times": sum(one.times for one in found), "difference": difference}
 
 
+def codebook():
+    """How many clips each device encodes at once for the start of a codebook, and what eight devices make other than one."""
+    recipe = config.build(MBQVAERecipe, {"system": "mbq_vae", "data": tiny.SIZE, "model": tiny.TOKENIZER})
+    system, encode, held, codes = MBQVAESystem(recipe), MBQVAESystem._encode, [], []
+    clips = np.random.default_rng(0).uniform(-1, 1, (11, 4, 16, 16, 3)).astype(np.float32)
+    params, extra = jax.device_get(jax.jit(system.init)(jax.random.key(0)))
+
+    def watched(self, tokenizer, video):
+        note = lambda place: held.append(place.shard_shape(video.shape)[0])  # noqa: E731
+        jax.debug.inspect_array_sharding(video, callback=note)
+        return encode(self, tokenizer, video)
+
+    for sizes, devices in (("data:1", jax.devices()[:1]), ("data:2,fsdp:4", jax.devices())):
+        place = mesh.make_mesh(parse(sizes), devices)
+        with jax.set_mesh(place), mock.patch.object(MBQVAESystem, "_encode", watched):
+            begun = jax.device_put(params, rules.shardings(params, place))
+            prepared, _ = system.prepare(begun, extra, iter([{"video": clips}]))
+            codes.append(np.asarray(prepared["tokenizer"]["quantizer"]["codebook"]))
+    return {"held": held, "difference": float(np.abs(codes[1] - codes[0]).max()), "spread": float(codes[0].std())}
+
+
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     system, *labels = sys.argv[1:]
-    found = {"transforms": transforms(), "tower": tower()} if system == "exchanges" else report(system, labels)
+    found = (
+        {"transforms": transforms(), "tower": tower(), "codebook": codebook()}
+        if system == "exchanges"
+        else report(system, labels)
+    )
     json.dump(found, sys.stdout)

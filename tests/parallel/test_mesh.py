@@ -1,10 +1,14 @@
 """Sizes of the mesh from settings and flags, and what has to divide over it."""
 
+import dataclasses
+import itertools
 import math
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType
 
 from motionaura_jax.errors import UserError
 from motionaura_jax.parallel import mesh
@@ -56,6 +60,57 @@ def test_the_shown_form_of_a_mesh_is_read_back(sizes):
 def test_slices_are_joined_along_data_and_then_fsdp():
     assert mesh.across_slices((4, 2, 1, 2), 4) == (4, 1, 1, 1)
     assert mesh.across_slices((2, 4, 1, 1), 4) == (2, 2, 1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+    """A chip that is not there."""
+
+    device_kind: str
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int
+    id: int
+    platform: str = "tpu"
+    core_on_chip: int = 0
+
+
+def tpus(kind, x, y, z, slices=1):
+    """Chips as `jax.devices` lists them, by host: each has a square of four."""
+    places = itertools.product(range(slices), range(z), range(y), range(x))
+    hosts = {place: (place[0], place[1], place[2] // 2, place[3] // 2) for place in places}
+    numbers = {host: number for number, host in enumerate(sorted(set(hosts.values())))}
+    ordered = sorted(hosts, key=lambda place: (hosts[place], place))
+    return [Tpu(kind, at[0], at[:0:-1], numbers[hosts[at]], number) for number, at in enumerate(ordered)]
+
+
+@pytest.mark.parametrize(
+    ("devices", "config"),
+    [
+        (tpus("TPU v5 lite", 4, 4, 1), MeshConfig(fsdp=8)),
+        (tpus("TPU v6 lite", 4, 4, 1), MeshConfig(fsdp=8)),
+        (tpus("TPU v6 lite", 4, 4, 1), MeshConfig(sequence=2)),
+        (tpus("TPU v4", 4, 4, 4), MeshConfig(fsdp=32)),
+        (tpus("TPU v5p", 4, 4, 4, slices=2), MeshConfig(fsdp=8, tensor=2)),
+    ],
+)
+def test_any_mesh_that_divides_the_devices_lies_on_the_torus_of_a_tpu(devices, config):
+    made = mesh.make_mesh(config, devices)
+    assert dict(made.shape) == config.sizes(len(devices)) and set(made.devices.flat) == set(devices)
+    assert set(made.axis_types) == {AxisType.Auto}
+    inner = made.devices.reshape(-1, made.shape["tensor"] * made.shape["sequence"])
+    assert all(len({chip.slice_index for chip in row}) == 1 for row in inner)  # the axes that talk in every layer
+
+
+@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(fsdp=4), MeshConfig(fsdp=2, tensor=4)])
+def test_each_host_of_a_tpu_reads_the_clips_of_its_devices(config, monkeypatch):
+    made = mesh.make_mesh(config, tpus("TPU v6 lite", 4, 4, 1))
+    place = {device: part for part, row in enumerate(made.devices.reshape(-1, config.tensor)) for device in row}
+    for host in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        parts, count = mesh.batch_parts(made)
+        assert count == mesh.batch_shards(made)
+        assert parts == tuple(sorted({place[device] for device in place if device.process_index == host}))
 
 
 def test_an_axis_across_slices_that_talks_in_every_layer_is_warned_of(caplog):

@@ -44,6 +44,12 @@ def test_a_text_encoder_sums_its_tokens_twice_a_layer_and_moves_nothing_else_of_
     assert row["difference"] < 1e-5
 
 
+def test_a_codebook_starts_the_same_on_any_devices_each_of_which_encodes_one_clip_at_a_time(exchanges):
+    row = exchanges["codebook"]
+    assert row["held"] and set(row["held"]) == {1}
+    assert row["difference"] == 0 < row["spread"]
+
+
 def test_text_to_video_with_parameters_channels_and_tokens_split(root):
     rows = report(root, "text_to_video", "three")
     assert_equal(rows)

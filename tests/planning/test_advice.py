@@ -69,7 +69,7 @@ def test_microbatches_divide_over_the_devices_of_every_bucket():
 
 def test_a_state_that_does_not_fit_is_split_before_anything_else():
     found = advice(question(remat="dots", loss_chunk=1024, mesh={"data": 4}), 5.7)
-    assert found.changes == ("--mesh=fsdp:4",) and found.fits
+    assert found.changes == ("--config.mesh.data=1", "--config.mesh.fsdp=4") and found.fits
 
 
 def test_smaller_optimizer_states_are_the_last_resort():

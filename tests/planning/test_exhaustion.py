@@ -40,6 +40,18 @@ def test_the_change_is_named_in_one_line(recipe):
     )
 
 
+def test_another_mesh_is_named_as_train_takes_it(recipe):
+    full = config.build(type(recipe), config.override(config.to_dict(recipe), ["--config.model.remat=full"]))
+    answered = mock.patch.object(exhaustion, "ask", lambda question, seconds: answer(question))
+    with answered, mock.patch.object(jax, "device_count", lambda: 4):
+        said = str(message(full))
+    # 6 GiB of state, 2 of gradients and 0.5 of activations: of the state each of four keeps its part.
+    assert said.endswith("; --config.mesh.data=1 --config.mesh.fsdp=4 takes 2.5 GiB on each device")
+    flags = [word for word in said.split() if word.startswith("--")]
+    changed = config.build(type(recipe), config.override(config.to_dict(full), flags))
+    assert changed.mesh.sizes(4) == {"data": 1, "fsdp": 4, "tensor": 1, "sequence": 1}
+
+
 def test_one_of_several_processes_names_the_command_instead(recipe):
     with mock.patch.object(jax, "process_count", lambda: 2):
         assert str(message(recipe)).endswith("see motionaura estimate --config=runs/a/config.json --mesh=data:1")

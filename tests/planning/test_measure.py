@@ -1,6 +1,7 @@
 """The training step, compiled in a process of its own for devices that are not there."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -60,11 +61,23 @@ def test_the_tokenizer_can_be_planned_too():
     assert found.held["optimizer"] == pytest.approx(4 * found.parameters, rel=0.05) and found.held["average"] == 0
 
 
-def test_a_published_text_encoder_is_planned_without_it():
+def test_a_text_encoder_that_runs_in_the_step_counts(tmp_path):
+    """By its settings alone; they say how wide its features are, too."""
+    tower = {"vocab_size": 32, "d_model": 24, "d_kv": 4, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "feed_forward_proj": "gated-gelu", **tower}))
+    values = {**text_to_video(), "text": {"tower": str(tmp_path)}}
+    found = estimate.ask(asked(values, "data:1"))
+    layer = 4 * 24 * 16 + 3 * 24 * 40 + 2 * 24  # attention, products and norms
+    assert found.held["frozen"] == 2 * (32 * 24 + 2 * layer + 32 * 4 + 24)  # words, layers, distances, the last norm
+    assert found.temporary > 0 and found.uncounted == ""
+
+
+def test_a_published_text_encoder_that_is_not_here_is_left_out_and_named():
     values = {**text_to_video(), "text": {"tower": "nobody/has-this"}}
     known = estimate.ask(dataclasses.replace(asked(values, "data:1"), compiled=False))
     features = 2 * MODEL["text_dim"] * tiny.DENOISER["text_len"] * tiny.SIZE["batch_size"]
     assert known.held["batch"] > features and known.held["frozen"] == 0
+    assert known.uncounted == "the text encoder nobody/has-this, which is no folder here"
 
 
 @pytest.mark.parametrize(

@@ -241,8 +241,10 @@ def test_a_perceptual_weight_without_a_file_is_refused(tmp_path):
 
 def test_clips_under_the_window_of_ssim_are_evaluated_without_it(weights):
     small = {"video": batch()["video"][:, :, :8], "sample": batch()["sample"]}
-    metrics = make(data={"height": 8}).evaluate(*weights, {}, [small]).metrics
-    assert np.isnan(metrics["ssim"]) and metrics["psnr"] > 0
+    bucket = {**tiny.SIZE, "height": 8, "fps": 16.0}
+    evaluation = make(data={"buckets": [bucket, {**tiny.SIZE, "fps": 24.0}]}).evaluate(*weights, {}, [small])
+    assert np.isnan(evaluation.metrics["ssim"]) and evaluation.metrics["psnr"] > 0
+    assert evaluation.fps == 16.0
 
 
 def test_overfits_one_clip():

@@ -1,13 +1,16 @@
 """The two sides of the data: bad files cost neither a start nor an evaluation, free keys are free."""
 
+import itertools
 import json
 import shutil
+import threading
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from motionaura_jax import config
-from motionaura_jax.data import scene_set
+from motionaura_jax.data import loader, scene_set
 from motionaura_jax.data.loader import NoUsableFile, held_out_split
 from motionaura_jax.data.manifest import read_manifest
 from motionaura_jax.errors import UserError
@@ -28,6 +31,23 @@ def clips(tmp_path_factory):
 def recipe(source, **evaluate):
     data = {**SHAPE, "manifest": str(source), "batch_size": 2, "held_out": 0.01, "scenes": 2}
     return config.build(ToyRecipe, {"system": "toy", "data": data, "evaluate": {"clips": 3, **evaluate}})
+
+
+def test_a_start_reads_the_first_clips_in_small_batches_and_in_the_reading_threads(clips, tmp_path):
+    buckets = ({**SHAPE, "batch_size": 40}, {**SHAPE, "height": 32, "batch_size": 4})
+    values = {"system": "toy", "data": {"manifest": str(clips), "buckets": buckets}, "evaluate": {"clips": 1}}
+    data, readers, read = TrainingData(config.build(ToyRecipe, values), tmp_path), set(), loader.load_frames
+
+    def load_frames(*arguments, **more):
+        readers.add(threading.current_thread())
+        return read(*arguments, **more)
+
+    with mock.patch.object(loader, "load_frames", load_frames):
+        start = list(itertools.islice(data.preparation(), 3))
+    assert threading.current_thread() not in readers
+    assert [batch["video"].shape for batch in start] == [(16, 4, 16, 16, 3)] * 3
+    first = next(iter(data.batches(0)))["video"]
+    np.testing.assert_array_equal(np.concatenate([batch["video"] for batch in start])[:40], first)
 
 
 def spoil(manifest, *, inside=False):

@@ -236,6 +236,12 @@ def test_leaves_go_where_their_sharding_says(published):
     assert_same_trees(again, params())
 
 
+def test_leaves_may_stay_in_host_memory(published):
+    again = lay.import_tensors(TensorFiles(published()), LAYOUT, abstract(params()), on_host=True)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(again))
+    assert_same_trees(again, params())
+
+
 def test_shards_are_read_through_their_index(tmp_path):
     tensors = dict(lay.export_tensors(LAYOUT, params()))
     places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}

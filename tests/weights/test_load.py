@@ -11,8 +11,10 @@ import pytest
 
 from motionaura_jax import config, export
 from motionaura_jax.errors import UserError
+from motionaura_jax.pipelines.text_to_video import TextToVideo
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
+from motionaura_jax.trees import parted
 from motionaura_jax.weights.load import load, load_start, load_tokenizer
 from motionaura_jax.weights.tokenizer import open_tokenizer
 from tests.systems import tiny
@@ -40,8 +42,26 @@ def test_workdir_step_folder_and_release_are_one_thing(places):
     for model in models[1:]:
         assert_same((models[0].params, models[0].extra), (model.params, model.extra))
         assert (model.step, model.weights) == (0, "averaged")
-        assert not any(leaf.committed for leaf in jax.tree.leaves(model.params))
         assert dataclasses.replace(model.recipe, tokenizer="x") == dataclasses.replace(models[0].recipe, tokenizer="x")
+
+
+def held():
+    """Bytes of all arrays on devices."""
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_weights_stay_in_host_memory_until_somebody_places_them(places, tmp_path):
+    exported = tmp_path / "exported"
+    flags = [f"--checkpoint={places['model']}", f"--output={exported}", "--format=pytorch", "--no_check"]
+    assert export.main(flags) == 0
+    system = start(places, model={**tiny.DENOISER, "lora": {"rank": 2, "targets": ["q"]}})
+    before = held()
+    opened = [load(place) for place in (places["model"], places["release"], exported)]
+    pipeline = TextToVideo(places["release"])
+    assert opened and pipeline and held() == before
+    adapters, frozen = parted(load_start(system)[0], system.recipe.trained)
+    assert held() - before == sum(leaf.nbytes for leaf in jax.tree.leaves(adapters)) > 0
+    assert_same(frozen, opened[0].params)
 
 
 def test_the_tokenizer_of_a_release_is_found_from_anywhere(places, tmp_path, monkeypatch):

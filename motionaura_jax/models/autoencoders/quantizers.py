@@ -34,7 +34,7 @@ class Quantized(NamedTuple):
 
 def normalize(config: MBQVAEConfig, vectors: Float[Array, "*shape d"]) -> Float[Array, "*shape d"]:
     """Maps encoder outputs or code vectors to where distances are taken: the unit sphere if `l2`.  Float32."""
-    vectors = vectors.astype(jnp.float32)
+    vectors = jnp.asarray(vectors, jnp.float32)
     if not config.l2:
         return vectors
     return vectors * jax.lax.rsqrt(jnp.square(vectors).sum(-1, keepdims=True) + 1e-12)

@@ -32,7 +32,8 @@ from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_o
 from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
-from motionaura_jax.systems.text_to_video.stand_in import stand_in
+from motionaura_jax.systems.text_to_video.stand_in import PlannedText, stand_in
+from motionaura_jax.trees import joined, parted
 from motionaura_jax.types import Cond, Latent, PyTree
 from motionaura_jax.weights.tokenizer import open_tokenizer
 
@@ -68,6 +69,10 @@ class TextToVideoSystem(System):
         system._check_mesh()
         return system
 
+    def uncounted(self) -> str:
+        """A published text encoder that is not here."""
+        return self.text.uncounted if isinstance(self.text, PlannedText) else ""
+
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""
         bucket = self.recipe.data.all_buckets()[0]
@@ -97,7 +102,12 @@ class TextToVideoSystem(System):
 
     def extended(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
         """Adds adapters, which start as the frozen weights do and change nothing yet."""
-        return {**params, "denoiser": jax.jit(self._initialized)(params["denoiser"], key)}
+
+        def fresh(denoiser: PyTree, key: Key[Array, ""]) -> PyTree:
+            return parted({"denoiser": self._initialized(denoiser, key)}, self.recipe.trained)[0]
+
+        # The frozen weights stay where they are: nothing that this returns depends on them.
+        return joined(params, jax.jit(fresh)(params["denoiser"], key))
 
     def _initialized(self, denoiser: PyTree, key: Key[Array, ""]) -> PyTree:
         """The parameters of the denoiser, with fresh ones in the place of those that are missing."""
