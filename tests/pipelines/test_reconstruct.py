@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -130,7 +131,9 @@ def test_the_fingerprint_follows_weights_and_not_their_implementation(workdir):
     assert fingerprint(dataclasses.replace(config, l2=False), params, extra) != tokenizer.latent_space
     leaves, tree = jax.tree.flatten(params)
     for index in range(len(leaves)):
-        moved = [leaf.at[(0,) * leaf.ndim].add(0.5) if i == index else leaf for i, leaf in enumerate(leaves)]
+        moved = [
+            jnp.asarray(leaf).at[(0,) * leaf.ndim].add(0.5) if i == index else leaf for i, leaf in enumerate(leaves)
+        ]
         assert fingerprint(config, jax.tree.unflatten(tree, moved), extra) != tokenizer.latent_space
 
 
