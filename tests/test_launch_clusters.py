@@ -89,7 +89,7 @@ def test_a_job_that_is_done_or_wrong_ends(job: Job, status: int) -> None:
 
 
 def test_the_time_limit_is_no_loss(job: Job) -> None:
-    step = 'kill -USR1 $PPID; until grep -q "scancel --signal=TERM 7.0" "$CALLS"; do :; done'
+    step = 'kill -USR1 $PPID; until grep -q "scancel --signal=TERM 7.0" "$CALLS"; do :; done; /bin/sleep 0.2'
     _, requeued, said = job.start(step, MAX_RESTARTS="0")
     assert requeued and "the time limit is near; requeued" in said and not job.losses.exists()
 
@@ -97,7 +97,7 @@ def test_the_time_limit_is_no_loss(job: Job) -> None:
 @pytest.mark.parametrize("status", [0, 143])
 def test_slurm_itself_starts_a_job_again_that_it_ended(job: Job, status: int) -> None:
     job.start("exit 75")
-    assert job.start(f"kill $PPID; exit {status}")[:2] == (status, False)
+    assert job.start(f"kill $PPID; /bin/sleep 0.2; exit {status}")[:2] == (status, False)
     assert len(job.losses.read_text().splitlines()) == 1
 
 
