@@ -239,10 +239,8 @@ def _draw(
     first, drawn = targets[:SHEET_ROWS], {}
     videos = pipeline.draw([target.job for target in left], settings)
     for target, video in zip(left, _with_progress(videos, len(left)), strict=True):
-        for file in {
-            *target.files,
-            *target.recorded_files,
-        }:  # what --overwrite replaces must never lie beside a sidecar that is not its own
+        # What --overwrite replaces must never lie beside a sidecar that is not its own.
+        for file in {*target.files, *target.recorded_files}:
             file.unlink(missing_ok=True)
         media.write_json(target.sidecar, target.record)
         media.write_video(target.path, video, settings.fps)

@@ -47,9 +47,8 @@ class TrainingProgress:
     def report(self, step: int, metrics: Mapping[str, float], clips_per_step: float) -> dict[str, float]:
         """Shows a log step; returns the measured speed and memory for the metric writers."""
         now = time.perf_counter()
-        if (
-            step > self._step
-        ):  # else nothing was timed: the stopwatch started at this step or, logs being late, behind it
+        # Else nothing was timed: the stopwatch started at this step or, logs being late, behind it.
+        if step > self._step:
             self._rate = (step - self._step) / max(now - self._clock, 1e-9)
             self._step, self._clock = step, now
         rate = self._rate
