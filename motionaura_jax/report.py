@@ -10,7 +10,8 @@ from motionaura_jax.data.media import write_text
 Points = Sequence[tuple[float, float]]
 
 _COLORS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be123c")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 460, 240, 54, 34, 26, 12
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT = 460, 258, 54, 34, 12
+_TOP = 44  # the title and, below it, the labels of the lines
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1917; --soft: #78716c; --line: #d6d3d1; --ground: #fafaf9; --card: #fff; }
@@ -104,7 +105,7 @@ def curve(title: str, lines: Mapping[str, Points]) -> str:
         names = (
             f'<tspan style="fill:{_COLORS[i % len(_COLORS)]}">{html.escape(n)}</tspan>' for i, n in enumerate(finite)
         )
-        parts.append(f'<text x="{_WIDTH - _RIGHT}" y="16" text-anchor="end">{"&#160; &#160;".join(names)}</text>')
+        parts.append(f'<text x="{_LEFT}" y="34">{"&#160; &#160;".join(names)}</text>')
     return _svg(parts)
 
 
