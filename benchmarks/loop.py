@@ -2,8 +2,9 @@
 
 python -m benchmarks.loop [--seconds=0.1] [--steps=100] [--every=50] [--preset=small]
 
-The device step computes on one core and needs no Python, as a step of an accelerator.  With checkpoints, its system carries
-the state of the preset with it, and the loop saves it as it goes on.
+The device step takes its time by the clock and neither Python nor a core, as a step of an accelerator (`device_wait`, which
+needs a C++ compiler).  With checkpoints, its system carries the state of the preset with it, and the loop saves it as it
+goes on.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import device_wait
 from motionaura_jax import cli, config, process, train
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh, spread_batch
@@ -28,19 +30,18 @@ from motionaura_jax.systems import base
 from motionaura_jax.systems.base import Evaluation, System
 from motionaura_jax.training import checkpoint, data, optimizer, state, step
 
-_SIZE = 48  # of the matrices
 _EVERY = 10  # steps between two log lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class BusyRecipe(Recipe):
-    """`products`: how many products of small matrices make a device step."""
+    """`seconds`: how long a device step takes."""
 
-    products: int = 10_000
+    seconds: float = 0.1
 
 
 class BusySystem(System):
-    """A system whose loss keeps one core busy, and nothing else: no Python, so that the loop is not in its way.
+    """A system whose loss keeps the device busy, and nothing else.
 
     Args:
       load: arrays that are part of its state and never change.
@@ -68,16 +69,17 @@ class BusySystem(System):
     def init(self, key: Any) -> Any:
         """One weight, and room for the load."""
         load = [jnp.zeros(array.shape, array.dtype) for array in self._load]
-        return {"weight": jax.random.normal(key, (_SIZE, _SIZE))}, {"load": load}
+        return {"weight": jax.random.normal(key, (8, 8))}, {"load": load}
 
     def prepare(self, params: Any, extra: Any, batches: Any) -> Any:
         """Takes the load."""
         return params, {"load": self._load}
 
     def loss(self, params: Any, extra: Any, frozen: Any, batch: Any, key: Any, step: Any) -> Any:
-        """Computes on one core: the matrices are too small to be shared."""
-        spent = _busy(jax.lax.stop_gradient(params["weight"]), self.recipe.products)
-        loss = jnp.square(params["weight"]).mean() + 0.0 * (spent.mean() + batch["video"].mean())
+        """Waits."""
+        weight = params["weight"]
+        waited = device_wait.wait(jax.lax.stop_gradient(weight[0, 0]), self.recipe.seconds)
+        loss = jnp.square(weight @ weight).mean() + 0.0 * (waited + batch["video"].mean())
         return loss, ({}, {f"metric_{index}": loss * index for index in range(10)})
 
     def evaluate(self, params: Any, extra: Any, frozen: Any, batches: Any) -> Evaluation:
@@ -85,27 +87,9 @@ class BusySystem(System):
         return Evaluation(metrics={})
 
 
-def _busy(matrix: Any, products: Any) -> Any:
-    start = jnp.eye(_SIZE) + 0.0 * matrix
-    return jax.lax.fori_loop(0, products, lambda _, x: x @ start, start)
-
-
-def products_for(seconds: float) -> int:
-    """How many products take so long."""
-    run, matrix, count = jax.jit(_busy), jnp.eye(_SIZE), 10_000
-
-    def once() -> float:
-        begun = time.perf_counter()
-        jax.block_until_ready(run(matrix, count))
-        return time.perf_counter() - begun
-
-    once()
-    return round(count * seconds / statistics.median(once() for _ in range(20)))
-
-
-def loop(products: int, steps: int) -> dict[str, float]:
+def loop(seconds: float, steps: int) -> dict[str, float]:
     """Seconds of a step in the loop and alone, and processor seconds of the loop beyond those of the steps alone."""
-    system = BusySystem(config.build(BusyRecipe, _recipe(products, steps)))
+    system = BusySystem(config.build(BusyRecipe, _recipe(seconds, steps)))
     cpu = _train(system)
     stretches = itertools.pairwise(system.taken[_EVERY::_EVERY])
     around = statistics.median((later - earlier) / _EVERY for earlier, later in stretches)
@@ -114,10 +98,10 @@ def loop(products: int, steps: int) -> dict[str, float]:
     return {"loop": around, "alone": alone, "cpu": (cpu - cpu_alone) / steps}
 
 
-def _recipe(products: int, steps: int) -> dict[str, Any]:
+def _recipe(seconds: float, steps: int) -> dict[str, Any]:
     return {
         "system": "busy",
-        "products": products,
+        "seconds": seconds,
         "data": {"num_frames": 2, "height": 64, "width": 64, "scenes": 16, "batch_size": 2},
         "train": {"steps": steps, "log_every": _EVERY},
         "checkpoint": {"every": 10**9},
@@ -142,22 +126,22 @@ def _alone(system: BusySystem, workdir: pathlib.Path, steps: int) -> tuple[float
     batch = spread_batch(jax.sharding.get_mesh(), system.to_arrays(clips))
     one = step.make_train_step(system, optimize)
     current, metrics = one(current, {}, batch)
-    seconds, cpu = [], time.process_time()
+    taken, cpu = [], time.process_time()
     for _ in range(steps // _EVERY):
         jax.block_until_ready(metrics)
         begun = time.perf_counter()
         for _ in range(_EVERY):
             current, metrics = one(current, {}, batch)
         jax.block_until_ready(metrics)
-        seconds.append((time.perf_counter() - begun) / _EVERY)
-    return statistics.median(seconds), time.process_time() - cpu
+        taken.append((time.perf_counter() - begun) / _EVERY)
+    return statistics.median(taken), time.process_time() - cpu
 
 
-def saving(products: int, steps: int, every: int, load: Sequence[Any]) -> dict[str, float]:
+def saving(seconds: float, steps: int, every: int, load: Sequence[Any]) -> dict[str, float]:
     """Mean seconds of a step of the loop, with a checkpoint of `load` after `every` steps and without any."""
     found = {}
     for name, interval in (("never", 10**9), ("saving", every)):
-        values = _recipe(products, steps + every)
+        values = _recipe(seconds, steps + every)
         system = BusySystem(config.build(BusyRecipe, {**values, "checkpoint": {"every": interval, "keep": 1}}), load)
         _train(system)
         taken = system.taken[every + 5 :]  # the first save compiles
@@ -202,8 +186,8 @@ def main() -> None:
     args = parser.parse_args()
     cli.set_up_logging()
     process.quiet_libraries()
-    products = products_for(args.seconds)
-    around = loop(products, args.steps)
+    device_wait.register()
+    around = loop(args.seconds, args.steps)
     extra = around["loop"] / around["alone"] - 1
     print("| what | measured |\n|---|---|")
     print(f"| a step alone | {1e3 * around['alone']:.1f} ms |")
@@ -222,7 +206,7 @@ def main() -> None:
     print(
         f"| every {args.every} steps, 3 % of the time from steps of | {cost['blocked'] / (args.every * 0.03):.2f} s on |"
     )
-    steps = saving(products, args.steps, args.every, arrays)
+    steps = saving(args.seconds, args.steps, args.every, arrays)
     extra = steps["saving"] / steps["never"] - 1
     print(f"| a step of a loop that carries this state, on average | {1e3 * steps['never']:.1f} ms |")
     print(f"| and saves it every {args.every} steps | {1e3 * steps['saving']:.1f} ms, {100 * extra:+.2f} % |")
