@@ -25,11 +25,11 @@ def reference(query, key, value, mask=None):
 MASK = np.array([[True] * 4 + [False], [True] + [False] * 4])
 
 
-@pytest.mark.parametrize("rows_at_once", [8, 1000])
+@pytest.mark.parametrize("rows_at_once", [8, 5 * 21, 1000])
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_values_and_gradients(monkeypatch, rows_at_once, mask):
-    """21 queries, 8 at a time (the last chunk is partly empty) or all at once."""
-    monkeypatch.setattr(attention, "_CPU_BYTES", 4 * 2 * 3 * 5 * rows_at_once)
+    """21 queries of 6 heads: 8 of one head at a time (the last chunk is partly empty), three heads, or all at once."""
+    monkeypatch.setattr(attention, "_CPU_BYTES", 4 * 5 * rows_at_once)
     arguments = heads(21, 0), heads(5, 1), heads(5, 2)
     weight = heads(21, 3)
     wide_mask = None if mask is None else mask[:, None, None]

@@ -16,7 +16,7 @@ import optax
 from motionaura_jax import config
 from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
-from motionaura_jax.models.layers import spectral
+from motionaura_jax.models.layers import attention, spectral
 from motionaura_jax.parallel import collectives, constraints, mesh, rules
 from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.systems import base
@@ -190,6 +190,22 @@ def tower():
     return {"kinds": sorted(kinds), "times": sum(one.times for one in found), "difference": difference}
 
 
+def attention_in_parts():
+    """What attention to heads on several devices exchanges, and how it differs, where scores have room a few rows at a time."""
+    rng, results = np.random.default_rng(0), []
+    query, *context = (rng.standard_normal((2, length, 8, 6)).astype(np.float32) for length in (21, 13, 13))
+    for sizes, devices in (("data:1", jax.devices()[:1]), ("data:2,tensor:4", jax.devices())):
+        place = mesh.make_mesh(parse(sizes), devices)
+        split = jax.sharding.NamedSharding(place, jax.P("data", None, "tensor"))
+        with jax.set_mesh(place), mock.patch.object(attention, "_CPU_BYTES", 4 * 13 * 16):
+            program = (
+                jax.jit(attention.attend, in_shardings=split, out_shardings=split).lower(query, *context).compile()
+            )
+            results.append(jax.device_get(program(*jax.device_put((query, *context), split))))
+    kinds = {one.kind for one in collectives.collectives(program.as_text())}
+    return {"kinds": sorted(kinds), "difference": float(np.abs(results[1] - results[0]).max())}
+
+
 def codebook():
     """How many clips each device encodes at once for the start of a codebook, and what eight devices make other than one."""
     recipe = config.build(MBQVAERecipe, {"system": "mbq_vae", "data": tiny.SIZE, "model": tiny.TOKENIZER})
@@ -215,7 +231,7 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     system, *labels = sys.argv[1:]
     found = (
-        {"transforms": transforms(), "tower": tower(), "codebook": codebook()}
+        {"transforms": transforms(), "attention": attention_in_parts(), "tower": tower(), "codebook": codebook()}
         if system == "exchanges"
         else report(system, labels)
     )

@@ -38,6 +38,11 @@ def test_transforms_of_split_tokens_exchange_all_to_all_and_nothing_else(exchang
         assert row["difference"] < 1e-5, name
 
 
+def test_attention_to_split_heads_a_few_rows_at_a_time_exchanges_nothing(exchanges):
+    row = exchanges["attention"]
+    assert row["kinds"] == [] and row["difference"] < 1e-5
+
+
 def test_a_text_encoder_sums_its_tokens_twice_a_layer_and_moves_nothing_else_of_them(exchanges):
     row = exchanges["tower"]
     assert row["kinds"] == ["all-reduce"] and row["times"] == 2 * 2
