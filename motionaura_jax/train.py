@@ -182,8 +182,10 @@ def _steps(run: Run, watch: "Watch", first: int, last: int) -> dict[str, Any]:
             # ------------------------------------------------------------ Step
             watch.flops.add(run.state, run.frozen, batch)
             watch.profiler.before_step()
+            before = run.state
             with jax.transfer_guard("disallow"):
-                run.state, metrics = run.train_step(run.state, run.frozen, batch)
+                run.state, metrics = run.train_step(before, run.frozen, batch)
+            run.checkpoints.let_go(before)
             in_flight.add(number, metrics)
             watch.profiler.after_step(metrics)
             watch.watchdog.beat(number)

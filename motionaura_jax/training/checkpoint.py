@@ -3,6 +3,7 @@
 A step folder holds `params`, `ema` (where on), `extra`, `optimizer` and `meta`, so that inference reads only the weights.
 """
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -33,6 +34,7 @@ from motionaura_jax.weights import checksum, steps
 logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "ema", "extra", "optimizer")
+_CONSUMED = 200  # states at most, of half a kilobyte for each array
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -72,6 +74,7 @@ class Checkpoints:
         self._folder = steps.folder_of(workdir, config.folder)
         self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future[None] | None = None
+        self._consumed: collections.deque[TrainState] = collections.deque(maxlen=_CONSUMED)
         self._warned = False
         with _writing(self._folder):
             self._manager = _manager(self._folder, _preservation(config, self._known_scores))
@@ -123,6 +126,17 @@ class Checkpoints:
         step, trees = int(state.step), _items(state)
         sums = {name: checksum.begin(tree) for name, tree in trees.items()}
         self._saving = self._thread.submit(self._write, step, snapshot(trees), sums, beside)
+
+    def let_go(self, consumed: TrainState) -> None:
+        """Drops a state that a step was given, but not while a save is on its way.
+
+        Its arrays are empty, but each waits for the interpreter before it goes, and the thread that saves holds that: with a
+        thousand arrays the loop would stand still for seconds.
+        """
+        if self._saving and not self._saving.done():
+            self._consumed.append(consumed)
+        else:
+            self._consumed.clear()
 
     def _write(self, step: int, trees: Mapping[str, PyTree], sums: Mapping[str, Any], beside: Beside) -> None:
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}

@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import sys
+import weakref
 from threading import Event
 
 import jax
@@ -294,6 +295,21 @@ def test_the_loop_goes_on_while_a_save_is_written(system, tmp_path, monkeypatch)
     restored, _ = store.restore(abstract(system))
     store.close()
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_what_a_step_has_consumed_stays_while_a_save_is_written(system, tmp_path, monkeypatch):
+    store, consumed, may_write = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE), fresh(system), Event()
+    alive, write = weakref.ref(consumed), store._manager.save
+    monkeypatch.setattr(store._manager, "save", lambda *args, **named: may_write.wait(60) and write(*args, **named))
+    store.save(fresh(system), checkpoint.Beside())
+    store.let_go(consumed)
+    del consumed
+    assert alive()
+    may_write.set()
+    store.wait()
+    store.let_go(fresh(system))
+    assert not alive()
+    store.close()
 
 
 def test_the_thread_never_asks_for_the_step_at_which_a_signal_stops_all(system, tmp_path, monkeypatch):
