@@ -1,10 +1,10 @@
 """Numeric kernels against the library calls they replace, as a markdown table.
 
-    python -m benchmarks.ops [--only depthwise,conv3d,transpose,nearest] [--rounds 7]
+    python -m benchmarks.ops [--only depthwise,conv3d,transpose,nearest,attention] [--rounds 7]
 
-Convolutions are timed forward and backward (video and kernel gradients), the nearest-code search forward.  The bar is
-for the cpu ratio; "difference" is the largest between ours and the library's, over the largest value (of codes: the share
-that differs); compile seconds are ours; temporary memory is ours / library.
+Convolutions and attention are timed forward and backward (all gradients), the nearest-code search forward.  The bar is for
+the cpu ratio; "difference" is the largest between ours and the library's, over the largest value (of codes: the share that
+differs); compile seconds are ours; temporary memory is ours / library.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Compiled, compile_case, interleave, ratio
+from motionaura_jax.models.layers.attention import attend
 from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.depthwise import depthwise_conv3d
 from motionaura_jax.ops.nearest import nearest_code
@@ -47,10 +48,11 @@ class Case:
 
 
 def forward_backward(function: Callable) -> Callable:
-    """Returns (x, kernel, output gradient) -> output and both gradients."""
+    """Returns (arguments, output gradient) -> output and the gradients of all arguments."""
 
-    def run(x, kernel, grad):
-        output, pullback = jax.vjp(function, x, kernel)
+    def run(*args):
+        *inputs, grad = args
+        output, pullback = jax.vjp(function, *inputs)
         return output, *pullback(grad)
 
     return run
@@ -113,11 +115,25 @@ def nearest_cases() -> Iterator[Case]:
         )
 
 
+def attention_cases() -> Iterator[Case]:
+    """Heads of 64 channels: the demo's batch, and longer clips one at a time."""
+    for batch, tokens, heads in ((16, 256, 4), (1, 1024, 8), (1, 2560, 8)):
+        keys = jax.random.split(jax.random.key(tokens), 4)
+        yield Case(
+            name=f"attention {batch}x{tokens}x{heads}x64",
+            ours=forward_backward(attend),
+            library=forward_backward(jax.nn.dot_product_attention),
+            args=tuple(jax.random.normal(key, (batch, tokens, heads, 64)) for key in keys),
+            bar=1,
+        )
+
+
 CASES = {
     "depthwise": depthwise_cases,
     "conv3d": conv3d_cases,
     "transpose": transpose_cases,
     "nearest": nearest_cases,
+    "attention": attention_cases,
 }
 
 

@@ -34,7 +34,7 @@ from motionaura_jax.weights import checksum, steps
 logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "ema", "extra", "optimizer")
-_CONSUMED = 200  # states at most, of half a kilobyte for each array
+_CONSUMED = 64  # states at most: what is left of one takes a kilobyte for each array
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 

@@ -54,8 +54,7 @@ def _has_flash_attention() -> bool:
 def _attend_in_parts(query: Heads, key: Heads, value: Heads, mask: Bool[Array, "b k"] | None) -> Heads:
     """Attends with a few heads at a time, so that scores stay in cache; the backward pass recomputes them.
 
-    Against all at once this takes less than a quarter of the time on a CPU (1024 tokens, 8 heads), and memory linear in
-    the sequence anywhere.
+    Memory is linear in the sequence.  `benchmarks.ops --only=attention` compares with all at once.
     """
     batch, length, heads, width = query.shape
     count, rows = _parts(batch * heads, length, key.shape[1])
