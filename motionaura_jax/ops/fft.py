@@ -103,21 +103,29 @@ def seq_rfft(x: Float[Array, "b s c"]) -> tuple[Float[Array, "b u c"], Float[Arr
     return real.astype(x.dtype), imaginary.astype(x.dtype)
 
 
-def seq_irfft(real: Float[Array, "b u c"], imaginary: Float[Array, "b u c"], length: int) -> Float[Array, "b s c"]:
-    """Inverts `seq_rfft` for a sequence of `length`; the imaginary part at frequencies 0 and s/2 has no effect.
+def seq_irfft(
+    real: Float[Array, "b u c"], imaginary: Float[Array, "b u c"], length: int
+) -> tuple[Float[Array, "b s c"], Float[Array, "b s c"]]:
+    """Inverts `seq_rfft` for a sequence of `length` and returns that sequence and its mirror image, s -> -s.
 
-    A real transform forwards, of the sequence re(u) + im(u), re(u) - im(u) at u and -u, gives the same as the inverse one.
-    On a CPU it takes half the time: what has to be transposed afterwards are rows of s/2 + 1 numbers, not a power of two.
+    The imaginary part at frequencies 0 and s/2 has no effect.  A real transform forwards, of re(u) + im(u) and re(u) - im(u)
+    at u and -u, gives tokens s and -s as sum and difference of its parts.  On a CPU it takes half the time of the inverse one:
+    what has to be transposed afterwards are rows of s/2 + 1 numbers, not a power of two.
     """
     paired = (length + 1) // 2
 
-    def local(re: Array, im: Array) -> Array:
+    def local(re: Array, im: Array) -> tuple[Array, Array]:
         plus, minus = (part[:, 1:paired] for part in (re + im, re - im))
         sequence = jnp.concatenate([re[:, :1], plus, re[:, paired:], minus[:, ::-1]], axis=1)
         half = jnp.fft.rfft(sequence, axis=1, norm="ortho")
-        return jnp.concatenate([half.real + half.imag, (half.real - half.imag)[:, 1:paired][:, ::-1]], axis=1)
+        first, last = half.real + half.imag, half.real - half.imag
+        return joined(first, last), joined(last, first)
 
-    return _island(local, "buc", "bsc", "us", _wide(real), _wide(imaginary)).astype(real.dtype)
+    def joined(first: Array, last: Array) -> Array:
+        return jnp.concatenate([first, last[:, 1:paired][:, ::-1]], axis=1)
+
+    sequence, mirrored = _island(local, "buc", "bsc", "us", _wide(real), _wide(imaginary))
+    return sequence.astype(real.dtype), mirrored.astype(real.dtype)
 
 
 def mirror(x: Array, axes: Sequence[int]) -> Array:

@@ -73,11 +73,12 @@ def test_gradient_of_a_symmetric_transform_is_the_transform(size):
 @pytest.mark.parametrize("length", [6, 7])
 def test_sequence_transform_and_inverse(length):
     x = signal(2, length, 3)
-    real, imaginary, back = jax.jit(lambda a: (*fft.seq_rfft(a), fft.seq_irfft(*fft.seq_rfft(a), length)))(x)
+    real, imaginary, back, mirrored = jax.jit(lambda a: (*fft.seq_rfft(a), *fft.seq_irfft(*fft.seq_rfft(a), length)))(x)
     spectrum = np.fft.rfft(x.astype(np.float64), axis=1, norm="ortho")
     np.testing.assert_allclose(real, spectrum.real, atol=1e-5)
     np.testing.assert_allclose(imaginary, spectrum.imag, atol=1e-5)
     np.testing.assert_allclose(back, x, atol=1e-5)
+    np.testing.assert_allclose(mirrored, np.roll(x[:, ::-1], 1, axis=1), atol=1e-5)
 
 
 def test_half_precision_is_computed_in_float32():
@@ -124,10 +125,11 @@ def compiled(function, x, shape, names, spec):
     return re.findall(r"all-gather|all-to-all|all-reduce|collective-permute", program.as_text())
 
 def transforms(a):
-    return fft.re_fft2(a) + fft.hartley2(a) + fft.seq_irfft(*fft.seq_rfft(a), 6)
+    return fft.re_fft2(a) + fft.hartley2(a) + along_sequence(a)
 
 def along_sequence(a):
-    return fft.seq_irfft(*fft.seq_rfft(a), 6)
+    sequence, mirrored = fft.seq_irfft(*fft.seq_rfft(a), 6)
+    return sequence + 2 * mirrored
 
 x = np.random.default_rng(0).standard_normal((4, 6, 8)).astype(np.float32)
 assert compiled(transforms, x, (4,), ("data",), P("data")) == []

@@ -201,22 +201,19 @@ class FoldedOutput(nn.Module):
             adapters = self._products("o_lora_up", hidden, width, heads=1)
             products = [part + adapter for part, adapter in zip(products, adapters, strict=True)]
         real, imaginary = (_tokens_to_channels(part, width)[:, : length // 2 + 1] for part in products)
-        out = fft.seq_irfft(real, imaginary, length)
-        if not self.half:
-            return _channels_to_tokens(out, width)
-        columns, mirrored = (_channels_to_tokens(part, width) for part in (out, fft.seq_mirror(out)))
-        return fft.join_columns(columns, mirrored, self.features)
+        columns, mirrored = (_channels_to_tokens(out, width) for out in fft.seq_irfft(real, imaginary, length))
+        return fft.join_columns(columns, mirrored, self.features) if self.half else columns
 
     def _products(self, name: str, x: Array, width: int, heads: int) -> list[Float[Array, "b u w"]]:
         """Real and imaginary part of bins 0..S/2."""
         length, kept = x.shape[1], x.shape[1] // 2 + 1
         init, shape = nn.initializers.lecun_normal(), (x.shape[-1], width)
         even, odd = (self.param(f"{name}_{part}", init, shape) for part in ("even", "odd"))
-        positive = x[:, :kept]
-        # Bins 0 and length / 2 are their own mirror images.
-        own = [x[:, kept - 1 : kept]] if length % 2 == 0 and length > 1 else []
-        negative = jnp.concatenate([x[:, :1], x[:, kept:], *own], axis=1)
-        parts = (_heads_to_tokens(part, heads) for part in (positive + negative, positive - negative))
+        # Bins 0 and length / 2 are their own mirror images: their sum is twice themselves, their difference has no effect.
+        first, paired, middle = x[:, :1], x[:, 1 : (length + 1) // 2], x[:, (length + 1) // 2 : kept]
+        sums = jnp.concatenate([2 * first, paired + x[:, kept:], 2 * middle], axis=1)
+        differences = jnp.concatenate([first, paired - x[:, kept:], middle], axis=1)
+        parts = (_heads_to_tokens(part, heads) for part in (sums, differences))
         return [_dot(part, kernel, self.dtype) for part, kernel in zip(parts, (even, odd), strict=True)]
 
 
