@@ -60,9 +60,14 @@ def _attend_in_parts(query: Heads, key: Heads, value: Heads, mask: Bool[Array, "
     count, rows = _parts(batch * heads, length, key.shape[1])
     if count == batch * heads:
         return _attend_by_rows(query, key, value, mask, rows=rows)
-    apart = lambda x: jnp.moveaxis(x, 2, 1).reshape(-1, count, x.shape[1], 1, width)  # noqa: E731
+    # Without axes of length 1, which XLA for CPUs may order otherwise than the loop wants them, and then copies.
+    apart = lambda x: jnp.moveaxis(x, 2, 1).reshape(-1, count * x.shape[1], width)  # noqa: E731
     masks = None if mask is None else mask.repeat(heads, axis=0).reshape(-1, count, mask.shape[1])
-    some = lambda part: _attend_by_rows(*part, rows=rows)  # noqa: E731
+
+    def some(part: tuple[Array, Array, Array, Array | None]) -> Array:
+        query, key, value = (x.reshape(count, -1, 1, width) for x in part[:3])
+        return _attend_by_rows(query, key, value, part[3], rows=rows).reshape(-1, width)
+
     mixed = jax.lax.map(some, (apart(query), apart(key), apart(value), masks))
     return jnp.moveaxis(mixed.reshape(batch, heads, length, width), 1, 2)
 
