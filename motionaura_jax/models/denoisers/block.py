@@ -13,6 +13,7 @@ from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.layers import lora, spectral
 from motionaura_jax.models.layers.attention import Attention, normalize, split_heads
 from motionaura_jax.models.layers.config import LoraConfig
+from motionaura_jax.ops.dispatch import on_cpu
 from motionaura_jax.parallel import constraints
 
 Tokens = Float[Array, "b s d"]
@@ -82,7 +83,12 @@ class Modulation(nn.Module):
             if self.config.adaln == "lowrank256":
                 hidden = nn.Dense(_RANK, use_bias=False, name="down")(hidden)
             vectors = nn.Dense(width, kernel_init=zeros, name="up")(hidden)
-        return jnp.split(vectors[:, None], self.count, axis=-1)
+        return list(_evaluated(jnp.stack(jnp.split(vectors[:, None], self.count, axis=-1))))
+
+
+def _evaluated(x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """Computes `x` here on a CPU, where XLA would fuse it into all that reads it: slices of weights and sums at each token."""
+    return jax.lax.map(jax.lax.optimization_barrier, x) if on_cpu() else x
 
 
 def modulation_count(config: SpectralTransformerConfig) -> int:
