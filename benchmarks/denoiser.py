@@ -82,13 +82,18 @@ def condition(seed: int) -> Cond:
     return Cond(tokens=jax.random.normal(jax.random.key(seed), (1, *TEXT)), scalars={"fps": jnp.full(1, 8.0)})
 
 
-def forward_case(spectral: str, folded: bool) -> Callable[[], object]:
-    """One forward pass with the text read anew, each time with another copy of the weights."""
+def forward_program(spectral: str, folded: bool) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
+    """One forward pass with the text read anew, compiled, and its arguments: the weights first."""
     model, params = network(spectral, folded)
     tokens = jax.random.randint(jax.random.key(2), (1, *FORWARD_GRID), 0, SIZE["vocab_size"] + 1)
-    inputs = tokens, jnp.full(1, 0.5), condition(1)
+    arguments = params, tokens, jnp.full(1, 0.5), condition(1)
     call = lambda params, *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
-    program = jax.jit(call).lower(params, *inputs).compile()
+    return jax.jit(call).lower(*arguments).compile(), arguments
+
+
+def forward_case(spectral: str, folded: bool) -> Callable[[], object]:
+    """The pass of `forward_program`, each time with another copy of the weights."""
+    program, (params, *inputs) = forward_program(spectral, folded)
     copies = itertools.cycle([jax.tree.map(jnp.copy, params) for _ in range(COPIES)])
     return lambda: jax.block_until_ready(program(next(copies), *inputs))
 
