@@ -20,7 +20,7 @@ import jax
 from benchmarks import denoiser
 from motionaura_jax import process
 
-OPERATION = re.compile(r'%([\w.\-]+) = (\S+) (?!while).*?op_name="([^"]*)"')
+OPERATION = re.compile(r'%([\w.\-]+) = (\w+\[\S+) .*?op_name="([^"]*)"')
 
 
 def traced(call: Callable[[], object], passes: int) -> dict[str, tuple[float, int]]:

@@ -86,10 +86,10 @@ PRESETS = {
         "optimizer.learning_rate": 4e-3,
         "optimizer.b2": 0.96,
         "optimizer.warmup_steps": 30,
-        "train.steps": 650,
+        "train.steps": 600,
         "train.ema_decay": 0.98,
         "checkpoint.every": 100,
-        "evaluate.every": 130,
+        "evaluate.every": 150,
         "sample.num_inference_steps": 16,
     },
     # The same clips in three lengths, one network.
