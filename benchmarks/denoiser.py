@@ -4,7 +4,8 @@
 
 Width 512, 8 heads, 8 blocks, MLP x4, 8192 codes, 180 x 4096 text features, float32; random weights, as only the
 arithmetic counts.  Ours has the default settings; "naive" is the same network with whole complex FFTs.  The torch twin is
-left out where torch is missing.  All cases of a table are interleaved in this process; judge by CPU seconds.
+left out where torch is missing.  All cases of a table are interleaved in this process; judge by CPU seconds.  The forward
+pass rotates copies of its weights, 8 GB in all.
 """
 
 import argparse
