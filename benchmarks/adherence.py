@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from motionaura_jax import cli
-from motionaura_jax.limits import Count, Several
+from motionaura_jax.core import cli
+from motionaura_jax.core.limits import Count, Several
 
 PREFIX = "--sample."
 SHEET_ROWS = 16
@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(
     checkpoint: str, tokenizer: str, count: int, seeds: int, sheet: pathlib.Path, flags: Sequence[str]
 ) -> dict[str, Any]:
-    from motionaura_jax import config
+    from motionaura_jax.core import config
     from motionaura_jax.data.media import contact_sheet
-    from motionaura_jax.metrics.adherence import HEADER, cells
     from motionaura_jax.pipelines import adherence
     from motionaura_jax.pipelines.text_to_video import TextToVideo
+    from motionaura_jax.scenes.adherence import HEADER, cells
 
     started = time.perf_counter()
     pipeline = TextToVideo(checkpoint, tokenizer)

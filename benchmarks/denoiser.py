@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Timing, interleave
-from motionaura_jax import config, process
+from motionaura_jax.core import config, process
+from motionaura_jax.core.types import Cond
 from motionaura_jax.diffusion.absorbing import Absorbing
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.samplers import Confidence, sample
@@ -38,7 +39,6 @@ from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransfo
 from motionaura_jax.ops import fft
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import optimizer, state, step
-from motionaura_jax.types import Cond
 
 SIZE: dict[str, Any] = {"vocab_size": 8192, "width": 512, "heads": 8, "blocks": 8}
 TEXT = (180, 4096)

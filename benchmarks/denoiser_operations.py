@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 
 from benchmarks import denoiser
-from motionaura_jax import process
+from motionaura_jax.core import process
 
 OPERATION = re.compile(r'%([\w.\-]+) = (\w+\[\S+) .*?op_name="([^"]*)"')
 

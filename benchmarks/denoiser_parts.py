@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from benchmarks import denoiser
 from benchmarks.timing import Timing, compile_case, interleave
-from motionaura_jax import process
+from motionaura_jax.core import process
 from motionaura_jax.models.denoisers.block import Mlp
 from motionaura_jax.models.layers import rotary, spectral
 from motionaura_jax.models.layers.attention import attend, normalize

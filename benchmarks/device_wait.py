@@ -13,7 +13,7 @@ import tempfile
 import jax
 from jaxtyping import Array, Float
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 
 _TARGET = "benchmark_device_wait"
 _SOURCE = """

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import device_wait
-from motionaura_jax import cli, config, process, train
+from motionaura_jax import train
+from motionaura_jax.core import cli, config, process
+from motionaura_jax.core.recipe import CheckpointConfig, Recipe
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh, spread_batch
-from motionaura_jax.recipe import CheckpointConfig, Recipe
 from motionaura_jax.systems import base
 from motionaura_jax.systems.base import Evaluation, System
 from motionaura_jax.training import checkpoint, data, optimizer, state, step

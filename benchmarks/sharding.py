@@ -12,7 +12,7 @@ and bytes are upper bounds.
 import argparse
 import resource
 
-from motionaura_jax import config
+from motionaura_jax.core import config
 from motionaura_jax.parallel.config import parse
 from motionaura_jax.planning import estimate, questions
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from motionaura_jax import config, process
+from motionaura_jax.core import config, process
 from motionaura_jax.data.loader import Batch as Clips
 from motionaura_jax.data.media import write_json
 from motionaura_jax.systems.base import Batch

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from motionaura_jax.cli import COMMANDS
+from motionaura_jax.core.cli import COMMANDS
 
 
 def seconds(*arguments: str) -> float:

@@ -21,11 +21,11 @@ import time
 import jax
 
 from benchmarks.plain_vqvae import PlainSystem
-from motionaura_jax import config, process
+from motionaura_jax.core import config, process
 from motionaura_jax.data.manifest import read_manifest
 from motionaura_jax.data.media import contact_sheet, write_json, write_text, write_video
 from motionaura_jax.data.video import probe, read_clip
-from motionaura_jax.report import curve
+from motionaura_jax.pipelines.page import curve
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import optimizer, state, step
 from motionaura_jax.training.data import TrainingData

@@ -22,9 +22,9 @@ def ours(spectral: str, folded: bool) -> Callable[[], object]:
     """One forward pass of the exported module, with the text read anew."""
     import torch
 
+    from motionaura_jax.exporters.pytorch.modeling_spectral_transformer import SpectralTransformer
+    from motionaura_jax.exporters.pytorch.settings import denoiser_settings
     from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
-    from motionaura_jax.torch_export.modeling_spectral_transformer import SpectralTransformer
-    from motionaura_jax.torch_export.settings import denoiser_settings
 
     config = SpectralTransformerConfig(spectral=spectral, text_len=TEXT[0], text_dim=TEXT[1], **SIZE)  # type: ignore[arg-type]
     network = SpectralTransformer(SpectralTransformer.Config(**denoiser_settings(config))).eval()

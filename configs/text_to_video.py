@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from motionaura_jax.config import compose
+from motionaura_jax.core.config import compose
 from motionaura_jax.models.denoisers.config import FAITHFUL
 from motionaura_jax.models.denoisers.config import PRESETS as MODELS
 

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from motionaura_jax.config import compose
+from motionaura_jax.core.config import compose
 from motionaura_jax.models.autoencoders.config import PRESETS as MODELS
 
 BASE = {"system": "mbq_vae"}

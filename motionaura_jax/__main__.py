@@ -2,6 +2,6 @@
 
 import sys
 
-from motionaura_jax.cli import main
+from motionaura_jax.core.cli import main
 
 sys.exit(main())

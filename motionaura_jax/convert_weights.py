@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from motionaura_jax import cli
-from motionaura_jax.errors import UserError
+from motionaura_jax.core import cli
+from motionaura_jax.core.errors import UserError
 
 _BESIDE = (".json", ".model", ".txt")  # settings and tokenizer files, which go along
 
@@ -59,7 +59,7 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _unpickle(source: pathlib.Path, target: pathlib.Path) -> None:
-    command = [sys.executable, "-m", "motionaura_jax.torch_export.unpickle", str(source), str(target)]
+    command = [sys.executable, "-m", "motionaura_jax.exporters.pytorch.unpickle", str(source), str(target)]
     child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or ["it ended without a word"])[-1]

@@ -16,12 +16,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from motionaura_jax import assets, cli, demo_page
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Count, Several
+from motionaura_jax import assets
+from motionaura_jax.core import cli
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Count, Several
+from motionaura_jax.pipelines import demo_page
 
 if TYPE_CHECKING:
-    from motionaura_jax.recipe import Recipe
+    from motionaura_jax.core.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def _demo(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
 
 
 def _from_scratch(flags: Sequence[str], tokenizer: pathlib.Path) -> dict[str, "Recipe"]:
-    from motionaura_jax import config
+    from motionaura_jax.core import config
 
     values = {stage: config.read(location) for stage, location in CONFIGS.items()}
     values["denoiser"]["tokenizer"] = str(tokenizer)
@@ -71,7 +73,7 @@ def _continue(flags: Sequence[str]) -> dict[str, "Recipe"]:
         if flag.startswith("--tokenizer."):
             raise UserError(f"{flag}: --continue takes the tokenizer as it is; leave this flag out")
 
-    from motionaura_jax import config
+    from motionaura_jax.core import config
     from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
     from motionaura_jax.weights import load, release
 
@@ -88,7 +90,7 @@ def _continue(flags: Sequence[str]) -> dict[str, "Recipe"]:
 
 def _recipe(stage: str, values: Mapping[str, Any], flags: Sequence[str]) -> "Recipe":
     """Applies the flags of one stage to `values`."""
-    from motionaura_jax import config
+    from motionaura_jax.core import config
     from motionaura_jax.systems import base
 
     prefix = f"--{stage}."

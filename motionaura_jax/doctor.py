@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import motionaura_jax
-from motionaura_jax import cli
+from motionaura_jax.core import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,9 +12,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from motionaura_jax import cli
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Count, Natural, Positive
+from motionaura_jax.core import cli
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Count, Natural, Positive
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from motionaura_jax import cli
+from motionaura_jax.core import cli
 from motionaura_jax.parallel import config as meshes
 from motionaura_jax.planning import machines
 from motionaura_jax.planning.machines import GIB
@@ -30,7 +30,7 @@ def estimate(location: str, overrides: Sequence[str], mesh: str, device: str) ->
       UserError: a config, a mesh or a device that does not work.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing here needs an accelerator, which another run may be using
-    from motionaura_jax import config
+    from motionaura_jax.core import config
     from motionaura_jax.planning import estimate, questions
     from motionaura_jax.planning.advice import advise
 

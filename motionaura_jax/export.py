@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import motionaura_jax
-from motionaura_jax import cli
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Count
+from motionaura_jax.core import cli
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Count
 
 if TYPE_CHECKING:
     from motionaura_jax.weights.load import Loaded
@@ -113,7 +113,7 @@ def _trace_on_cpu() -> None:
 
 
 def _require_torch() -> None:
-    from motionaura_jax.torch_export.compare import can_compare
+    from motionaura_jax.exporters.pytorch.compare import can_compare
 
     if not can_compare():
         raise UserError(
@@ -137,8 +137,8 @@ def _write_release(
 def _write_pytorch(
     folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
 ) -> None:
-    from motionaura_jax.torch_export import writer
-    from motionaura_jax.torch_export.compare import compare
+    from motionaura_jax.exporters.pytorch import writer
+    from motionaura_jax.exporters.pytorch.compare import compare
 
     files = writer.Files(dtype=args.dtype, shard_bytes=args.max_shard_bytes)
     tokenizer = parts.get("tokenizer", model)
@@ -157,7 +157,7 @@ def _write_pytorch(
 def _write_stablehlo(
     folder: pathlib.Path, model: "Loaded", parts: Mapping[str, "Loaded"], args: argparse.Namespace
 ) -> None:
-    from motionaura_jax import stablehlo
+    from motionaura_jax.exporters import stablehlo
 
     stablehlo.write(folder, model, parts.get("tokenizer", model), _meta(model))
 
@@ -256,7 +256,7 @@ def _meta(model: "Loaded", tokenizer: str = "") -> dict[str, Any]:
     """
     import jax
 
-    from motionaura_jax import config
+    from motionaura_jax.core import config
     from motionaura_jax.weights import release
 
     recipe = release.without_places(config.to_dict(model.recipe))

@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from motionaura_jax import cli
-from motionaura_jax.limits import Count
+from motionaura_jax.core import cli
+from motionaura_jax.core.limits import Count
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import motionaura_jax
-from motionaura_jax import assets, cli
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Count, KeySeed, Natural, NonNegative, OneOrMore, Positive, PositiveShare
+from motionaura_jax import assets
+from motionaura_jax.core import cli
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Count, KeySeed, Natural, NonNegative, OneOrMore, Positive, PositiveShare
 
 if TYPE_CHECKING:
     from motionaura_jax.pipelines.prompts import Prompt

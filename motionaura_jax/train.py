@@ -13,20 +13,20 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from motionaura_jax import cli
-from motionaura_jax.limits import Count, Natural
+from motionaura_jax.core import cli
+from motionaura_jax.core.limits import Count, Natural
 
 if TYPE_CHECKING:
-    from motionaura_jax.recipe import Recipe
+    from motionaura_jax.core.recipe import Recipe
     from motionaura_jax.systems.base import System
     from motionaura_jax.training.checkpoint import Checkpoints
     from motionaura_jax.training.data import TrainingData
-    from motionaura_jax.training.goodput import Goodput
-    from motionaura_jax.training.progress import TrainingProgress
+    from motionaura_jax.training.monitoring.goodput import Goodput
+    from motionaura_jax.training.monitoring.progress import TrainingProgress
+    from motionaura_jax.training.monitoring.watch import Watch
+    from motionaura_jax.training.monitoring.writers import MetricWriter
     from motionaura_jax.training.state import TrainState
     from motionaura_jax.training.step import StepFunction
-    from motionaura_jax.training.watch import Watch
-    from motionaura_jax.training.writers import MetricWriter
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def fit(system: "System", workdir: pathlib.Path, *, override: bool = False) -> d
 
     from motionaura_jax.parallel.mesh import make_mesh
     from motionaura_jax.training import lock
-    from motionaura_jax.training.goodput import Goodput
+    from motionaura_jax.training.monitoring.goodput import Goodput
 
     with contextlib.ExitStack() as closing:
         closing.enter_context(jax.set_mesh(make_mesh(system.recipe.mesh)))
@@ -85,8 +85,9 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
 
     from motionaura_jax.data.windows import SkippedWindows
     from motionaura_jax.parallel import mesh as meshes
-    from motionaura_jax.training import checkpoint, data, optimizer, provenance, state, step, writers
+    from motionaura_jax.training import checkpoint, data, optimizer, provenance, state, step
     from motionaura_jax.training import workdir as workdirs
+    from motionaura_jax.training.monitoring import writers
     from motionaura_jax.weights import steps
     from motionaura_jax.weights.load import load_recipe, load_start
 
@@ -143,9 +144,9 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
 def _loop(run: Run, first: int, last: int) -> dict[str, Any]:
     """Trains to step `last`, back from the last checkpoint wherever loss or gradient does not stay finite."""
     from motionaura_jax.training import state
+    from motionaura_jax.training.monitoring.watch import watching
+    from motionaura_jax.training.monitoring.writers import MetricWriter
     from motionaura_jax.training.recovery import NonFiniteStreak
-    from motionaura_jax.training.watch import watching
-    from motionaura_jax.training.writers import MetricWriter
 
     with watching(run.system, run.workdir, run.data, run.checkpoints, first) as watch:
         while True:
@@ -291,7 +292,7 @@ def _train(
     location: str, overrides: Sequence[str], workdir: pathlib.Path, override: bool, place: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Trains together with the other processes of the run."""
-    from motionaura_jax import config
+    from motionaura_jax.core import config
     from motionaura_jax.parallel import cluster, distributed, preflight
     from motionaura_jax.planning import exhaustion
     from motionaura_jax.systems import base

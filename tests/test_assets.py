@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from motionaura_jax import assets, sample
-from motionaura_jax.data.scene_reader import read_scene
-from motionaura_jax.data.scene_set import PRESETS, held_out_prompts
 from motionaura_jax.pipelines.adherence import measure, prompts_for
 from motionaura_jax.pipelines.text_to_video import TextToVideo
+from motionaura_jax.scenes.dataset import PRESETS, held_out_prompts
+from motionaura_jax.scenes.reader import read_scene
 
 
 def test_the_committed_model_draws_a_prompt_that_it_was_never_trained_on(tmp_path):

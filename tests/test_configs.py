@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from motionaura_jax import config
-from motionaura_jax.errors import UserError
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.denoisers.config import PRESETS as MODELS
 from motionaura_jax.systems import base

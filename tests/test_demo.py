@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from motionaura_jax import assets, config, demo, demo_page, export, train
-from motionaura_jax.data import scenes
-from motionaura_jax.pipelines import adherence, text_to_video
+from motionaura_jax import assets, demo, export, train
+from motionaura_jax.core import config
+from motionaura_jax.pipelines import adherence, demo_page, text_to_video
 from motionaura_jax.pipelines.text_to_video import TextToVideo
+from motionaura_jax.scenes import renderer as scenes
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from tests.systems import tiny
 

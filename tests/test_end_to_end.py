@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from motionaura_jax.data import scene_set
 from motionaura_jax.data.video import read_video
+from motionaura_jax.scenes import dataset
 from tests import compilation
 from tests.processes import finish, kill, start
 from tests.systems import tiny
@@ -18,7 +18,7 @@ def videos(tmp_path_factory):
     """Twelve clips with captions and a file that is none, all larger and longer than what is trained on."""
     folder = tmp_path_factory.mktemp("videos")
     size = {"num_frames": 8, "height": 48, "width": 40}
-    scene_set.write_scenes(folder, count=12, split="train", options=scene_set.PRESETS["easy"], fps=8.0, **size)
+    dataset.write_scenes(folder, count=12, split="train", options=dataset.PRESETS["easy"], fps=8.0, **size)
     (folder / "broken.mp4").write_bytes(b"\0" * 100)
     return folder
 

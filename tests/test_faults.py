@@ -11,11 +11,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from motionaura_jax import train
-from motionaura_jax.data import scene_set
 from motionaura_jax.parallel.hub import free_port
+from motionaura_jax.scenes import dataset
 from motionaura_jax.training import checkpoint, step
 from motionaura_jax.training.data import TrainingData
-from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.training import killed
 
@@ -26,8 +26,8 @@ SPEED = ("per_second", "goodput", "badput", "memory_gb")
 def clips(tmp_path_factory):
     """Ten small clips with captions."""
     folder = tmp_path_factory.mktemp("clips")
-    options = scene_set.PRESETS["easy"]
-    scene_set.write_scenes(folder, count=10, split="train", options=options, num_frames=4, height=16, width=16, fps=8.0)
+    options = dataset.PRESETS["easy"]
+    dataset.write_scenes(folder, count=10, split="train", options=options, num_frames=4, height=16, width=16, fps=8.0)
     return folder
 
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax import config, train
-from motionaura_jax.data import scene_set
-from motionaura_jax.errors import UserError
+from motionaura_jax import train
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.scenes import dataset
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.weights import steps
 from tests.systems import tiny
@@ -19,8 +20,8 @@ from tests.training.toy import ToyRecipe, ToySystem
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "train"
-    options = scene_set.PRESETS["easy"]
-    scene_set.write_scenes(folder, count=6, split="train", options=options, num_frames=4, height=16, width=16, fps=8.0)
+    options = dataset.PRESETS["easy"]
+    dataset.write_scenes(folder, count=6, split="train", options=options, num_frames=4, height=16, width=16, fps=8.0)
     return folder
 
 

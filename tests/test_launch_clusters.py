@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motionaura_jax import cli, config
+from motionaura_jax.core import cli, config
 from motionaura_jax.parallel import cluster, wire
 from motionaura_jax.systems import base
 from tests.test_launch import Checkout, one_error

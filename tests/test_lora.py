@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from motionaura_jax import config, export, sample, train
-from motionaura_jax.data import scene_set
-from motionaura_jax.errors import UserError
+from motionaura_jax import export, sample, train
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import leaf_types, parted
+from motionaura_jax.scenes import dataset
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.training import optimizer, state
-from motionaura_jax.trees import leaf_types, parted
 from motionaura_jax.weights import adapter as adapters
 from motionaura_jax.weights import steps
 from motionaura_jax.weights.checksum import digest
@@ -27,9 +28,9 @@ LORA = {"rank": 4, "targets": ["q", "k", "o"]}
 def runs(tmp_path_factory):
     """A model, and the run that adapts it."""
     folder = tmp_path_factory.mktemp("runs")
-    options = scene_set.PRESETS["easy"]
+    options = dataset.PRESETS["easy"]
     size = {"num_frames": 4, "height": 16, "width": 16, "fps": 8.0}
-    scene_set.write_scenes(folder / "scenes", count=6, split="train", options=options, **size)
+    dataset.write_scenes(folder / "scenes", count=6, split="train", options=options, **size)
     tiny.save_tokenizer(folder / "tokenizer")
     tiny.save_untrained(folder / "base", noise=0.5, **tiny.text_to_video(folder / "tokenizer"))
     fit(values(folder), folder / "adapted")

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax import config, train
-from motionaura_jax.data import scene_set
-from motionaura_jax.errors import UserError
+from motionaura_jax import train
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.scenes import dataset
 from motionaura_jax.systems import mbq_vae
 from motionaura_jax.training import data, prefetch, workdir
-from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.systems import tiny
 from tests.training.toy import ToyRecipe, ToySystem
@@ -26,8 +27,8 @@ from tests.training.toy import ToyRecipe, ToySystem
 def scenes(tmp_path_factory):
     """A folder of eight small mp4 files with captions."""
     folder = tmp_path_factory.mktemp("scenes") / "train"
-    scene_set.write_scenes(
-        folder, count=8, split="train", options=scene_set.PRESETS["easy"], num_frames=4, height=32, width=32, fps=8.0
+    dataset.write_scenes(
+        folder, count=8, split="train", options=dataset.PRESETS["easy"], num_frames=4, height=32, width=32, fps=8.0
     )
     return folder
 

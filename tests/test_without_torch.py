@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from motionaura_jax.data import scene_set
+from motionaura_jax.scenes import dataset
 from tests import compilation
 from tests.models import published
 from tests.test_demo import DENOISER, SIZE, TOKENIZER
@@ -18,7 +18,7 @@ from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] == "torch" else find(name, *rest)
 assert importlib.util.find_spec("torch") is None
-from motionaura_jax import cli
+from motionaura_jax.core import cli
 for name, *flags in json.loads(sys.argv[1]):
     assert cli.main([name, *flags]) == 0, name
 assert "torch" not in sys.modules
@@ -27,9 +27,9 @@ assert "torch" not in sys.modules
 
 @pytest.mark.slow
 def test_the_whole_pipeline_runs_without_torch(root, tmp_path):
-    scenes = scene_set.PRESETS["easy"]
+    scenes = dataset.PRESETS["easy"]
     size = {"num_frames": 4, "height": 16, "width": 16}
-    scene_set.write_scenes(tmp_path / "videos", count=4, split="train", options=scenes, fps=8.0, **size)
+    dataset.write_scenes(tmp_path / "videos", count=4, split="train", options=scenes, fps=8.0, **size)
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     published.write_t5(tmp_path / "t5")
     keys = [

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_json
-from motionaura_jax.errors import UserError
 
 META, SUFFIX = "cache.json", ".arrayrecord"
 SHARD = 1024

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, Count, Positive
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Checked, Count, Positive
 
 MAX_PERIOD = 10_000
 

@@ -16,12 +16,12 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.buckets import Bucket, Schedule
 from motionaura_jax.data.clips import Crop, load_frames, sample_record, sample_rng
 from motionaura_jax.data.frames import to_float
 from motionaura_jax.data.manifest import Record
 from motionaura_jax.data.video import VideoError, check_duration, probe
-from motionaura_jax.errors import UserError
 
 MAX_ATTEMPTS = 100
 """Bad files in a row, for one sample, after which loading gives up."""

@@ -11,8 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from motionaura_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 

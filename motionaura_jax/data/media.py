@@ -19,8 +19,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.data.frames import KERNEL
-from motionaura_jax.errors import UserError, nearest
 
 OUTPUT_SUFFIXES = (".mp4", ".gif", ".npz", ".png")
 

@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.frames import (
     UPRIGHT,
     FrameConverter,
@@ -32,7 +33,6 @@ from motionaura_jax.data.frames import (
     resize_crop,
 )
 from motionaura_jax.data.timeline import MARGINS, Clock, TimedDecoder, frames_from, hold
-from motionaura_jax.errors import UserError
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.diffusion.schedules import Schedule
-from motionaura_jax.errors import UserError
 from motionaura_jax.ops.cross_entropy import cross_entropy
 
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.diffusion.categorical import Scalar
 from motionaura_jax.diffusion.samplers import Denoise
-from motionaura_jax.errors import UserError
-from motionaura_jax.types import PyTree
 
 Model = Callable[[Int[Array, "n t h w"], Float[Array, " n"], PyTree], Float[Array, "n t h w k"]]
 """`(x_t, m, cond) -> logits`, where every leaf of `cond` leads with the batch."""

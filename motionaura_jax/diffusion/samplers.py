@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.diffusion.categorical import Scalar, draw, gumbel, log_prob
 from motionaura_jax.diffusion.orders import halton_order, random_order
 from motionaura_jax.diffusion.schedules import Cosine, Schedule
-from motionaura_jax.errors import UserError
 
 Denoise = Callable[[Int[Array, "b t h w"], Float[Array, " b"], Float[Array, ""]], Float[Array, "b t h w k"]]
 """`(x_t, m, progress) -> logits` over the codes without MASK.

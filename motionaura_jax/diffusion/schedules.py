@@ -7,7 +7,7 @@ from typing import Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.core.errors import UserError, nearest
 
 _ROUNDING = 1.0 - 2.0**-20  # u = k/T in float32 times T may exceed k, which must still be step k
 

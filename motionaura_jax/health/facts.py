@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from motionaura_jax import process
+from motionaura_jax.core import process
 from motionaura_jax.health import installation, machine
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
-from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.core.errors import UserError, nearest
 
 
 def on_cpu() -> bool:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, Count, Natural
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Checked, Count, Natural
 
 VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from typing import Annotated
 
-from motionaura_jax.errors import UserError, nearest
-from motionaura_jax.limits import Checked, Count, Limit
+from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core.limits import Checked, Count, Limit
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 """Names of the mesh axes, from the one that talks least to the ones that talk in every layer."""

@@ -10,9 +10,9 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import rules
 from motionaura_jax.parallel.mesh import BATCH, batch_shards
-from motionaura_jax.types import PyTree
 
 Axes = str | tuple[str, ...] | None
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel import cluster, wire
 from motionaura_jax.parallel.hub import Hub, Member, free_port
 from motionaura_jax.parallel.link import Link

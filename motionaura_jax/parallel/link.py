@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel import wire
 from motionaura_jax.parallel.hub import PATIENCE, Member, interval
 

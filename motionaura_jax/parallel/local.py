@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import BATCH, batch_sharding, make_mesh
-from motionaura_jax.types import PyTree
 
 
 def by_rows(function: Callable[[Any, Any], Any], weights: PyTree) -> Callable[[np.ndarray], np.ndarray]:

@@ -10,9 +10,9 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel.config import AXES, MeshConfig
-from motionaura_jax.types import PyTree
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from motionaura_jax import __version__
-from motionaura_jax.errors import UserError, shown
+from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.parallel import distributed
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from motionaura_jax.trees import path_name
-from motionaura_jax.types import PyTree
+from motionaura_jax.core.trees import path_name
+from motionaura_jax.core.types import PyTree
 
 Axes = str | tuple[str, ...] | None
 

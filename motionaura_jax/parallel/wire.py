@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 
 AGAIN, FAILED = 75, 2
 """Exit status that asks a launcher for another start, as where a process is gone, and that of an error."""

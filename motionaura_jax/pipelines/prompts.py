@@ -5,7 +5,7 @@ import json
 import logging
 from pathlib import Path
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, Key, UInt8, UInt32
 
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.frames import to_uint8
-from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.padding import crop
 from motionaura_jax.models.autoencoders.tiling import tiled_decode
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
@@ -26,7 +27,6 @@ from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, TextToVideoRecipe, make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
-from motionaura_jax.types import Latent, PyTree
 from motionaura_jax.weights import adapter, hub, steps
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import load

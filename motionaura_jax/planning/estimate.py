@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

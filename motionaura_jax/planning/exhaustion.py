@@ -6,13 +6,13 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.parallel.config import shown
 from motionaura_jax.planning.advice import advise
 from motionaura_jax.planning.estimate import ask
 from motionaura_jax.planning.machines import GIB
 from motionaura_jax.planning.questions import of_recipe
-from motionaura_jax.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 

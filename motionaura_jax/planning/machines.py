@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.core.errors import UserError, nearest
 
 USABLE = 0.92
 """Share of a device's memory that a program can have; drivers, libraries and fragmentation take the rest."""

@@ -15,14 +15,15 @@ from typing import Any
 
 import jax
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import collectives
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
 from motionaura_jax.planning.estimate import Estimate, Question
 from motionaura_jax.systems import base
-from motionaura_jax.training import flops, optimizer, state, step
-from motionaura_jax.types import PyTree
+from motionaura_jax.training import optimizer, state, step
+from motionaura_jax.training.monitoring import flops
 
 
 def measure(question: Question) -> Estimate:

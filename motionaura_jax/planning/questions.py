@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from motionaura_jax import config
+from motionaura_jax.core import config
+from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.parallel.config import AXES, MeshConfig
 from motionaura_jax.planning.estimate import Question
-from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems import base
 
 

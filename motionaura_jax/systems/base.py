@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from motionaura_jax import config
-from motionaura_jax import recipe as recipes
-from motionaura_jax.errors import UserError, nearest
-from motionaura_jax.types import PyTree
+from motionaura_jax.core import config
+from motionaura_jax.core import recipe as recipes
+from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core.types import PyTree
 
 Batch = Mapping[str, Any]
 """Arrays with the global batch leading: `video` (b t h w 3) in [-1, 1], `fps` (b,), `sample` (b,) row in the step."""

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Checked, NonNegative, Share
+from motionaura_jax.core.recipe import Recipe
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.frames import to_uint8
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, NonNegative, Share
 from motionaura_jax.metrics.frame import psnr, ssim
 from motionaura_jax.models.autoencoders import codebook, quantizers
 from motionaura_jax.models.autoencoders.config import DiscriminatorConfig, MaskConfig, MBQVAEConfig
@@ -29,9 +31,7 @@ from motionaura_jax.models.features import squeezenet
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.parallel import constraints
 from motionaura_jax.parallel.mesh import batch_shards
-from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems.base import Batch, Evaluation, System
-from motionaura_jax.types import PyTree
 
 PREPARATION_VECTORS = 65536  # encoder outputs that the k-means start looks at
 

@@ -23,12 +23,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from motionaura_jax import __version__
-from motionaura_jax.errors import UserError, nearest
+from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core.recipe import CheckpointConfig
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import distributed
-from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training.snapshot import snapshot
 from motionaura_jax.training.state import TrainState
-from motionaura_jax.types import PyTree
 from motionaura_jax.weights import checksum, steps
 
 logger = logging.getLogger(__name__)

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from motionaura_jax.data import scene_set
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.windows import SkippedWindows
-from motionaura_jax.errors import UserError
 from motionaura_jax.parallel import distributed
-from motionaura_jax.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
+from motionaura_jax.scenes import dataset
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def forget(workdir: pathlib.Path) -> None:
     """Removes what a start that reached no checkpoint left of its data: rendered scenes and the list of bad files."""
     for listed in workdir.glob("rejected*.jsonl"):
         listed.unlink()
-    for marker in (workdir / SCENES).glob(f"*/{scene_set.MARKER}"):
+    for marker in (workdir / SCENES).glob(f"*/{dataset.MARKER}"):
         shutil.rmtree(marker.parent)
 
 
@@ -173,11 +173,11 @@ def _records(data: DataConfig, evaluate: EvaluateConfig, workdir: pathlib.Path) 
 def _render(data: DataConfig, folder: pathlib.Path, split: str, count: int) -> list[Record]:
     """Records of rendered scenes; of several processes the first renders, and the others wait for it."""
     if distributed.is_primary():
-        scene_set.write_scenes(
+        dataset.write_scenes(
             folder,
             count=count,
             split=split,
-            options=scene_set.PRESETS[data.scene_style],
+            options=dataset.PRESETS[data.scene_style],
             num_frames=data.num_frames,
             height=data.height,
             width=data.width,

@@ -7,10 +7,10 @@ import jax
 import optax
 import optax.contrib
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.recipe import OptimizerConfig, ParamGroup
-from motionaura_jax.trees import path_name
-from motionaura_jax.types import PyTree
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import OptimizerConfig, ParamGroup
+from motionaura_jax.core.trees import path_name
+from motionaura_jax.core.types import PyTree
 
 # Layers stacked by a scan carry a leading axis, so that dimensions alone do not tell a gain from a matrix.
 _NOT_DECAYED = frozenset({"bias", "scale", "gain", "table", "filter", "null", "codebook", "embedding", "relative_bias"})

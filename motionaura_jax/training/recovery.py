@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.data.media import write_json
-from motionaura_jax.errors import UserError
-from motionaura_jax.recipe import Recipe
 from motionaura_jax.training.checkpoint import Beside, Checkpoints
 from motionaura_jax.training.data import TrainingData
 from motionaura_jax.training.state import TrainState

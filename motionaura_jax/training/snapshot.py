@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, Sharding
 
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import rules
-from motionaura_jax.types import PyTree
 
 
 def snapshot(tree: PyTree) -> PyTree:

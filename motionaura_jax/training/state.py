@@ -10,11 +10,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from motionaura_jax.core.trees import parted
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import rules
 from motionaura_jax.parallel.config import shown
 from motionaura_jax.systems.base import System
-from motionaura_jax.trees import parted
-from motionaura_jax.types import PyTree
 
 logger = logging.getLogger(__name__)
 

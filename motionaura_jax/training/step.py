@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.training.state import TrainState
-from motionaura_jax.trees import joined, parted
-from motionaura_jax.types import PyTree
 
 _NO_SAMPLE = 2**32 - 1  # the key of what belongs to the step, not to one of its samples
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from motionaura_jax import config
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.data.media import write_json
-from motionaura_jax.errors import UserError
 from motionaura_jax.parallel import distributed
-from motionaura_jax.recipe import Recipe
 from motionaura_jax.training import data
 from motionaura_jax.weights import steps
 

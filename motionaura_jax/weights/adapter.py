@@ -1,6 +1,6 @@
 """Adapters as files, in the form of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
-Names are those of our transformer in torch (`torch_export`), e.g.
+Names are those of our transformer in torch (`exporters.pytorch`), e.g.
 `base_model.model.blocks.0.self_attention.input.to_q.lora_A.weight`.  An adapter belongs to the weights that it was trained
 on, which a hash names.
 """
@@ -13,13 +13,13 @@ from typing import Any
 import jax
 
 import motionaura_jax
-from motionaura_jax import config
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.media import write_json
-from motionaura_jax.errors import UserError
 from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.systems import base
-from motionaura_jax.trees import joined, parted
-from motionaura_jax.types import PyTree
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.layout import export_tensors, import_tensors
 from motionaura_jax.weights.load import Loaded

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from motionaura_jax.types import PyTree
+from motionaura_jax.core.types import PyTree
 
 _ODD = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)  # 2^32 over the golden ratio, and a prime
 

@@ -18,9 +18,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.trees import leaf_types, path_name
-from motionaura_jax.types import PyTree
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import leaf_types, path_name
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights import release
 from motionaura_jax.weights.layout import Layout, export_tensors, import_tensors
 from motionaura_jax.weights.maps.mbq_vae import MBQ_VAE

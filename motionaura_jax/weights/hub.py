@@ -8,7 +8,7 @@ import re
 from os import PathLike, fspath
 from pathlib import Path
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.trees import path_name
-from motionaura_jax.types import PyTree
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import path_name
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights.tensors import TensorFiles, listed
 
 View = Callable[[np.ndarray], np.ndarray]

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from motionaura_jax import config
-from motionaura_jax.errors import UserError
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import Recipe
+from motionaura_jax.core.trees import parted
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
-from motionaura_jax.recipe import Recipe
 from motionaura_jax.systems import base
-from motionaura_jax.trees import parted
-from motionaura_jax.types import PyTree
 from motionaura_jax.weights import exported, hub, release, steps
 
 R = TypeVar("R", bound=Recipe)

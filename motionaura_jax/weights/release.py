@@ -19,10 +19,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import leaf_types, path_name
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.media import write_json
-from motionaura_jax.errors import UserError
-from motionaura_jax.trees import leaf_types, path_name
-from motionaura_jax.types import PyTree
 
 DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

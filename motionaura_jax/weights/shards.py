@@ -7,8 +7,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_json
-from motionaura_jax.errors import UserError
 from motionaura_jax.weights.tensors import INDEX
 
 

@@ -17,9 +17,9 @@ from etils import epath
 from packaging.version import Version
 
 from motionaura_jax import __version__
-from motionaura_jax.errors import UserError
-from motionaura_jax.trees import leaf_types
-from motionaura_jax.types import PyTree
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import leaf_types
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights.checksum import checksum
 
 FOLDER = "checkpoints"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")

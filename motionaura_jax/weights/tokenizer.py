@@ -1,6 +1,6 @@
 """The one door to a trained tokenizer, for systems that freeze it and pipelines that decode with it."""
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.weights import steps
 from motionaura_jax.weights.load import load_tokenizer

@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data import array_cache
 from motionaura_jax.data.array_cache import ArrayCache, content_key, file_content, fill, text_content
-from motionaura_jax.errors import UserError
 
 META = {"kind": "text", "model": "0123", "dtype": "bfloat16"}
 TEXTS = ["", "a", "a red circle", "東京 👩‍🚀", "\ud800", *map(str, range(30))]

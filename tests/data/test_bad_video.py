@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data import video
 from motionaura_jax.data.video import VideoError, probe, read_clip, read_video
-from motionaura_jax.errors import UserError
 from tests.data.videos import encode, flat_frames
 
 

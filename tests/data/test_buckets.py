@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.buckets import Bucket, Schedule
-from motionaura_jax.errors import UserError
 
 
 def buckets(*weights: float, batch_sizes: tuple[int, ...] = ()) -> list[Bucket]:

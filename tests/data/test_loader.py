@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.data.clips import load_frames, sample_record, sample_rng
 from motionaura_jax.data.frames import to_float
 from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.media import write_video
-from motionaura_jax.errors import UserError
 
 BUCKETS = [
     Bucket(num_frames=4, height=8, width=12, batch_size=4, weight=2),

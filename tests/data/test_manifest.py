@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.manifest import Record, read_manifest
-from motionaura_jax.errors import UserError
 
 
 def touch(*files: Path) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import check_output, check_suffix, contact_sheet, write_json, write_text, write_video
 from motionaura_jax.data.video import read_clip, read_video
-from motionaura_jax.errors import UserError
 
 
 def smooth_video(frames: int = 6, height: int = 32, width: int = 48) -> np.ndarray:
@@ -123,7 +123,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, suffix: str) -> None:
         import resource
         import numpy as np
         from motionaura_jax.data.media import write_video
-        from motionaura_jax.errors import UserError
+        from motionaura_jax.core.errors import UserError
         video = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
         try:

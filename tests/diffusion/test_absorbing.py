@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.diffusion.absorbing import Absorbing
 from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.diffusion.schedules import Cosine, Discrete, Linear
-from motionaura_jax.errors import UserError
 from motionaura_jax.ops.cross_entropy import cross_entropy
 
 VOCAB, GRID, SIZE = 5, (1, 2, 4), 8

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import Cond
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.samplers import Ancestral, Confidence, sample
-from motionaura_jax.errors import UserError
-from motionaura_jax.types import Cond
 
 VOCAB, BATCH, GRID = 4, 3, (1, 2, 2)
 RNG = np.random.default_rng(2)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.diffusion.schedules import Cosine, Discrete, Linear, schedule
 from motionaura_jax.diffusion.times import stratified
-from motionaura_jax.errors import UserError
 
 CLOSED_FORM = {"linear": lambda u: u, "cosine": lambda u: np.sin(np.pi * u / 2)}
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.diffusion.samplers import Ancestral, Confidence, sample
 from motionaura_jax.diffusion.schedules import Cosine, Discrete, Linear
-from motionaura_jax.errors import UserError
 
 VOCAB, BATCH, GRID, SIZE = 5, 3, (2, 3, 3), 18
 RNG = np.random.default_rng(3)

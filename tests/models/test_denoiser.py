@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import Cond
 from motionaura_jax.models.denoisers.config import FAITHFUL, PRESETS, SpectralTransformerConfig, preset
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
-from motionaura_jax.types import Cond
 
 SMALL = {"vocab_size": 11, "width": 12, "heads": 2, "blocks": 2, "text_dim": 3, "text_len": 4, "mlp_ratio": 2.0}
 GRID = (2, 3, 1)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from motionaura_jax.core.types import Cond
 from motionaura_jax.models.denoisers.config import FAITHFUL, preset
 from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.layers import spectral
-from motionaura_jax.types import Cond
 
 F32 = jnp.dtype("float32")
 

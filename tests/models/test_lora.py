@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import joined, parted
 from motionaura_jax.models.denoisers.block import Mlp
 from motionaura_jax.models.denoisers.config import preset
 from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.layers import spectral
 from motionaura_jax.models.layers.config import LoraConfig
-from motionaura_jax.trees import joined, parted
 from tests.models.test_fold import SMALL, network
 
 KINDS = ("re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none")

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import Cond
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.denoisers.config import preset
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
-from motionaura_jax.types import Cond
 
 
 def denoiser(remat):

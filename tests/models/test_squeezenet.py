@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.features import squeezenet
 
 

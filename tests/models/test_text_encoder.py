@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.encoders.config import TextEncoderConfig
 from motionaura_jax.models.encoders.text import TextEncoder, relative_buckets
 from motionaura_jax.models.encoders.text_tokenizer import PAD, UNKNOWN, TextTokenizer, build_vocabulary

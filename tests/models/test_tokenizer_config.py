@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.autoencoders.config import PRESETS, MaskConfig, MBQVAEConfig, preset
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 

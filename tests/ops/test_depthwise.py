@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.ops.depthwise import depthwise_conv3d, kernel_gradient
 from motionaura_jax.ops.padding import pad3d, pad_time
 

@@ -4,7 +4,7 @@ import atexit
 import sys
 from unittest import mock
 
-from motionaura_jax import config
+from motionaura_jax.core import config
 from motionaura_jax.parallel import distributed
 from tests.cluster import worker
 

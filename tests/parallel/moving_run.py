@@ -12,11 +12,12 @@ from unittest import mock
 
 import jax
 
-from motionaura_jax import config, train
+from motionaura_jax import train
+from motionaura_jax.core import config
 from motionaura_jax.parallel import mesh
 from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.systems import base
-from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.training.monitoring.writers import read_metrics
 from tests.systems import tiny
 
 STEPS = 5

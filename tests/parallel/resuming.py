@@ -10,7 +10,7 @@ import sys
 
 import jax
 
-from motionaura_jax import config
+from motionaura_jax.core import config
 from motionaura_jax.parallel import cluster, distributed
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh

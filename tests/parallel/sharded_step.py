@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import optax
 
-from motionaura_jax import config
+from motionaura_jax.core import config
+from motionaura_jax.core.trees import path_name
 from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.models.layers import attention, spectral
@@ -23,7 +24,6 @@ from motionaura_jax.systems import base
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import state, step
 from motionaura_jax.training.snapshot import snapshot
-from motionaura_jax.trees import path_name
 from tests.systems import tiny
 
 CLIPS, GRID = 8, (4, 6, 4)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel import distributed, wire
 from motionaura_jax.parallel.hub import Hub, Member, free_port
 from motionaura_jax.parallel.link import Link

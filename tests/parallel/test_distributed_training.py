@@ -12,7 +12,7 @@ import pytest
 from motionaura_jax import train
 from motionaura_jax.parallel import wire
 from motionaura_jax.parallel.hub import free_port
-from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.cluster import recipes
 from tests.processes import Forked

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel import mesh
 from motionaura_jax.parallel.config import MeshConfig, parse, shown
 

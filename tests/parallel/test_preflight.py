@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel import preflight
 
 FACTS = {"clock": 100.0, "devices": "8 x H100", "motionaura_jax": "0.1", "jax": "0.10.2", "python": "3.11.7"}

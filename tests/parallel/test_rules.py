@@ -6,7 +6,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from motionaura_jax import config
+from motionaura_jax.core import config
 from motionaura_jax.parallel import rules
 from motionaura_jax.systems import base
 from tests.systems import tiny

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from motionaura_jax import reconstruct
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_video
 from motionaura_jax.data.video import probe, read_video
-from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import fingerprint
 from motionaura_jax.pipelines import reconstruct as pipeline
 from motionaura_jax.weights.load import load, load_tokenizer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax import assets
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.pipelines import text_to_video
 from motionaura_jax.pipelines.adherence import prompts_for
 from motionaura_jax.pipelines.prompts import Prompt, read_prompts

@@ -7,8 +7,8 @@ from unittest import mock
 import jax
 import pytest
 
-from motionaura_jax import config
-from motionaura_jax.errors import UserError
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.planning import exhaustion
 from motionaura_jax.systems import base
 from tests.planning.test_advice import ask as answer

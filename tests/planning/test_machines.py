@@ -2,7 +2,7 @@
 
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.planning import machines
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel.config import parse
 from motionaura_jax.planning import estimate, questions
 from tests.systems import tiny

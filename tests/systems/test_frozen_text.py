@@ -7,16 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax import config, encode
+from motionaura_jax import encode
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.array_cache import ArrayCache
-from motionaura_jax.errors import UserError
 from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh
 from motionaura_jax.systems.text_to_video.conditioners import identity
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
-from motionaura_jax.training import flops, optimizer, state
+from motionaura_jax.training import optimizer, state
+from motionaura_jax.training.monitoring import flops
 from tests.models import published
 from tests.systems.tiny import CAPTIONS, SIZE, perturb, save_tokenizer, save_untrained, text_to_video
 

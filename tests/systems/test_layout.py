@@ -2,7 +2,7 @@
 
 import pytest
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem

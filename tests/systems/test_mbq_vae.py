@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax import config
-from motionaura_jax.errors import UserError
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.autoencoders.masking import mask_video
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer

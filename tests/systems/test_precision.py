@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from motionaura_jax import config
+from motionaura_jax.core import config
 from motionaura_jax.systems import base
 from tests.systems import tiny
 

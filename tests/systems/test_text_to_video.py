@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax import config
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import leaf_types
+from motionaura_jax.core.types import Cond
 from motionaura_jax.data.media import write_video
 from motionaura_jax.diffusion.times import stratified
-from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
@@ -21,8 +23,6 @@ from motionaura_jax.parallel.config import AXES
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import optimizer, state, step
-from motionaura_jax.trees import leaf_types
-from motionaura_jax.types import Cond
 from tests.systems import tiny
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from motionaura_jax import config
-from motionaura_jax.recipe import CheckpointConfig
+from motionaura_jax.core import config
+from motionaura_jax.core.recipe import CheckpointConfig
 from motionaura_jax.systems import base
 from motionaura_jax.training import checkpoint, optimizer, state
 

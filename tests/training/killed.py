@@ -4,7 +4,8 @@ import pathlib
 
 import jax.numpy as jnp
 
-from motionaura_jax import config, train
+from motionaura_jax import train
+from motionaura_jax.core import config
 from motionaura_jax.parallel import cluster, distributed
 from tests.processes import FORKS
 from tests.training.toy import ToyRecipe, ToySystem

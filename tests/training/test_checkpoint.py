@@ -19,12 +19,13 @@ import pytest
 from etils import epath
 from jax.experimental import multihost_utils
 
-from motionaura_jax import config, train
+from motionaura_jax import train
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import CheckpointConfig
 from motionaura_jax.data import media
-from motionaura_jax.errors import UserError
-from motionaura_jax.recipe import CheckpointConfig
 from motionaura_jax.training import checkpoint, optimizer, provenance, state
-from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -371,7 +372,7 @@ def test_a_full_disk_prints_one_line(root, tmp_path, limit):
     """Files end after `limit` bytes; orbax and its threads would report that in hundreds of lines."""
     program = f"""
 import pathlib, resource, signal, sys
-from motionaura_jax import cli
+from motionaura_jax.core import cli
 from tests.training.test_checkpoint import *
 from tests.training.test_checkpoint import RECIPE, fresh
 

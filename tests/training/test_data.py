@@ -9,11 +9,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from motionaura_jax import config
-from motionaura_jax.data import loader, scene_set
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.data import loader
 from motionaura_jax.data.loader import NoUsableFile, held_out_split
 from motionaura_jax.data.manifest import read_manifest
-from motionaura_jax.errors import UserError
+from motionaura_jax.scenes import dataset
 from motionaura_jax.training.data import TrainingData
 from tests.training.toy import ToyRecipe
 
@@ -24,7 +25,7 @@ SHAPE = {"num_frames": 4, "height": 16, "width": 16}
 def clips(tmp_path_factory):
     """A folder of eight small mp4 files, and nothing else."""
     folder = tmp_path_factory.mktemp("rendered")
-    scene_set.write_scenes(folder, count=8, split="train", options=scene_set.PRESETS["easy"], fps=8.0, **SHAPE)
+    dataset.write_scenes(folder, count=8, split="train", options=dataset.PRESETS["easy"], fps=8.0, **SHAPE)
     return folder / "videos"
 
 

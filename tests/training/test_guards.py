@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax import config, train
+from motionaura_jax import train
+from motionaura_jax.core import config
+from motionaura_jax.core.recipe import ProfileConfig, WatchdogConfig
 from motionaura_jax.parallel import distributed, mesh
-from motionaura_jax.recipe import ProfileConfig, WatchdogConfig
-from motionaura_jax.training import alarms, in_flight, prefetch, profile, watchdog
-from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.training import in_flight, prefetch
+from motionaura_jax.training.monitoring import alarms, profile, watchdog
+from motionaura_jax.training.monitoring.writers import read_metrics
 from tests.training.toy import ToyRecipe, ToySystem
 
 

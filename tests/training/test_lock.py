@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from motionaura_jax import config, train
-from motionaura_jax.errors import UserError
+from motionaura_jax import train
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel import distributed
 from motionaura_jax.training import lock
 from tests.training.toy import ToyRecipe, ToySystem

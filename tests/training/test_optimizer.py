@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from motionaura_jax.recipe import OptimizerConfig
+from motionaura_jax.core.recipe import OptimizerConfig
 from motionaura_jax.training import optimizer
 
 RATE = 0.01

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax import config, train
-from motionaura_jax.data import scene_set
+from motionaura_jax import train
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.windows import SkippedWindows
-from motionaura_jax.errors import UserError
+from motionaura_jax.scenes import dataset
 from motionaura_jax.training import data
-from motionaura_jax.training.writers import read_metrics
+from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -21,7 +22,7 @@ SHAPE = {"num_frames": 2, "height": 16, "width": 16}
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    scene_set.write_scenes(folder, count=10, split="train", options=scene_set.PRESETS["easy"], fps=8.0, **SHAPE)
+    dataset.write_scenes(folder, count=10, split="train", options=dataset.PRESETS["easy"], fps=8.0, **SHAPE)
     return folder
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from motionaura_jax import config
-from motionaura_jax.errors import UserError
-from motionaura_jax.recipe import OptimizerConfig, ParamGroup
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import OptimizerConfig, ParamGroup
 from motionaura_jax.training import optimizer, state, step
 from tests.training.toy import ToyRecipe, ToySystem
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from motionaura_jax.recipe import Recipe
+from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.systems.base import Evaluation, System
 
 

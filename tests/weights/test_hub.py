@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from motionaura_jax import export
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.pipelines.text_to_video import TextToVideo
 from motionaura_jax.weights.hub import check_push, checkpoint_folder, model_folder
 from motionaura_jax.weights.load import load_tokenizer

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.trees import leaf_types
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import leaf_types
 from motionaura_jax.weights import layout as lay
 from motionaura_jax.weights.layout import Layout, Rule
 from motionaura_jax.weights.tensors import TensorFiles

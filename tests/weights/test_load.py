@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax import config, export
-from motionaura_jax.errors import UserError
+from motionaura_jax import export
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import parted
 from motionaura_jax.pipelines.text_to_video import TextToVideo
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
-from motionaura_jax.trees import parted
 from motionaura_jax.weights.load import load, load_start, load_tokenizer
 from motionaura_jax.weights.tokenizer import open_tokenizer
 from tests.systems import tiny

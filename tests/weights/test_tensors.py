@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.weights import tensors
 from motionaura_jax.weights.tensors import Tensor, TensorFiles
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from motionaura_jax.errors import UserError, nearest
-from motionaura_jax.limits import Checked, Count, Natural, NonNegative, Positive, Several, Share, ShareBelowOne
+from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core.limits import Checked, Count, Natural, NonNegative, Positive, Several, Share, ShareBelowOne
 
 IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl", "remat")
 """Keys of MBQVAEConfig that change speed, memory and rounding only: weights and latents mean the same all the same."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.models.autoencoders.config import IMPLEMENTATION_KEYS, MBQVAEConfig
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
@@ -20,7 +21,6 @@ from motionaura_jax.models.autoencoders.quantizers import (
     quantize,
 )
 from motionaura_jax.parallel import constraints
-from motionaura_jax.types import Latent, PyTree
 
 
 @jax.tree_util.register_dataclass

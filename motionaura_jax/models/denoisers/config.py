@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from motionaura_jax.errors import UserError, nearest
-from motionaura_jax.limits import Checked, Count, Natural, Positive
+from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core.limits import Checked, Count, Natural, Positive
 from motionaura_jax.models.layers.config import LoraConfig
 
 

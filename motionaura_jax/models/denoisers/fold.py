@@ -5,10 +5,10 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.layers import spectral
 from motionaura_jax.ops import fft
-from motionaura_jax.types import PyTree
 
 Kernel = Float[Array, "*n i o"]
 

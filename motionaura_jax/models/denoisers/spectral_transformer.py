@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import Cond
 from motionaura_jax.models.denoisers import block
 from motionaura_jax.models.denoisers.block import TextMemory
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
@@ -12,7 +13,6 @@ from motionaura_jax.models.layers import rotary, spectral
 from motionaura_jax.models.layers.embeddings import GridEmbedding, ScalarEmbedding, sinusoid
 from motionaura_jax.ops.cross_entropy import linear_logits
 from motionaura_jax.parallel import constraints
-from motionaura_jax.types import Cond
 
 _STDDEV = 0.02
 

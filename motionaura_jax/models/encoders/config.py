@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Annotated
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, Count, Positive, at_least
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Checked, Count, Positive, at_least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array
 
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import constraints
-from motionaura_jax.types import PyTree
 
 
 @jax.tree_util.register_dataclass

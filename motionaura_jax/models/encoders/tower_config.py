@@ -6,8 +6,8 @@ What a file leaves out has the default that the transformers library gives it.
 import dataclasses
 from typing import Literal
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, Count, Positive, Several
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Checked, Count, Positive, Several
 
 Activation = Literal["gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu"]
 

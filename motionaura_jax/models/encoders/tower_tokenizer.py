@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.encoders.text_tokenizer import Encoded
 
 FILES = ("tokenizer.json", "spiece.model", "vocab.json", "tokenizer_config.json")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 
 Weights = Mapping[str, Mapping[str, Array]]

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, Natural
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import Checked, Natural
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from motionaura_jax.core.errors import UserError, shown
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.array_cache import ArrayCache, text_content
-from motionaura_jax.errors import UserError, shown
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.encoders.text import TextEncoder
 from motionaura_jax.models.encoders.text_tokenizer import PAD, Encoded, TextTokenizer
@@ -26,7 +27,6 @@ from motionaura_jax.models.encoders.tower import Tower
 from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
 from motionaura_jax.parallel import rules
 from motionaura_jax.systems.text_to_video.recipe import TextConfig, TextToVideoRecipe
-from motionaura_jax.types import PyTree
 from motionaura_jax.weights import hub
 from motionaura_jax.weights.towers import copy_tower, describe_tower, open_tower
 

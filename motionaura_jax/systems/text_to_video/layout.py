@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
-from motionaura_jax.errors import UserError
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 
 logger = logging.getLogger(__name__)

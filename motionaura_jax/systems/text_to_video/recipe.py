@@ -5,14 +5,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.limits import (
+    Checked,
+    Count,
+    Natural,
+    NonNegative,
+    OneOrMore,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+)
+from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.diffusion import samplers, schedules
 from motionaura_jax.diffusion.absorbing import Absorbing
 from motionaura_jax.diffusion.guidance import Guidance
-from motionaura_jax.errors import UserError
-from motionaura_jax.limits import Checked, Count, Natural, NonNegative, OneOrMore, PositiveShare, Share, ShareBelowOne
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
 from motionaura_jax.models.encoders.config import TextEncoderConfig
-from motionaura_jax.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

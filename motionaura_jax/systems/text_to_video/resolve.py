@@ -3,13 +3,13 @@
 import dataclasses
 import logging
 
-from motionaura_jax.data import scene_set
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import DataConfig
 from motionaura_jax.data.manifest import read_manifest
-from motionaura_jax.data.scene_text import caption as scene_caption
-from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.encoders.text_tokenizer import UNKNOWN, build_vocabulary
-from motionaura_jax.recipe import DataConfig
+from motionaura_jax.scenes import dataset
+from motionaura_jax.scenes.captions import caption as scene_caption
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, FrozenText, resolve_text
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.weights.load import load_recipe
@@ -28,8 +28,8 @@ def captions(data: DataConfig, max_missing: float) -> list[str]:
       UserError: more than the share `max_missing` of the clips has none.
     """
     if data.manifest == SCENES:
-        options, count = scene_set.PRESETS[data.scene_style], max(data.scenes, _SCENE_CAPTIONS)
-        return [scene_caption(scene_set.make_scene(i, split="train", options=options)) for i in range(count)]
+        options, count = dataset.PRESETS[data.scene_style], max(data.scenes, _SCENE_CAPTIONS)
+        return [scene_caption(dataset.make_scene(i, split="train", options=options)) for i in range(count)]
     records = read_manifest(data.manifest)
     missing = [record.id for record in records if not record.caption]
     if len(missing) > max_missing * len(records):

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from motionaura_jax import config
+from motionaura_jax.core import config
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.config import preset
 from motionaura_jax.models.autoencoders.mbq_vae import init_tokenizer
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
@@ -26,7 +27,6 @@ from motionaura_jax.systems.text_to_video.conditioners import (
     tower_features,
 )
 from motionaura_jax.systems.text_to_video.recipe import TextConfig, TextToVideoRecipe
-from motionaura_jax.types import PyTree
 from motionaura_jax.weights.load import load_recipe
 from motionaura_jax.weights.towers import planned_text_tower
 

@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.core.types import Cond, Latent, PyTree
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.data.token_cache import TokenCache
 from motionaura_jax.diffusion import samplers
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.diffusion.times import stratified
-from motionaura_jax.errors import UserError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
@@ -33,8 +35,6 @@ from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
 from motionaura_jax.systems.text_to_video.stand_in import PlannedText, stand_in
-from motionaura_jax.trees import joined, parted
-from motionaura_jax.types import Cond, Latent, PyTree
 from motionaura_jax.weights.tokenizer import open_tokenizer
 
 _TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers

@@ -1,4 +1,4 @@
-"""The 3D-MBQ-VAE: `torch_export.modeling_mbq_vae` <-> params `tokenizer` and `extra` of its system."""
+"""The 3D-MBQ-VAE: `exporters.pytorch.modeling_mbq_vae` <-> params `tokenizer` and `extra` of its system."""
 
 from motionaura_jax.weights.layout import Layout, Rule, View, conv, conv_transpose, depthwise, linear, same
 

@@ -1,4 +1,4 @@
-"""The spectral transformer: `torch_export.modeling_spectral_transformer` <-> `denoiser` of text to video."""
+"""The spectral transformer: `exporters.pytorch.modeling_spectral_transformer` <-> `denoiser` of text to video."""
 
 from motionaura_jax.weights.layout import Layout, Rule, linear
 

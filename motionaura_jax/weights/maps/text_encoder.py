@@ -1,4 +1,4 @@
-"""The jointly trained text encoder: `torch_export.modeling_text_encoder` <-> `text` of text to video."""
+"""The jointly trained text encoder: `exporters.pytorch.modeling_text_encoder` <-> `text` of text to video."""
 
 from motionaura_jax.weights.layout import Layout, Rule, linear
 

@@ -1,0 +1,1 @@
+"""Shared plumbing: configs, recipes, errors, pytrees, the command line."""

@@ -1,0 +1,241 @@
+"""What all commands share: the `motionaura` entry point, flags, one-line errors, results.
+
+A command is a module with `main(argv) -> int`.  It parses with `Parser`, imports the heavy libraries only after
+that, so that `--help` stays fast, and hands its work to `run`:
+
+    def main(argv=None):
+        parser = Parser("reconstruct", "Encodes and decodes a video.")
+        parser.add_argument("--input", required=True)
+        args = parser.parse_args(argv)
+        return run(lambda: reconstruct(args), as_json=args.json)
+"""
+
+import argparse
+import contextlib
+import errno
+import functools
+import importlib
+import json
+import logging
+import math
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import motionaura_jax
+from motionaura_jax.core import process
+from motionaura_jax.core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COMMANDS = {
+    "train": "train one system from a config file; the same command resumes",
+    "sample": "draw videos from text with a trained model",
+    "reconstruct": "encode and decode a video with a trained tokenizer",
+    "encode": "compute features of captions, or tokens of clips, once and for all",
+    "export": "write a trained model as one folder that every command takes for a checkpoint",
+    "convert_weights": "turn the pickled weights of a published model into safetensors",
+    "estimate": "memory, arithmetic and exchanges of a training run before there are devices for it",
+    "demo": "train text to video on rendered scenes, measure how well it obeys its prompts, write a page that shows it",
+    "doctor": "what is installed, which devices, what would not work and why",
+}
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+Result = Mapping[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `motionaura COMMAND ...` and returns the exit status of the command; 2 for an unknown command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    name, *rest = words
+    if name == "--version":
+        print(motionaura_jax.__version__)
+        return 0
+    if name not in COMMANDS:
+        return _fail(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+    return importlib.import_module(f"motionaura_jax.{name}").main(rest)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
+    return "\n".join(("usage: motionaura COMMAND [FLAGS]", "", *lines, "", "motionaura COMMAND --help lists its flags"))
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of one command: `--json` is always there, and a bad flag is one line with the nearest name, exit 2."""
+
+    def __init__(self, command: str, description: str):
+        super().__init__(
+            prog=f"motionaura {command}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        self.add_argument("--json", action="store_true", help="print one machine-readable result line on stdout")
+
+    # The return type of the base class is an overload set; commands only ever pass `argv`.
+    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parses `argv`; leftover words end the program with exit status 2."""
+        return self.parse_with_overrides(argv, prefix=None)[0]
+
+    def parse_with_overrides(
+        self, argv: Sequence[str] | None = None, *, prefix: str | tuple[str, ...] | None = "--config."
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parses `argv` and returns the flags that start with `prefix` (or one of several), as they stand, for the config."""
+        words = list(sys.argv[1:] if argv is None else argv)
+        overrides = [word for word in words if prefix and word.startswith(prefix)]
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        # First of all, because argparse would report a mistyped required flag as a missing one.
+        for word in words:
+            if word.startswith("--") and word not in overrides and word.split("=")[0] not in flags:
+                self.error(f"unexpected {word!r}{nearest(word.split('=')[0], flags)}")
+        args, rest = self.parse_known_args([word for word in words if word not in overrides])
+        if rest:
+            self.error(f"unexpected {rest[0]!r}")
+        return args, overrides
+
+    def error(self, message: str) -> NoReturn:
+        """Prints `message` on one line, without the usage, and exits with status 2."""
+        sys.exit(_fail(f"{self.prog}: {message}; see {self.prog} --help"))
+
+
+def number(hint: Any) -> Callable[[str], Any]:
+    """Returns the argparse type of a number that `motionaura_jax.core.limits` declares: `type=number(Count)`."""
+    kind, limit = typing.get_args(hint)
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of this kind") from None
+        if not limit.holds(value):
+            raise argparse.ArgumentTypeError(f"{text}: must be {limit.words}")
+        return value
+
+    return parse
+
+
+def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Result], None] | None = None) -> int:
+    """Runs a command and returns its exit status.
+
+    The result of `body` goes through `emit`; a result whose "ok" is False exits with 1.  A `UserError`, a file that
+    cannot be opened, a full disk or an exhausted device is one `error:` line on stderr and 2, an interrupt one line
+    and 130.  Any other exception is a defect of ours and keeps its traceback.
+
+    Args:
+      body: the work.  What it prints goes to stderr, so that stdout carries nothing but the result.
+      as_json: print the result as one JSON line on stdout; else show it on stderr.
+      show: shows the result to a person; by default one line per entry.
+    """
+    try:
+        set_up_logging()
+        process.quiet_libraries()
+        process.set_up_compilation_cache()
+        process.keep_freed_memory()
+        with contextlib.redirect_stdout(sys.stderr):
+            result = body()
+        if result is not None:
+            emit(result, as_json=as_json, show=show)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        message = _one_line(error)
+        if message is None:
+            raise
+        return _fail(message)
+    return FAILED if result is not None and result.get("ok") is False else 0
+
+
+def _one_line(error: Exception) -> str | None:
+    """Returns what to tell the user about `error`, or None if it is not theirs to mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'output'}: no space left on the disk; free some and run the same command again"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return (
+            f"Python package {error.name} is not installed; pip install -r requirements.txt, or see motionaura doctor"
+        )
+    # The exception type lives in jaxlib, whose import a command that needs no device should not pay for.
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+        first = str(error).splitlines()[0]
+        return (
+            f"out of device memory ({first}); lower the batch size, raise train.accumulation or shrink the clip "
+            f"(a workdir that has a checkpoint takes the change with train --override)"
+        )
+    return None
+
+
+def _fail(message: str, status: int = BAD_INPUT) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def emit(result: Result, *, as_json: bool, show: Callable[[Result], None] | None = None) -> None:
+    """Prints `result`: exactly one line of strict JSON on stdout, or for a person through `show` on stderr.
+
+    Paths become strings, arrays lists, numbers that are not finite null.
+    """
+    if as_json:
+        print(json.dumps(_plain(result), allow_nan=False), flush=True)
+    else:
+        (show or _show)(result)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Iterable):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def _show(result: Result) -> None:
+    width = max((len(key) for key in result), default=0)
+    for key, value in result.items():
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        console().print(f"{key:{width}}  {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Shows rows of text under a header on stderr."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*header, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table, markup=False, highlight=False)
+
+
+@functools.cache
+def console() -> "Console":
+    """Returns the terminal of everything that is meant for people: stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def set_up_logging() -> None:
+    """Sends our messages from INFO on and those of other libraries from WARNING on to `console`."""
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=console(), show_path=False, log_time_format="%X")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    ours = logging.getLogger("motionaura_jax")
+    ours.setLevel(logging.INFO)
+    logging.getLogger("__main__").parent = ours  # a command that is run with `python -m` goes by that name

@@ -1,0 +1,235 @@
+"""The edge where ml_collections ends: config files and `--config.a.b=value` become frozen dataclasses, once.
+
+A config file defines `get_config(variant) -> ml_collections.ConfigDict` holding only what differs from the
+dataclass defaults; `build` converts it strictly, so a mistyped key fails with the nearest valid name.
+"""
+
+import copy
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import ml_collections
+
+from motionaura_jax.core.errors import UserError, nearest, shown
+
+T = TypeVar("T")
+PREFIX = "--config."
+
+
+def compose(
+    base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], variant: str
+) -> ml_collections.ConfigDict:
+    """Merges the presets named in `variant` ("tiny,causal") over `base`, left to right.
+
+    Presets map dotted keys ("model.channels") to values.
+
+    Raises:
+      UserError: a name that is no preset.
+    """
+    merged: dict[str, Any] = {}
+    for key, value in base.items():
+        _assign(merged, key, value)
+    for name in filter(None, variant.split(",")):
+        if name not in presets:
+            raise UserError(f"unknown preset {name!r}{nearest(name, presets)}")
+        for key, value in presets[name].items():
+            _assign(merged, key, value)
+    return ml_collections.ConfigDict(merged)
+
+
+def read(location: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Loads "FILE.py:VARIANT" or a saved "config.json" and applies `--config.a.b=value` strings to it.
+
+    Raises:
+      UserError: a file that is missing or is no config, an unknown preset, an override without a value.
+    """
+    return override(_read_file(location), overrides)
+
+
+def override(values: Mapping[str, Any], flags: Sequence[str], prefix: str = PREFIX) -> dict[str, Any]:
+    """Returns `values` with strings such as `--config.a.b=value` applied.
+
+    Raises:
+      UserError: a flag without a value, or one that reaches into a plain value.
+    """
+    changed = copy.deepcopy(dict(values))
+    for flag in flags:
+        key, separator, value = flag.removeprefix(prefix).partition("=")
+        if not separator or not key:
+            raise UserError(f"{flag}: write it as {prefix}KEY=VALUE")
+        _assign(changed, key, value)
+    return changed
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Converts nested mappings into the frozen dataclass `cls`, checking every key and type.
+
+    Strings are parsed where the field is not a string (they come from the command line); lists become tuples.
+
+    Raises:
+      UserError: an unknown key (with the nearest name), a missing key, a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise UserError(f"{where}.{key}: no such key{nearest(key, fields)}")
+        arguments[key] = _convert(hints[key], value, f"{where}.{key}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in arguments:
+            raise UserError(f"{where}.{name}: this key has no default; {_how_to_set(where, name)}")
+    try:
+        return cls(**arguments)
+    except (ValueError, UserError) as error:
+        raise UserError(_keyed(str(error), cls.__name__, where)) from None
+
+
+def _how_to_set(where: str, name: str) -> str:
+    return f"add it to {where}" if where.endswith("]") else f"set --{where}.{name}=VALUE"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns the dataclass as plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lists "key: old -> new" for each dotted key in which two plain configs differ."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    return [
+        f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _read_file(location: str) -> dict[str, Any]:
+    name, _, variant = location.partition(":")
+    path = _find(name)
+    if path.suffix == ".json":
+        if variant:
+            raise UserError(f"{location}: a saved config takes no presets; set its keys with --config.KEY=VALUE")
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: not a JSON config: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: not a JSON config: an object of keys was expected, not {shown(values)}")
+        return values
+    if path.suffix != ".py":
+        raise UserError(f"{path}: a config is a .py file (configs/NAME.py:VARIANT) or a saved config.json")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return (module.get_config(variant) if variant else module.get_config()).to_dict()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:
+        raise UserError(f"{path}: this config file failed: {type(error).__name__}: {error}") from error
+
+
+def _find(name: str) -> pathlib.Path:
+    """Looks for a config file from the working directory, then beside the package, then inside it."""
+    package = pathlib.Path(__file__).parents[1]
+    places = [pathlib.Path(name), package.parent / name, package / name]
+    for place in places:
+        if place.is_file():
+            return place
+    known = sorted(
+        f"configs/{p.name}" for folder in (package.parent, package) for p in folder.glob("configs/[a-z]*.py")
+    )
+    raise UserError(f"{name}: no such config file{nearest(name, set(known))}")
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"config.{dotted}: {parent!r} holds a value, not further keys")
+        values = child
+    values[last] = value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _keyed(message: str, name: str, where: str) -> str:
+    """Names the key `where` in a message of the dataclass `name`, which calls its fields NAME.FIELD or by their key."""
+    if message.startswith(f"{name}."):
+        return where + message.removeprefix(name)
+    return message if message.startswith("config.") else f"{where}: {message}"
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Checks `value` against the annotation `hint`, parsing command-line strings."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "None":
+            return None
+        (inner,) = [a for a in arguments if a is not type(None)]
+        return _convert(inner, value, where)
+    if origin is typing.Literal:
+        choices = {str(choice): choice for choice in arguments}
+        if str(value) not in choices:
+            raise UserError(f"{where}={value}: one of {', '.join(choices)} was expected")
+        return choices[str(value)]
+    if origin is tuple:
+        return _convert_tuple(arguments, value, where)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"{where}={value}: this is a group of keys, e.g. {where}.{dataclasses.fields(hint)[0].name}"
+            )
+        return build(hint, value, where)  # type: ignore[arg-type]
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value.replace("(", "[").replace(")", "]")) if value[:1] in "[(" else value.split(",")
+        except ValueError:
+            raise UserError(f"{where}={value}: a list such as 1,2,3 was expected") from None
+    if not isinstance(value, (list, tuple)):
+        value = [value]
+    return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value) if item != "")
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    fault = UserError(f"{where}={value}: {hint.__name__} was expected, not {type(value).__name__}")
+    if hint is bool:
+        if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
+            return value.lower() in ("true", "1")
+        if isinstance(value, bool):
+            return value
+        raise fault
+    if hint in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        try:
+            return hint(value) if hint is float or isinstance(value, str) or value == int(value) else _raise(fault)
+        except (ValueError, OverflowError):
+            raise fault from None
+    if hint is str and isinstance(value, str):
+        return value
+    raise fault
+
+
+def _raise(error: Exception) -> Any:
+    raise error

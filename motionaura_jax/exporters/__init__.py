@@ -1,0 +1,1 @@
+"""Writers of trained models: releases, PyTorch, StableHLO, adapters."""

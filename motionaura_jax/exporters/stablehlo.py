@@ -1,0 +1,238 @@
+"""A trained model as StableHLO graphs that JAX serves without this package, on CPU, CUDA and TPU, at any batch size.
+
+A folder holds one file per graph (`jax.export`), `weights.safetensors`, `stablehlo.json` that says what each takes and gives,
+and, of a text-to-video model, `serve.py`, which uses them.  A graph takes `(weights, inputs)`, both dicts of arrays, and gives
+a dict; inputs lead with the batch unless they are single numbers.  Sizes of the video are those of the first training bucket.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from motionaura_jax import assets
+from motionaura_jax.core.trees import path_name
+from motionaura_jax.core.types import Latent, PyTree
+from motionaura_jax.data.media import write_json
+from motionaura_jax.diffusion.guidance import Guidance
+from motionaura_jax.diffusion.samplers import State
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.systems.text_to_video.conditioners import Conditioner, make_conditioner
+from motionaura_jax.systems.text_to_video.recipe import make_sampler
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
+from motionaura_jax.weights.load import Loaded
+from motionaura_jax.weights.shards import save_tensors
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+NEGATIVE = "negative_"
+MANIFEST, WEIGHTS, EXAMPLE = "stablehlo.json", "weights.safetensors", "serve.py"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A function of one sample, without the batch axis, and what it takes.
+
+    Attributes:
+      function: `(weights, inputs) -> outputs`.
+      weights: tree of arrays.
+      inputs: abstract arrays by name, of one sample.
+      shared: inputs that are one number for the whole batch.
+    """
+
+    function: Callable[[PyTree, Mapping[str, Array]], dict[str, Array]]
+    weights: PyTree
+    inputs: Mapping[str, jax.ShapeDtypeStruct]
+    shared: tuple[str, ...] = ()
+
+
+def write(folder: pathlib.Path, model: Loaded, tokenizer: Loaded, meta: Mapping[str, Any]) -> None:
+    """Writes the graphs of a tokenizer, and of a text-to-video model if `model` is another one, into an empty folder.
+
+    Args:
+      meta: what a release says of `model`.
+
+    Raises:
+      UserError: the disk is full or not writable, or a published text encoder is another one.
+    """
+    graphs = tokenizer_graphs(tokenizer, _clip(model))
+    if model is not tokenizer:
+        graphs |= denoiser_graphs(model, tokenizer)
+        make_conditioner(model.recipe).words.save(folder)  # type: ignore[arg-type]
+    described: dict[str, Any] = {}
+    stored: dict[str, np.ndarray] = {}
+    for name, graph in graphs.items():
+        exported = serialize(graph)
+        (folder / f"{name}.stablehlo").write_bytes(exported)
+        named = _named(graph.weights)
+        stored |= named
+        described[name] = {
+            "file": f"{name}.stablehlo",
+            "weights": list(named),
+            "inputs": {key: _describe(leaf, key in graph.shared) for key, leaf in graph.inputs.items()},
+            "outputs": {key: _describe(leaf, False) for key, leaf in _outputs(graph).items()},
+        }
+    save_tensors(stored, folder / WEIGHTS)
+    write_json(folder / MANIFEST, {**meta, "platforms": PLATFORMS, "graphs": described, **_hints(model)})
+    if model is not tokenizer:
+        shutil.copyfile(assets.FOLDER / EXAMPLE, folder / EXAMPLE)
+
+
+def serialize(graph: Graph) -> bytearray:
+    """Traces `graph` with a symbolic batch for all platforms."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    inputs = {
+        name: leaf if name in graph.shared else jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype)
+        for name, leaf in graph.inputs.items()
+    }
+    axes = {name: None if name in graph.shared else 0 for name in graph.inputs}
+
+    def function(weights: dict[str, Array], inputs: dict[str, Array]) -> dict[str, Array]:
+        tree = jax.tree_util.tree_map_with_path(lambda path, _: weights[path_name(path)], graph.weights)
+        # One sample at a time, so that no shape inside depends on the batch: sample i is what it would be alone.
+        return jax.vmap(functools.partial(graph.function, tree), in_axes=(axes,))(inputs)
+
+    abstract = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in _named(graph.weights).items()}
+    return jax.export.export(jax.jit(function), platforms=PLATFORMS)(abstract, inputs).serialize()
+
+
+def tokenizer_graphs(loaded: Loaded, size: tuple[int, int, int]) -> dict[str, Graph]:
+    """`encode`: video (T, H, W, 3) in [-1, 1] to `tokens` and `values`; `decode`: back, from tokens where there are any."""
+    recipe: Any = loaded.recipe
+    config = recipe.model
+    weights = {"tokenizer": loaded.params["tokenizer"], "codebook": loaded.extra}
+    grid = config.latent_shape(*size)
+
+    def opened(weights: PyTree) -> Tokenizer:
+        return Tokenizer(config=config, params=weights["tokenizer"], extra=weights["codebook"])
+
+    def encode(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        latent = opened(weights).encode(inputs["video"][None])
+        found = {"values": latent.values, "tokens": latent.tokens}
+        return {name: array[0] for name, array in found.items() if array is not None}
+
+    def decode(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        latent = Latent(**{name: array[None] for name, array in inputs.items()}, size=size)  # type: ignore[arg-type]
+        return {"video": opened(weights).decode(latent)[0]}
+
+    values = jax.ShapeDtypeStruct((*grid, config.latent_dim), jnp.float32)
+    code = {"tokens": jax.ShapeDtypeStruct(grid, jnp.int32)} if config.vocab_size else {"values": values}
+    video = {"video": jax.ShapeDtypeStruct((*size, 3), jnp.float32)}
+    return {
+        "encode": Graph(function=encode, weights=weights, inputs=video),
+        "decode": Graph(function=decode, weights=weights, inputs=code),
+    }
+
+
+def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
+    """`sample`: a text to tokens; `step`: one step of it, number `index`, of tokens whose `free` positions are sampled.
+
+    A text is its `ids`, and where a published encoder reads them the `features` that the graph `text` gives for them; what to
+    guide away from has the same names after `negative_`.  In both graphs `tokens` has MASK (the number of codes) where tokens
+    are still to be drawn, and `seed` fixes the randomness: the video is that of `motionaura sample --seed` for one prompt, up
+    to rounding.
+    """
+    recipe: Any = loaded.recipe
+    system = TextToVideoSystem(recipe)
+    config, steps = recipe.sample, recipe.sample.num_inference_steps
+    grid = tokenizer.recipe.model.latent_shape(*_clip(loaded))  # type: ignore[attr-defined]
+    null = system.text.prompts([""])
+    parts = {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in _parts(null).items()}
+    inputs = {
+        **parts,
+        **{f"{NEGATIVE}{name}": leaf for name, leaf in parts.items()},
+        "fps": jax.ShapeDtypeStruct((), jnp.float32),
+        "seed": jax.ShapeDtypeStruct((), jnp.uint32),
+        "tokens": jax.ShapeDtypeStruct(grid, jnp.int32),
+        "guidance_scale": jax.ShapeDtypeStruct((), jnp.float32),
+        "temperature": jax.ShapeDtypeStruct((), jnp.float32),
+    }
+
+    def text_of(inputs: Mapping[str, Array], prefix: str = "") -> PyTree:
+        found = {name: inputs[f"{prefix}{name}"][None] for name in parts}
+        return found if isinstance(null, Mapping) else found["ids"]
+
+    def arguments(inputs: Mapping[str, Array]) -> tuple[Any, Any, tuple[PyTree, PyTree, Array]]:
+        sampler = dataclasses.replace(make_sampler(config, recipe.model.vocab_size), temperature=inputs["temperature"])  # type: ignore[type-var]
+        guidance = Guidance(scale=inputs["guidance_scale"] - 1, ramp=config.guidance_ramp)
+        return sampler, guidance, (text_of(inputs), text_of(inputs, NEGATIVE), inputs["fps"][None])
+
+    def sample(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        sampler, guidance, text = arguments(inputs)
+        keys, start = _key(inputs["seed"])[None], inputs["tokens"][None]
+        drawn = system.sample_tokens(weights, *text, keys, start, sampler, guidance, steps=steps)
+        return {"tokens": drawn.tokens[0]}
+
+    def step(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        sampler, guidance, text = arguments(inputs)
+        state: State = sampler.init(_key(inputs["seed"])[None], inputs["tokens"][None], inputs["free"][None])
+        denoise = system.denoise(weights, *text, guidance)
+        return {"tokens": sampler.step(denoise, state, inputs["index"], sampler.timesteps(steps)).x[0]}
+
+    weights = jax.jit(system.folded)(loaded.params)
+    shared = ("guidance_scale", "temperature")
+    more = {"free": jax.ShapeDtypeStruct(grid, jnp.bool_), "index": jax.ShapeDtypeStruct((), jnp.int32)}
+    return {
+        **text_graphs(system.text, parts),
+        "sample": Graph(function=sample, weights=weights, inputs=inputs, shared=shared),
+        "step": Graph(function=step, weights=weights, inputs={**inputs, **more}, shared=(*shared, "index")),
+    }
+
+
+def text_graphs(text: Conditioner, parts: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Graph]:
+    """`text`: ids to features, where a published encoder reads them; one that was trained is a part of `sample`."""
+    frozen = text.frozen()
+    if not frozen:
+        return {}
+
+    def read(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        tower = dataclasses.replace(frozen["text"], params=weights["text"])
+        return {"features": text.read({"text": tower}, inputs["ids"][None])["features"][0]}
+
+    return {"text": Graph(function=read, weights={"text": frozen["text"].params}, inputs={"ids": parts["ids"]})}
+
+
+def _parts(text: PyTree) -> Mapping[str, Array]:
+    """The arrays of a text by name."""
+    return text if isinstance(text, Mapping) else {"ids": text}
+
+
+def _key(seed: Array) -> Key[Array, ""]:
+    """The key of the first window of the first video of the first prompt."""
+    return functools.reduce(jax.random.fold_in, (0, 0, 0), jax.random.key(seed))
+
+
+def _clip(model: Loaded) -> tuple[int, int, int]:
+    bucket = model.recipe.data.all_buckets()[0]
+    return bucket.num_frames, bucket.height, bucket.width
+
+
+def _hints(model: Loaded) -> dict[str, Any]:
+    """What a caller needs beside the graphs."""
+    recipe: Any = model.recipe
+    if recipe.system != "text_to_video":
+        return {}
+    sample = recipe.sample
+    defaults = {"guidance_scale": sample.guidance_scale, "temperature": sample.temperature, "fps": recipe.data.rates[0]}
+    words = make_conditioner(recipe).words
+    text = {"pad": words.pad, "limit": words.limit, "length": words.length}
+    return {"defaults": defaults, "steps": sample.num_inference_steps, "mask_id": recipe.model.vocab_size, "text": text}
+
+
+def _named(tree: PyTree) -> dict[str, np.ndarray]:
+    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _outputs(graph: Graph) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(graph.function, graph.weights, graph.inputs)
+
+
+def _describe(leaf: jax.ShapeDtypeStruct, shared: bool) -> dict[str, Any]:
+    shape = list(leaf.shape) if shared else ["batch", *leaf.shape]
+    return {"shape": shape, "dtype": np.dtype(leaf.dtype).name}

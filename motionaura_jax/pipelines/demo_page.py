@@ -1,0 +1,110 @@
+"""What the demo shows of its result: one table for the terminal and the page, and the page with its videos and curves."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from motionaura_jax.core import cli
+
+if TYPE_CHECKING:
+    from motionaura_jax.pipelines.adherence import Shown
+
+HEADER = ("measure", "result", "95 % interval", "chance", "shuffled", "tokenizer")
+OBJECT = ("color", "motion", "shape", "size")
+
+_TOKENIZER_CURVES = {
+    "tokenizer: squared error (training)": {"mse": "mse"},
+    "tokenizer: held-out PSNR (dB)": {"quantized": "eval_psnr", "continuous": "eval_psnr_continuous"},
+    "tokenizer: codebook perplexity": {"perplexity": "perplexity"},
+}
+_DENOISER_CURVES = {
+    "text to video: loss (training, nats a token)": {"loss": "loss"},
+    "text to video: held-out bound (nats a token)": {"true": "eval_nelbo", "shuffled prompts": "eval_nelbo_shuffled"},
+}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Prints the table and where the page is."""
+    if "page" not in result:
+        cli.console().print("stopped; run the same command again to resume")
+        return
+    cli.show_table(HEADER, table(result))
+    cli.console().print(f"page: {result['page']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns rows under HEADER: adherence by attribute, fidelity of the tokenizer, wall time by stage.
+
+    The last two columns are the yardsticks: the same videos against the prompts of others, which is what luck gives,
+    and rendered scenes after the tokenizer alone, which is what a perfect denoiser would give.
+    """
+    from motionaura_jax.scenes.adherence import cells, percent
+
+    rows = [(*cells(row), percent(row["tokenizer_share"])) for row in result["adherence"]]
+    rows.append(_short("videos measured", str(result["adherence"][0]["n"])))
+    rows.append(_short("tokenizer PSNR", f"{result['tokenizer_psnr']:.1f} dB"))
+    return rows + [_short(stage, f"{seconds / 60:.1f} min") for stage, seconds in result["seconds"].items()]
+
+
+def write(result: Mapping[str, Any], drawn: Sequence["Shown"], kept: Sequence["Shown"], fps: float) -> None:
+    """Writes the page, its videos in `videos/` beside it."""
+    from motionaura_jax.pipelines.page import Page
+
+    path = pathlib.Path(result["page"])
+    page = Page(
+        "MotionAura on rendered scenes",
+        "A 3D-MBQ-VAE tokenizer and an absorbing-diffusion spectral transformer. The prompts below combine color, shape "
+        "and motion in ways that no training scene did; what the videos show was measured from their pixels.",
+    )
+    page.table(HEADER, table(result))
+    page.paragraph(
+        "Shuffled: the same videos judged against the prompts of other videos. Tokenizer: rendered scenes after encoding "
+        "and decoding, beyond which no denoiser can get."
+    )
+    page.heading("Prompts, and what was drawn")
+    page.videos(_videos(drawn, path, "drawn", fps))
+    page.heading("What the tokenizer keeps: rendered scene left, reconstruction right")
+    page.videos(_videos(kept, path, "kept", fps))
+    page.heading("Training")
+    page.curves(
+        {
+            **_curves(path.parent / "tokenizer" / "metrics.jsonl", _TOKENIZER_CURVES),
+            **_curves(path.parent / "text_to_video" / "metrics.jsonl", _DENOISER_CURVES),
+        }
+    )
+    page.write(path)
+
+
+def _short(name: str, value: str) -> tuple[str, ...]:
+    return (name, value, *[""] * (len(HEADER) - 2))
+
+
+def _videos(shown: Sequence["Shown"], page: pathlib.Path, name: str, fps: float) -> list[tuple[str, str]]:
+    """Writes the videos; returns captions that say what went wrong, and paths relative to the page."""
+    from motionaura_jax.data.media import write_video
+
+    items = []
+    for index, one in enumerate(shown):
+        target = page.parent / "videos" / f"{name}_{index:02d}.mp4"
+        write_video(target, one.video, fps)
+        wrong = [attribute for attribute in OBJECT if not one.right[attribute]]
+        verdict = f"wrong: {', '.join(wrong)}" if wrong else "all right"
+        items.append((f"{one.prompt} \N{EM DASH} {verdict}", target.relative_to(page.parent).as_posix()))
+    return items
+
+
+def _curves(
+    path: pathlib.Path, charts: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Reads the lines of some charts from `metrics.jsonl`; none where that training did not run."""
+    from motionaura_jax.training.monitoring.writers import read_metrics
+
+    rows = read_metrics(path)
+    if not rows:
+        return {}
+    return {
+        title: {
+            label: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for label, key in lines.items()
+        }
+        for title, lines in charts.items()
+    }

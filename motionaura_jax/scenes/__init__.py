@@ -1,0 +1,1 @@
+"""The rendered world: the embedded training data and its ground truth."""

@@ -1,0 +1,287 @@
+"""Sets of rendered scenes: which scenes there are, the split that holds whole combinations out, and the files.
+
+A combination is (color, shape, motion) of one object.  About 15 % of them, by a fixed Latin rule over the whole
+vocabulary, never appear in the train split; every single value and every pair of values does.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.data.media import write_json, write_text, write_video
+from motionaura_jax.scenes import renderer as scenes
+from motionaura_jax.scenes.captions import NUM_TEMPLATES, caption
+from motionaura_jax.scenes.renderer import Background, Scene, SceneObject
+
+Combination = tuple[str, str, str]
+
+SPLITS = ("train", "test")
+MARKER = "scenes.json"
+MANIFEST = "metadata.jsonl"
+_VERSION = 1  # raise it when the same settings render something else
+_PLACEMENTS = 128  # attempts at two objects that never touch
+_OUTER = 0.4  # evenness of their places: objects near opposite borders have room
+_VOCABULARY: dict[str, tuple[str, ...]] = {
+    "colors": tuple(scenes.COLORS),
+    "shapes": scenes.SHAPES,
+    "motions": scenes.MOTIONS,
+    "sizes": tuple(scenes.SIZES),
+    "backgrounds": scenes.BACKGROUNDS,
+    "background_colors": tuple(scenes.BACKGROUND_COLORS),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneOptions:
+    """What a set of scenes draws from.
+
+    `two_objects` is the fraction of scenes with a second object.  `spread` is the part of the room around the middle of
+    the frame in which a single object is placed: 1 is anywhere, 0 has every object pass the middle halfway.
+
+    Raises:
+      UserError: an unknown or missing value, or values too few for both splits.
+    """
+
+    colors: tuple[str, ...] = _VOCABULARY["colors"]
+    shapes: tuple[str, ...] = _VOCABULARY["shapes"]
+    motions: tuple[str, ...] = _VOCABULARY["motions"]
+    sizes: tuple[str, ...] = _VOCABULARY["sizes"]
+    backgrounds: tuple[str, ...] = _VOCABULARY["backgrounds"]
+    background_colors: tuple[str, ...] = _VOCABULARY["background_colors"]
+    two_objects: float = 0.0
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, values in _VOCABULARY.items():
+            chosen = getattr(self, name)
+            if not chosen:
+                raise UserError(f"scene option {name} is empty; use some of {', '.join(values)}")
+            for value in chosen:
+                if value not in values:
+                    raise UserError(f"scene option {name}: unknown value {value!r}{nearest(value, values)}")
+        for name in ("two_objects", "spread"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"scene option {name} is a fraction from 0 to 1, not {getattr(self, name)}")
+        if self.two_objects and (len(self.colors) < 2 or "small" not in self.sizes):
+            raise UserError("scenes with two objects need two colors and the size 'small'")
+
+
+PRESETS = {
+    # Objects large against the token grid, about the middle, over few backgrounds: what a small network learns in minutes.
+    "easy": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "navy"), spread=0.0),
+    "full": SceneOptions(two_objects=0.25),
+}
+
+
+def is_held_out(color: str, shape: str, motion: str) -> bool:
+    """The fixed rule of the split: depends on the names alone, not on options, seeds or counts."""
+    row = list(scenes.COLORS).index(color) + 10 * scenes.SHAPES.index(shape) + scenes.MOTIONS.index(motion)
+    return row % 13 in (0, 5)
+
+
+@functools.cache
+def combinations(split: str, options: SceneOptions) -> tuple[Combination, ...]:
+    """All combinations of a split, "train" or "test".
+
+    Raises:
+      UserError: an unknown split, a split without a combination, or a value that training would never see.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}")
+    visible = [
+        (color, shape, motion)
+        for color in options.colors
+        for shape in options.shapes
+        for motion in options.motions
+        if scenes.can_show(shape, motion)
+    ]
+    held_out = [combination for combination in visible if is_held_out(*combination)]
+    train = [combination for combination in visible if not is_held_out(*combination)]
+    seen = {value for combination in train for value in combination}
+    unseen = {*options.colors, *options.shapes, *options.motions} - seen
+    required = 2 if options.two_objects else 1
+    if unseen or len({color for color, _, _ in held_out}) < required:
+        fault = f"training would never see {', '.join(sorted(unseen))}" if unseen else "too little is held out"
+        raise UserError(f"scene options leave too few combinations: {fault}; allow more colors, shapes or motions")
+    return tuple(train if split == "train" else held_out)
+
+
+@functools.lru_cache(maxsize=64)
+def _balanced_order(pool: tuple[Combination, ...], seed: int, epoch: int) -> tuple[Combination, ...]:
+    """The pool in an order in which every prefix uses all colors, shapes and motions about equally often."""
+    shuffled = [pool[i] for i in np.random.default_rng((seed, epoch, len(pool))).permutation(len(pool))]
+    values = sorted({value for combination in pool for value in combination})
+    codes = np.array([[values.index(value) for value in combination] for combination in shuffled])
+    used = np.zeros(len(values))
+    share = 1 / np.bincount(codes.ravel(), minlength=len(values))
+    left = np.ones(len(pool), dtype=bool)
+    order = []
+    for _ in pool:
+        pick = int(np.argmin(np.where(left, used[codes].sum(axis=1), np.inf)))
+        left[pick] = False
+        used[codes[pick]] += share[codes[pick]]
+        order.append(shuffled[pick])
+    return tuple(order)
+
+
+def _place(
+    rng: np.random.Generator, combination: Combination, size: str, *, evenness: float = 1.0, spread: float = 1.0
+) -> SceneObject:
+    """Draws the center from a beta distribution over where the object may be; under 1 prefers the outer places."""
+    color, shape, motion = combination
+    low, high = scenes.center_bounds(shape, size, motion)
+    x, y = low + (high - low) * (0.5 + spread * (rng.beta(evenness, evenness, 2) - 0.5))
+    return SceneObject(color=color, shape=shape, size=size, motion=motion, center=(float(x), float(y)))
+
+
+def _clearance(first: SceneObject, second: SceneObject) -> float:
+    """Smallest distance between the circumscribed circles over a finely sampled clip, in frame sides."""
+    (center, diameter, _), (center2, diameter2, _) = scenes.poses(first, 16), scenes.poses(second, 16)
+    reach = diameter / 2 * scenes.radial_profile(first.shape).max()
+    reach2 = diameter2 / 2 * scenes.radial_profile(second.shape).max()
+    return float((np.linalg.norm(center - center2, axis=1) - reach - reach2).min())
+
+
+def _pair(rng: np.random.Generator, first: Combination, pool: Sequence[Combination]) -> tuple[SceneObject, ...]:
+    others = [combination for combination in pool if combination[0] != first[0]]
+    best: tuple[SceneObject, ...] = ()
+    room = -np.inf
+    for _ in range(_PLACEMENTS):
+        second = others[rng.integers(len(others))]
+        pair = (_place(rng, first, "small", evenness=_OUTER), _place(rng, second, "small", evenness=_OUTER))
+        clearance = _clearance(*pair)
+        if clearance > room:
+            best, room = pair, clearance
+        if room >= scenes.MARGIN:
+            break
+    return best
+
+
+def make_scene(index: int, *, split: str, options: SceneOptions, seed: int = 0) -> Scene:
+    """The scene `index` of an endless, balanced sequence that depends on (seed, split, options) only.
+
+    Two objects of a scene are small, differ in color, keep apart, and both come from the combinations of the split.
+    """
+    pool = combinations(split, options)
+    epoch, position = divmod(index, len(pool))
+    combination = _balanced_order(pool, seed, epoch)[position]
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    background = Background(
+        kind=options.backgrounds[rng.integers(len(options.backgrounds))],
+        color=options.background_colors[rng.integers(len(options.background_colors))],
+        texture=int(rng.integers(2**31)),
+    )
+    template = int(rng.integers(NUM_TEMPLATES))
+    if rng.random() < options.two_objects:
+        items = _pair(rng, combination, pool)
+    else:
+        size = options.sizes[(position + epoch) % len(options.sizes)]
+        items = (_place(rng, combination, size, spread=options.spread),)
+    return Scene(objects=items, background=background, template=template)
+
+
+def held_out_prompts(n: int, seed: int, options: SceneOptions) -> list[tuple[str, Scene]]:
+    """Returns `n` pairs (caption, scene) of combinations that training never sees, balanced over the attributes."""
+    drawn = [make_scene(index, split="test", options=options, seed=seed) for index in range(n)]
+    return [(caption(scene), scene) for scene in drawn]
+
+
+def attributes(scene: Scene) -> dict[str, Any]:
+    """The attributes of a scene as a JSON object: `objects` (color, shape, size, motion) and `background`."""
+    names = ("color", "shape", "size", "motion")
+    return {
+        "objects": [{name: getattr(item, name) for name in names} for item in scene.objects],
+        "background": {"kind": scene.background.kind, "color": scene.background.color},
+    }
+
+
+def _claim(folder: Path, marker: Mapping[str, Any]) -> bool:
+    """Marks the folder as holding this set; returns whether the set is complete already."""
+    path = folder / MARKER
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            same, complete = found["hash"] == marker["hash"], bool(found["complete"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a marker of rendered scenes; choose another folder") from error
+        if not same:
+            raise UserError(f"{folder}: holds scenes with other settings; choose another folder or remove this one")
+        return complete
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot hold scenes, {error.strerror}; choose another folder") from error
+    if occupied:
+        raise UserError(f"{folder}: holds something else than rendered scenes; choose an empty or new folder")
+    write_json(path, {**marker, "complete": False})
+    return False
+
+
+def _write_videos(drawn: Mapping[Path, Scene], size: Mapping[str, int], fps: float, threads: int) -> None:
+    """Writes the videos that are not there; a video that is there is whole, because every write is atomic."""
+
+    def write(path: Path, scene: Scene) -> None:
+        if not path.is_file():
+            write_video(path, scenes.render(scene, **size), fps)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
+        try:
+            list(executor.map(write, drawn.keys(), drawn.values()))
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+def write_scenes(
+    folder: Path | str,
+    *,
+    count: int,
+    split: str,
+    options: SceneOptions,
+    seed: int = 0,
+    num_frames: int = 8,
+    height: int = 64,
+    width: int = 64,
+    fps: float = 8.0,
+    threads: int = 2,
+) -> Path:
+    """Writes `count` scenes as `videos/*.mp4` with `metadata.jsonl`; returns the path of the latter.
+
+    An interrupted call is finished by the same call; a finished set is left alone.  `scenes.json` says which it is.
+
+    Raises:
+      UserError: bad settings, or a folder that holds anything else.
+    """
+    if count < 1 or threads < 1 or not fps > 0:
+        raise UserError(f"cannot write {count} scenes at {fps} fps in {threads} threads; all have to be positive")
+    scenes.check_size(num_frames, height, width)
+    folder = Path(folder)
+    size = {"num_frames": num_frames, "height": height, "width": width}
+    settings = {"version": _VERSION, "count": count, "split": split, "seed": seed, "fps": fps, **size}
+    settings["options"] = dataclasses.asdict(options)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    marker = {"settings": settings, "hash": digest}
+    drawn = {
+        folder / "videos" / f"{index:06d}.mp4": make_scene(index, split=split, options=options, seed=seed)
+        for index in range(count)
+    }
+    if _claim(folder, marker):
+        return folder / MANIFEST
+    (folder / "videos").mkdir(exist_ok=True)
+    _write_videos(drawn, size, fps, threads)
+    rows = [
+        {"file": f"videos/{path.name}", "caption": caption(scene), "fps": fps, "split": split, **attributes(scene)}
+        for path, scene in drawn.items()
+    ]
+    write_text(folder / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows))
+    write_json(folder / MARKER, {**marker, "complete": True})
+    return folder / MANIFEST

@@ -1,0 +1,31 @@
+"""What people are told of the speed of a run."""
+
+import itertools
+
+import pytest
+
+from motionaura_jax.training.monitoring import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on by two seconds at every look."""
+    seconds = itertools.count(0.0, 2.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
+
+
+def test_speed_is_that_of_the_steps_since_the_last_report(clock):
+    shown = progress.TrainingProgress(total=100, start=0)
+    assert shown.report(10, {"loss": 1.0}, clips_per_step=4)["steps_per_second"] == 5.0
+    speed = shown.report(11, {"loss": 1.0}, clips_per_step=4)
+    assert (speed["steps_per_second"], speed["clips_per_second"]) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize("paused_at", [20, 21])
+def test_a_report_of_a_step_that_was_not_timed_repeats_the_last_speed(clock, paused_at):
+    """Logs are a step late, so that the stopwatch may have been started anew behind the step that they tell of."""
+    shown = progress.TrainingProgress(total=100, start=0)
+    shown.report(10, {"loss": 1.0}, clips_per_step=4)
+    shown.pause(paused_at)
+    assert shown.report(20, {"loss": 1.0}, clips_per_step=4)["steps_per_second"] == 5.0
+    assert shown.report(25, {"loss": 1.0}, clips_per_step=4)["steps_per_second"] == (25 - paused_at) / 4.0

@@ -1,0 +1,154 @@
+"""Metrics: what is written can be read again, and a disk that fails is one line with a file, never a wait."""
+
+import errno
+import json
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from motionaura_jax import train
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.training.monitoring.writers import MetricWriter, read_metrics
+
+
+def crc32c(data):
+    """Bit by bit, from the polynomial."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def checked(data, checksum):
+    (found,) = struct.unpack("<I", checksum)
+    plain = crc32c(data)
+    assert found == ((plain >> 15 | plain << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return data
+
+
+def events(folder):
+    """The events of all files, by the definition of TFRecord."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", checked(data[:8], data[8:12]))
+            found.append(Event.FromString(checked(data[12 : 12 + length], data[12 + length : 16 + length])))
+            data = data[16 + length :]
+    return found
+
+
+def test_numbers_and_pictures_reach_tensorboard(tmp_path, caplog):
+    Image.fromarray(np.full((2, 3, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    writer = MetricWriter(tmp_path, 3)
+    writer.scalars(4, {"loss": 0.5, "odd": float("nan")})
+    writer.picture(4, "held out", tmp_path / "a.png")
+    version, start, loss, odd, picture = events(tmp_path / "tensorboard")  # flushed before the end
+    assert not caplog.records  # of a step that is not finite the log has its own word
+    writer.close()
+    assert version.file_version == "brain.Event:2"
+    assert start.session_log.status == SessionLog.START and start.step == 4
+    assert [event.step for event in (loss, odd, picture)] == [4, 4, 4]
+    assert (loss.summary.value[0].tag, loss.summary.value[0].simple_value) == ("loss", 0.5)
+    assert np.isnan(odd.summary.value[0].simple_value)
+    assert (picture.summary.value[0].image.height, picture.summary.value[0].image.width) == (2, 3)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 4, "loss": 0.5, "odd": None}]
+
+
+class Full:
+    """A file on a full disk."""
+
+    def write(self, _):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    flush = close = write
+
+
+@pytest.mark.parametrize(("part", "name"), [("metrics", "metrics.jsonl"), ("board", "events.out.tfevents")])
+def test_a_full_disk_names_the_file_and_closing_is_quiet(tmp_path, part, name):
+    writer = MetricWriter(tmp_path, 0)
+    (writer if part == "metrics" else writer._board)._file = Full()
+    with pytest.raises(UserError, match=rf"{name}.*: cannot be written \(No space left on device\); free space"):
+        writer.scalars(1, {"loss": 1.0})
+    Full.close = lambda self: self.write("")
+    writer.close()
+
+
+def test_a_full_disk_never_hangs(root, tmp_path):
+    program = f"""
+import pathlib, resource, signal, sys
+from motionaura_jax.core import cli
+from motionaura_jax.training.monitoring.writers import MetricWriter
+
+def write():
+    writer = MetricWriter(pathlib.Path({str(tmp_path)!r}), 0)
+    writer._path, writer._file = pathlib.Path("/dev/null"), open("/dev/null", "w")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+    try:
+        for step in range(200):
+            writer.scalars(step, {{"loss": 1.0}})
+    finally:
+        writer.close()
+
+sys.exit(cli.run(write, as_json=False))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path}/tensorboard/events") and done.stderr.count("\n") == 1
+
+
+def test_the_writer_is_closed_though_the_last_save_fails(tmp_path, monkeypatch):
+    closed = []
+
+    class Part:
+        def __init__(self, name, error=None):
+            self.name, self.error = name, error
+
+        def close(self):
+            closed.append(self.name)
+            if self.error:
+                raise self.error
+
+    class State:
+        step = 0
+
+    class System:
+        class recipe:
+            mesh = MeshConfig()
+
+            class train:
+                steps = 1
+
+    run = train.Run(
+        system=System(),
+        workdir=tmp_path,
+        data=None,
+        frozen=None,
+        train_step=None,
+        checkpoints=Part("checkpoints", UserError("full")),
+        writer=Part("writer"),
+        state=State(),
+        goodput=None,
+        open_window=(),
+    )
+    monkeypatch.setattr(train, "_start", lambda *_: run)
+    monkeypatch.setattr(train, "_loop", lambda *_: {})
+    with pytest.raises(UserError, match="full"):
+        train.fit(System(), tmp_path)
+    assert closed == ["checkpoints", "writer"]
+
+
+def test_rows_after_the_resumed_step_and_torn_ones_go(tmp_path):
+    rows = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3))
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 4, "lo')
+    MetricWriter(tmp_path, 2).close()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
