@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.limits import Checked, Count, Natural, NonNegative, Positive, Several, Share, ShareBelowOne
+from motionaura_jax.models.autoencoders.geometry import Geometry
 
 IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl", "remat")
 """Keys of MBQVAEConfig that change speed, memory and rounding only: weights and latents mean the same all the same."""
@@ -118,10 +119,14 @@ class MBQVAEConfig(Checked):
         """Training steps before this one decode unquantized latents; 0 where there is no such phase."""
         return round(self.continuous_until * total_steps)
 
+    @property
+    def geometry(self) -> Geometry:
+        """Return how sizes of videos and latents relate."""
+        return Geometry(strides=self.strides, causal=self.causal, channels=self.latent_dim)
+
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Token grid (t, h, w) of a video of this size, after `padding.pad_to_multiple`."""
-        time = 1 + -(-(frames - 1) // self.t_stride) if self.causal else -(-frames // self.t_stride)
-        return (time, -(-height // self.s_stride), -(-width // self.s_stride))
+        """Return the token grid (t, h, w) of a video of this size, after padding."""
+        return self.geometry.latent_shape(frames, height, width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.models.autoencoders.config import IMPLEMENTATION_KEYS, MBQVAEConfig
+from motionaura_jax.models.autoencoders.geometry import Geometry
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
 from motionaura_jax.models.autoencoders.quantizers import (
@@ -39,6 +40,16 @@ class Tokenizer:
     params: PyTree
     extra: PyTree
     latent_space: str = dataclasses.field(default="", metadata={"static": True})
+
+    @property
+    def geometry(self) -> Geometry:
+        """Return how sizes of videos and latents relate."""
+        return self.config.geometry
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of codes; 0 for continuous latents."""
+        return self.config.vocab_size
 
     def encode(self, video: Float[Array, "b T H W 3"], *, quantized: bool = True) -> Latent:
         """Encodes video in [-1, 1] of any size.
