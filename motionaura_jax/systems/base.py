@@ -22,12 +22,6 @@ from motionaura_jax.core.types import PyTree
 Batch = Mapping[str, Any]
 """Arrays with the global batch leading: `video` (b t h w 3) in [-1, 1], `fps` (b,), `sample` (b,) row in the step."""
 
-SYSTEMS = {
-    "mbq_vae": "motionaura_jax.systems.mbq_vae:MBQVAESystem",
-    "text_to_video": "motionaura_jax.systems.text_to_video.system:TextToVideoSystem",
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Held-out metrics and what to look at: `videos` maps a name to uint8 `(t, h, w, 3)` rows of one contact sheet."""
@@ -114,15 +108,3 @@ class System(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
         """Measures on held-out batches, without randomness."""
-
-
-def system_class(name: str) -> type[System]:
-    """Imports the system called `name`.
-
-    Raises:
-      UserError: no such system (with the nearest name).
-    """
-    if not isinstance(name, str) or name not in SYSTEMS:
-        raise UserError(f"config.system={name}: no such system{nearest(str(name), SYSTEMS)}")
-    module, _, attribute = SYSTEMS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
