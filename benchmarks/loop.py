@@ -27,7 +27,7 @@ from motionaura_jax.core import cli, config, process
 from motionaura_jax.core.recipe import CheckpointConfig, Recipe
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh, spread_batch
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from motionaura_jax.systems.base import Evaluation, System
 from motionaura_jax.training import checkpoint, data, optimizer, state, step
 
@@ -153,7 +153,7 @@ def saving(seconds: float, steps: int, every: int, load: Sequence[Any]) -> dict[
 def state_of(preset: str) -> state.TrainState:
     """A state of a tokenizer preset."""
     values = config.read(f"configs/tokenizer.py:{preset}", [])
-    system_class = base.system_class(values["system"])
+    system_class = registry.system_class(values["system"])
     system = system_class(config.build(system_class.Recipe, values))
     optimize = optimizer.build(system.recipe.optimizer, 1000)
     return jax.block_until_ready(jax.jit(lambda: state.create(system, optimize, 0))())

@@ -91,11 +91,11 @@ def _continue(flags: Sequence[str]) -> dict[str, "Recipe"]:
 def _recipe(stage: str, values: Mapping[str, Any], flags: Sequence[str]) -> "Recipe":
     """Applies the flags of one stage to `values`."""
     from motionaura_jax.core import config
-    from motionaura_jax.systems import base
+    from motionaura_jax.systems import registry
 
     prefix = f"--{stage}."
     changed = config.override(values, [flag for flag in flags if flag.startswith(prefix)], prefix)
-    recipe = config.build(base.system_class(changed["system"]).Recipe, changed, where=stage)
+    recipe = config.build(registry.system_class(changed["system"]).Recipe, changed, where=stage)
     if recipe.data.manifest != "scenes":
         raise UserError(f"{prefix}data.manifest: the demo measures rendered scenes; for other clips there is train")
     return recipe

@@ -95,9 +95,9 @@ def _texts(args: argparse.Namespace, records: Sequence["Record"]) -> dict[str, A
 def _clips(args: argparse.Namespace, records: Sequence["Record"]) -> dict[str, Any]:
     """Tokens of the middle of every file, in time and space; a file that cannot be used is named and left out."""
     from motionaura_jax.data import array_cache
-    from motionaura_jax.weights.load import load_tokenizer
+    from motionaura_jax.systems.loading import load_autoencoder
 
-    tokenizer, loaded = load_tokenizer(args.checkpoint)
+    tokenizer, loaded = load_autoencoder(args.checkpoint)
     if not tokenizer.config.vocab_size:
         raise UserError(f"{args.checkpoint}: this tokenizer has no codebook, and makes no tokens")
     trained = loaded.recipe.data

@@ -34,9 +34,9 @@ def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     frames, fps = video.read_video(args.input, max_frames=args.max_frames)
 
     from motionaura_jax.pipelines.reconstruct import reconstruct
-    from motionaura_jax.weights.load import load_tokenizer
+    from motionaura_jax.systems.loading import load_autoencoder
 
-    tokenizer, loaded = load_tokenizer(args.checkpoint)
+    tokenizer, loaded = load_autoencoder(args.checkpoint)
     started = time.perf_counter()
     result = reconstruct(tokenizer, frames)
     seconds = time.perf_counter() - started

@@ -278,14 +278,14 @@ def open_system(recipe: "Recipe", workdir: pathlib.Path) -> "System":
     Raises:
       UserError: another system in the workdir, or parts of other runs that cannot be opened.
     """
-    from motionaura_jax.systems import base
+    from motionaura_jax.systems import registry
     from motionaura_jax.weights import steps
     from motionaura_jax.weights.load import load_recipe
 
     newest = steps.newest(steps.folder_of(workdir, recipe.checkpoint.folder))
     if recipe.meaning and newest:
         recipe = recipe.completed(load_recipe(newest, type(recipe), recipe.system))
-    return base.system_class(recipe.system)(recipe)
+    return registry.system_class(recipe.system)(recipe)
 
 
 def _train(
@@ -295,11 +295,11 @@ def _train(
     from motionaura_jax.core import config
     from motionaura_jax.parallel import cluster, distributed, preflight
     from motionaura_jax.planning import exhaustion
-    from motionaura_jax.systems import base
+    from motionaura_jax.systems import registry
 
     with distributed.joined(cluster.Wanted(**place)):
         values = config.read(location, overrides)
-        recipe = config.build(base.system_class(values.get("system", "")).Recipe, values)
+        recipe = config.build(registry.system_class(values.get("system", "")).Recipe, values)
         preflight.check(workdir, config.to_dict(recipe))
         system = open_system(recipe, workdir)
         with exhaustion.explained(system.recipe, workdir):

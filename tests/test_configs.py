@@ -11,7 +11,7 @@ from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.denoisers.config import PRESETS as MODELS
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from tests.models.published import write_t5
 from tests.systems.tiny import save_tokenizer
 
@@ -50,7 +50,7 @@ def test_a_preset_builds_and_traces(location, tokenizer, text_encoder):
         "--config.data.manifest=clips": "tokenizer.py:paper" in location,
     }
     values = config.read(location, [flag for flag, wanted in needed.items() if wanted])
-    system_class = base.system_class(values["system"])
+    system_class = registry.system_class(values["system"])
     recipe = config.build(system_class.Recipe, values)
     system = system_class(recipe)
     params, extra = jax.eval_shape(system.init, jax.random.key(0))
@@ -83,4 +83,4 @@ def build_model(values):
 
 def test_the_papers_clips_do_not_come_from_rendered_scenes():
     with pytest.raises(UserError, match=r"config\.data\.buckets: 48 frames, but the rendered scenes have num_frames=8"):
-        config.build(base.system_class("mbq_vae").Recipe, config.read("configs/tokenizer.py:paper"))
+        config.build(registry.system_class("mbq_vae").Recipe, config.read("configs/tokenizer.py:paper"))

@@ -11,9 +11,9 @@ import pytest
 
 from motionaura_jax import export, reconstruct, sample
 from motionaura_jax.data.media import write_video
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
+from motionaura_jax.systems.loading import load
 from motionaura_jax.weights import release
-from motionaura_jax.weights.load import load
 from tests.systems import tiny
 from tests.written import local_paths
 
@@ -72,11 +72,12 @@ def strings_of(kind, prefix=""):
 
 
 def test_every_key_that_may_be_a_place_is_known_as_one():
-    recipes = [base.system_class(name).Recipe for name in ("mbq_vae", "text_to_video")]
+    recipes = [registry.system_class(name).Recipe for name in ("mbq_vae", "text_to_video")]
     keys = {key for recipe in recipes for key in strings_of(recipe)}
-    assert set(release.PLACES) <= keys
+    places = {key for recipe in recipes for key in recipe.places}
+    assert places <= keys
     names = ("system", "latent_space", "text.tower_hash", "checkpoint.best")
-    assert keys - set(release.PLACES) - set(names) == {"diffusion.schedule", "sample.schedule"}
+    assert keys - places - set(names) == {"diffusion.schedule", "sample.schedule"}
 
 
 def test_the_tokenizer_inside_reconstructs(released, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 
 from motionaura_jax.core import cli, config
 from motionaura_jax.parallel import cluster, wire
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from tests.test_launch import Checkout, one_error
 
 MODULE = "-m motionaura_jax.train"
@@ -138,7 +138,7 @@ def test_pods_run_the_module_with_keys_that_exist(root: Path, jobset: dict) -> N
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     assert any(flags.pop("workdir").startswith(f"{mount}/") for mount in mounts)
     values = config.read(place, [f"--{key}={value}" for key, value in flags.items()])
-    config.build(base.system_class(values["system"]).Recipe, values)
+    config.build(registry.system_class(values["system"]).Recipe, values)
 
 
 def test_a_jobset_starts_again_except_after_bad_input(jobset: dict) -> None:

@@ -12,13 +12,14 @@ from motionaura_jax import export, sample, train
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.trees import leaf_types, parted
+from motionaura_jax.exporters import adapter as adapters
 from motionaura_jax.scenes import dataset
+from motionaura_jax.systems.loading import load
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.training import optimizer, state
-from motionaura_jax.weights import adapter as adapters
 from motionaura_jax.weights import steps
 from motionaura_jax.weights.checksum import digest
-from motionaura_jax.weights.load import load, load_start
+from motionaura_jax.weights.load import load_start
 from tests.systems import tiny
 
 LORA = {"rank": 4, "targets": ["q", "k", "o"]}

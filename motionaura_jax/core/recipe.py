@@ -1,9 +1,10 @@
 """What every recipe has: the sections of a config that do not depend on the system being trained."""
 
+import dataclasses
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.limits import (
@@ -196,9 +197,11 @@ class Recipe(Checked):
       init_from: workdir, step folder or release folder whose weights a fresh run starts from; a run that resumes ignores
         it.  Empty means random weights.
       meaning: keys that say what the weights mean where names and shapes do not, each with the remedy for a difference.
+      places: dotted keys that may hold a path, which an export must not carry to another machine.
     """
 
     meaning: ClassVar[Mapping[str, str]] = {}
+    places: ClassVar[tuple[str, ...]] = ("init_from", "data.manifest", "evaluate.manifest", "checkpoint.folder")
 
     system: str
     seed: Seed = 0
@@ -228,6 +231,17 @@ class Recipe(Checked):
         The others keep every bit that they had in `init_from`, and have neither gradients nor optimizer state.
         """
         return ""
+
+    def at(self, key: str) -> Any:
+        """Return the value of a dotted key."""
+        return operator.attrgetter(key)(self)
+
+    def with_value(self, key: str, value: Any) -> Self:
+        """Return the recipe with the value of a dotted key replaced."""
+        section, _, name = key.rpartition(".")
+        if not section:
+            return dataclasses.replace(self, **{name: value})
+        return self.with_value(section, dataclasses.replace(self.at(section), **{name: value}))
 
     def completed(self, origin: Self) -> Self:
         """Takes what this recipe leaves open of `meaning` from the run `origin`, whose weights it goes on with."""

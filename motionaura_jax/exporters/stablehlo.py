@@ -1,8 +1,9 @@
-"""A trained model as StableHLO graphs that JAX serves without this package, on CPU, CUDA and TPU, at any batch size.
+"""StableHLO graphs of a trained model, which JAX serves without this package on CPU, CUDA and TPU at any batch size.
 
-A folder holds one file per graph (`jax.export`), `weights.safetensors`, `stablehlo.json` that says what each takes and gives,
-and, of a text-to-video model, `serve.py`, which uses them.  A graph takes `(weights, inputs)`, both dicts of arrays, and gives
-a dict; inputs lead with the batch unless they are single numbers.  Sizes of the video are those of the first training bucket.
+A folder holds one file per graph (`jax.export`), `weights.safetensors`, and `stablehlo.json`, which lists the inputs and
+outputs of each graph.  A text-to-video model comes with `serve.py`, which runs the graphs.  A graph takes
+`(weights, inputs)`, both dicts of arrays, and returns a dict.  Inputs lead with the batch unless they are single numbers.
+The video has the size of the first training bucket.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.media import write_json
 from motionaura_jax.diffusion.guidance import Guidance
 from motionaura_jax.diffusion.samplers import State
+from motionaura_jax.exporters.base import Opened, Options
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, make_conditioner
 from motionaura_jax.systems.text_to_video.recipe import make_sampler
@@ -52,19 +54,27 @@ class Graph:
     shared: tuple[str, ...] = ()
 
 
-def write(folder: pathlib.Path, model: Loaded, tokenizer: Loaded, meta: Mapping[str, Any]) -> None:
-    """Writes the graphs of a tokenizer, and of a text-to-video model if `model` is another one, into an empty folder.
+def write_tokenizer(folder: pathlib.Path, opened: Opened, options: Options) -> None:
+    """Write the graphs of a tokenizer into an empty folder; raises UserError if the disk is full or not writable."""
+    _write(folder, opened, tokenizer_graphs(opened.model, _clip(opened.model)))
 
-    Args:
-      meta: what a release says of `model`.
+
+def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) -> None:
+    """Write the graphs of a text-to-video model and its tokenizer into an empty folder, with an example that runs them.
 
     Raises:
-      UserError: the disk is full or not writable, or a published text encoder is another one.
+      UserError: the disk is full or not writable, or a published text encoder is not the one of training.
     """
-    graphs = tokenizer_graphs(tokenizer, _clip(model))
-    if model is not tokenizer:
-        graphs |= denoiser_graphs(model, tokenizer)
-        make_conditioner(model.recipe).words.save(folder)  # type: ignore[arg-type]
+    model, tokenizer = opened.model, opened.parts["tokenizer"].model
+    graphs = tokenizer_graphs(tokenizer, _clip(model)) | denoiser_graphs(model, tokenizer)
+    make_conditioner(model.recipe).words.save(folder)  # type: ignore[arg-type]
+    _write(folder, opened, graphs, _hints(model))
+    shutil.copyfile(assets.FOLDER / EXAMPLE, folder / EXAMPLE)
+
+
+def _write(
+    folder: pathlib.Path, opened: Opened, graphs: Mapping[str, Graph], hints: Mapping[str, Any] | None = None
+) -> None:
     described: dict[str, Any] = {}
     stored: dict[str, np.ndarray] = {}
     for name, graph in graphs.items():
@@ -79,13 +89,11 @@ def write(folder: pathlib.Path, model: Loaded, tokenizer: Loaded, meta: Mapping[
             "outputs": {key: _describe(leaf, False) for key, leaf in _outputs(graph).items()},
         }
     save_tensors(stored, folder / WEIGHTS)
-    write_json(folder / MANIFEST, {**meta, "platforms": PLATFORMS, "graphs": described, **_hints(model)})
-    if model is not tokenizer:
-        shutil.copyfile(assets.FOLDER / EXAMPLE, folder / EXAMPLE)
+    write_json(folder / MANIFEST, {**opened.meta(), "platforms": PLATFORMS, "graphs": described, **(hints or {})})
 
 
 def serialize(graph: Graph) -> bytearray:
-    """Traces `graph` with a symbolic batch for all platforms."""
+    """Trace `graph` with a symbolic batch for all platforms."""
     (batch,) = jax.export.symbolic_shape("batch")
     inputs = {
         name: leaf if name in graph.shared else jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype)
@@ -103,7 +111,7 @@ def serialize(graph: Graph) -> bytearray:
 
 
 def tokenizer_graphs(loaded: Loaded, size: tuple[int, int, int]) -> dict[str, Graph]:
-    """`encode`: video (T, H, W, 3) in [-1, 1] to `tokens` and `values`; `decode`: back, from tokens where there are any."""
+    """Build `encode`, video (T, H, W, 3) in [-1, 1] to `tokens` and `values`, and `decode`, from tokens or values."""
     recipe: Any = loaded.recipe
     config = recipe.model
     weights = {"tokenizer": loaded.params["tokenizer"], "codebook": loaded.extra}
@@ -131,12 +139,12 @@ def tokenizer_graphs(loaded: Loaded, size: tuple[int, int, int]) -> dict[str, Gr
 
 
 def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
-    """`sample`: a text to tokens; `step`: one step of it, number `index`, of tokens whose `free` positions are sampled.
+    """Build `sample`, a text to tokens, and `step`, one step of it with number `index`.
 
-    A text is its `ids`, and where a published encoder reads them the `features` that the graph `text` gives for them; what to
-    guide away from has the same names after `negative_`.  In both graphs `tokens` has MASK (the number of codes) where tokens
-    are still to be drawn, and `seed` fixes the randomness: the video is that of `motionaura sample --seed` for one prompt, up
-    to rounding.
+    A text is its `ids`, plus the `features` of the graph `text` if a published encoder reads it.  The negative prompt has
+    the same names after `negative_`.  `tokens` holds MASK (the number of codes) at positions to sample; `step` also takes
+    `free`, the positions that are sampled at all.  `seed` fixes the randomness: the video is that of
+    `motionaura sample --seed` for one prompt, up to rounding.
     """
     recipe: Any = loaded.recipe
     system = TextToVideoSystem(recipe)
@@ -186,7 +194,7 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
 
 
 def text_graphs(text: Conditioner, parts: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Graph]:
-    """`text`: ids to features, where a published encoder reads them; one that was trained is a part of `sample`."""
+    """Build `text`, ids to features of a published encoder; a text encoder of our own is part of `sample`."""
     frozen = text.frozen()
     if not frozen:
         return {}
@@ -199,12 +207,12 @@ def text_graphs(text: Conditioner, parts: Mapping[str, jax.ShapeDtypeStruct]) ->
 
 
 def _parts(text: PyTree) -> Mapping[str, Array]:
-    """The arrays of a text by name."""
+    """Return the arrays of a text by name."""
     return text if isinstance(text, Mapping) else {"ids": text}
 
 
 def _key(seed: Array) -> Key[Array, ""]:
-    """The key of the first window of the first video of the first prompt."""
+    """Return the key of the first window of the first video of the first prompt."""
     return functools.reduce(jax.random.fold_in, (0, 0, 0), jax.random.key(seed))
 
 
@@ -214,10 +222,8 @@ def _clip(model: Loaded) -> tuple[int, int, int]:
 
 
 def _hints(model: Loaded) -> dict[str, Any]:
-    """What a caller needs beside the graphs."""
+    """Return what a caller needs besides the graphs."""
     recipe: Any = model.recipe
-    if recipe.system != "text_to_video":
-        return {}
     sample = recipe.sample
     defaults = {"guidance_scale": sample.guidance_scale, "temperature": sample.temperature, "fps": recipe.data.rates[0]}
     words = make_conditioner(recipe).words

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int32, Key, UInt8, UInt32
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.frames import to_uint8
+from motionaura_jax.exporters import adapter
 from motionaura_jax.models.autoencoders.padding import crop
 from motionaura_jax.models.autoencoders.tiling import tiled_decode
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
@@ -23,14 +24,13 @@ from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import batch_shards, make_mesh
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.reconstruct import TILE, WHOLE_PIXELS
+from motionaura_jax.systems.loading import load, open_autoencoder
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, TextToVideoRecipe, make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
-from motionaura_jax.weights import adapter, hub, steps
+from motionaura_jax.weights import hub, steps
 from motionaura_jax.weights.checksum import digest
-from motionaura_jax.weights.load import load
-from motionaura_jax.weights.tokenizer import open_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class TextToVideo:
         place = hub.checkpoint_folder(tokenizer or self.recipe.tokenizer)
         if not steps.exists(place):
             raise UserError(f"{place}: the tokenizer of {checkpoint} is not there; name its folder with --tokenizer")
-        self.tokenizer = open_tokenizer(place, self.recipe.latent_space)
+        self.tokenizer = open_autoencoder(place, self.recipe.latent_space, tokens=True)
         self.digest = digest(loaded.params)
         self._loaded: PyTree = loaded.params
         self._sample = jax.jit(self._system.sample_tokens, static_argnames="steps")

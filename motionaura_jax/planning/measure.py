@@ -21,7 +21,7 @@ from motionaura_jax.parallel import collectives
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
 from motionaura_jax.planning.estimate import Estimate, Question
-from motionaura_jax.systems import base
+from motionaura_jax.systems import base, registry
 from motionaura_jax.training import optimizer, state, step
 from motionaura_jax.training.monitoring import flops
 
@@ -34,7 +34,7 @@ def measure(question: Question) -> Estimate:
     """
     devices = jax.devices() if question.topology is None else _described(question.topology)
     mesh = make_mesh(MeshConfig(**question.mesh), devices)
-    system: base.System = base.system_class(question.values.get("system", "")).planned(
+    system: base.System = registry.system_class(question.values.get("system", "")).planned(
         {**question.values, "mesh": question.mesh}
     )
     recipe = system.recipe

@@ -9,7 +9,7 @@ from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.parallel.config import AXES, MeshConfig
 from motionaura_jax.planning.estimate import Question
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 
 
 def question(values: Mapping[str, Any], mesh: MeshConfig | None = None, topology: str | None = None) -> Question:
@@ -18,7 +18,7 @@ def question(values: Mapping[str, Any], mesh: MeshConfig | None = None, topology
     Raises:
       UserError: no such config.
     """
-    recipe = base.system_class(values.get("system", "")).planned(values).recipe
+    recipe = registry.system_class(values.get("system", "")).planned(values).recipe
     return of_recipe(recipe, {axis: max(getattr(mesh or recipe.mesh, axis), 1) for axis in AXES}, topology)
 
 

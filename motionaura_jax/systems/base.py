@@ -1,11 +1,11 @@
-"""The contract between the one training loop and everything that it can train.
+"""The contract between the training loop and the systems that it trains.
 
-A system is a set of pure functions over plain pytrees, so that shapes, parameter counts and memory are known through
-`jax.eval_shape` before anything is allocated.  Training knows systems only through this file.
+A system is a set of pure functions over plain pytrees, so `jax.eval_shape` tells shapes, parameter counts and memory
+before anything is allocated.  Training knows systems only through this file.
 """
 
 import abc
-import importlib
+import pathlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -16,15 +16,17 @@ from jaxtyping import Array, Float, Int, Key
 
 from motionaura_jax.core import config
 from motionaura_jax.core import recipe as recipes
-from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core.parts import Component, Part
 from motionaura_jax.core.types import PyTree
 
 Batch = Mapping[str, Any]
-"""Arrays with the global batch leading: `video` (b t h w 3) in [-1, 1], `fps` (b,), `sample` (b,) row in the step."""
+"""Arrays by name, each with the global batch leading.  `sample` (b,), the row in the step, is always there; the rest is
+what the system makes of its `fields`, such as `video` (b t h w 3) in [-1, 1] and `fps` (b,)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out metrics and what to look at: `videos` maps a name to uint8 `(t, h, w, 3)` rows of one contact sheet."""
+    """Held-out metrics, and videos by name: uint8 `(t, h, w, 3)`, each one row of the contact sheet."""
 
     metrics: Mapping[str, float]
     videos: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -32,65 +34,82 @@ class Evaluation:
 
 
 class System(abc.ABC):
-    """A trainable system; what most have no use for does nothing here.
+    """Base class of systems; methods that most systems do not need do nothing here.
 
     `params` get gradients; `extra` is checkpointed state without a gradient (EMA codebook, usage counters); `frozen`
     holds pretrained parts, which are loaded once and neither optimized nor checkpointed.
+
+    Attributes:
+      recipe: an instance of `Recipe`; systems narrow it to their own class.
+      fields: clip fields that the system reads (see `data`); a field that nobody asks for is never decoded.
+      parts: trained parts that the recipe takes from elsewhere, by role.
+      components: networks of the system in a PyTorch export.
+      exports: export format -> "module:function" that writes it, next to "release", which every system has.
+      not_decayed: names of leaves without weight decay, next to vectors, which never decay.
     """
 
     Recipe: ClassVar[type[recipes.Recipe]]
-    recipe: Any  # an instance of Recipe; systems narrow it to their own
+    recipe: Any
+    fields: tuple[str, ...] = ("video", "fps", "caption")
+    parts: ClassVar[tuple[Part, ...]] = ()
+    components: ClassVar[tuple[Component, ...]] = ()
+    exports: ClassVar[Mapping[str, str]] = {}
+    not_decayed: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
 
     @classmethod
     def planned(cls, values: Mapping[str, Any]) -> Self:
-        """The system of config values before its data and its pretrained parts are there: those are shapes alone."""
+        """Build the system of config values for planning: data and pretrained parts are shapes alone."""
         return cls(config.build(cls.Recipe, values))
 
     def uncounted(self) -> str:
-        """What memory a plan of this system leaves out, in words; empty where that is none."""
+        """Name in words the memory that a plan of this system leaves out, or return an empty string."""
         return ""
 
     @abc.abstractmethod
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of the first bucket's batch."""
+        """Return shapes and dtypes of the first bucket's batch."""
 
     @abc.abstractmethod
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
-        """Turns a batch of the loader, captions included, into arrays of `batch_spec`."""
+        """Turn a batch of the loader into the arrays of `batch_spec`, on the host."""
 
     def check_data(self) -> None:  # noqa: B027 # clips of any kind serve
-        """Refuses training data that this system cannot learn from, and warns of what it will not use.
+        """Refuse training data that this system cannot learn from, and warn about data that it will not use.
 
         Called at every start of a training, before the workdir takes its config; never for inference.
         """
 
     @abc.abstractmethod
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
-        """Returns fresh `(params, extra)`; abstract-evaluable."""
+        """Return fresh `(params, extra)`; abstract-evaluable."""
 
     def extended(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
-        """Adds fresh parameters that `recipe.trained` names to those of `init_from`, which lack them.
+        """Add fresh parameters that `recipe.trained` names to those of `init_from`, which lack them.
 
         Called only where `recipe.trained` names any.
         """
         return params
 
     def frozen(self) -> PyTree:
-        """Loads the pretrained parts."""
+        """Load the pretrained parts.
+
+        Raises:
+          UserError: a part that is missing, damaged, or not the one that the recipe was trained with.
+        """
         return {}
 
     def prepare(self, params: PyTree, extra: PyTree, batches: Iterable[Batch]) -> tuple[PyTree, PyTree]:
-        """Data-dependent start (k-means of a codebook), called once before step 0 of a run without `init_from`."""
+        """Start from data (k-means of a codebook); called once, before step 0 of a run without `init_from`."""
         return params, extra
 
     @abc.abstractmethod
     def loss(
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
-        """Returns the mean loss over `batch` and `(stats, metrics)`.
+        """Return the mean loss over `batch` and `(stats, metrics)`.
 
         Sample i draws from `fold_in(key, batch["sample"][i])` alone, so the result depends neither on accumulation nor
         on the number of devices.  `stats` is what `advance` needs to move `extra`; `metrics` are batch means.
@@ -99,12 +118,35 @@ class System(abc.ABC):
     def advance(
         self, params: PyTree, extra: PyTree, stats: PyTree, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[PyTree, PyTree, Mapping[str, Array]]:
-        """Moves `extra` (and replaces parameters by rule, e.g. dead codes) once per optimizer step.
+        """Move `extra` once per optimizer step, and replace parameters by rule, such as dead codes.
 
         `stats` carries the stats of all microbatches along a new leading axis.  Returns `(params, extra, metrics)`.
         """
         return params, extra, {}
 
+    @classmethod
+    def with_part(cls, recipe: Any, role: str, place: str) -> Any:
+        """Return a recipe of this system whose part `role` is at `place` now.
+
+        Raises:
+          UserError: the recipe has no such part.
+        """
+        (part,) = (part for part in cls.parts if part.role == role)
+        return recipe.with_value(part.key, place)
+
+    @classmethod
+    def standalone(cls, recipe: Any) -> Any:
+        """Return a recipe of this system for an export: without caches, published parts pinned to a revision.
+
+        Raises:
+          UserError: a part that an export needs is not known.
+        """
+        return recipe
+
+    def copy_part(self, role: str, folder: pathlib.Path, shard_bytes: int) -> None:
+        """Copy a published part of this system, as it was published, into an existing folder."""
+        raise TypeError(f"{type(self).__name__} declares no published part {role!r}")
+
     @abc.abstractmethod
     def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
-        """Measures on held-out batches, without randomness."""
+        """Measure on held-out batches, without randomness."""

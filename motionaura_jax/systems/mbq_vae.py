@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.limits import Checked, NonNegative, Share
+from motionaura_jax.core.parts import Component
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.frames import to_uint8
@@ -26,7 +27,9 @@ from motionaura_jax.models.autoencoders.discriminators import (
 )
 from motionaura_jax.models.autoencoders.masking import mask_strength, mask_video
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer, masked_frame_index_loss
+from motionaura_jax.models.autoencoders.mbq_vae_tensors import MBQ_VAE
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.models.features import squeezenet
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.parallel import constraints
@@ -63,6 +66,8 @@ class LossConfig(Checked):
 class MBQVAERecipe(Recipe):
     """A tokenizer training run."""
 
+    places = (*Recipe.places, "loss.perceptual_weights")
+
     model: MBQVAEConfig = field(default_factory=MBQVAEConfig)
     masking: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -89,6 +94,13 @@ class MBQVAESystem(System):
     """
 
     Recipe = MBQVAERecipe
+    fields = ("video",)
+    components = (Component(folder="", tensors=MBQ_VAE),)
+    exports: ClassVar[Mapping[str, str]] = {
+        "pytorch": "motionaura_jax.exporters.pytorch.writer:write_tokenizer",
+        "stablehlo": "motionaura_jax.exporters.stablehlo:write_tokenizer",
+    }
+    not_decayed = frozenset({"codebook"})
 
     def __init__(self, recipe: MBQVAERecipe, *, perceptual: FeatureNetwork = squeezenet.NETWORK):
         super().__init__(recipe)
@@ -109,6 +121,11 @@ class MBQVAESystem(System):
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
         """Keeps what the tokenizer reads: `video` in [-1, 1] and `sample`."""
         return {"video": batch["video"], "sample": batch["sample"]}
+
+    def autoencoder(self, params: PyTree, extra: PyTree) -> Tokenizer:
+        """Return the trained tokenizer as a value."""
+        model, weights = self.recipe.model, params["tokenizer"]
+        return Tokenizer(config=model, params=weights, extra=extra, latent_space=fingerprint(model, weights, extra))
 
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Fresh weights; the discriminator only where it is used."""

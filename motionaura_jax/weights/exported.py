@@ -1,11 +1,9 @@
-"""Folders of a model exported to PyTorch, as the commands of JAX read and write their weights.
+"""Weights in folders exported to PyTorch, which our commands read back as checkpoints.
 
-Each network is a folder with safetensors under the names of torch; the maps lead back.  What torch does not need lies beside
-them: `training.json` says what the model was trained with, as `config.json` of a release does, and `training.safetensors` has
-the leaves that only training reads, under our names.
+Each network has a folder with safetensors under torch's names; its tensor map leads back.  Two files hold the rest:
+`training.json` is the `config.json` of a release, and `training.safetensors` has the leaves that only training reads.
 """
 
-import dataclasses
 import fnmatch
 import functools
 import operator
@@ -19,13 +17,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.parts import Component
 from motionaura_jax.core.trees import leaf_types, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights import release
-from motionaura_jax.weights.layout import Layout, export_tensors, import_tensors
-from motionaura_jax.weights.maps.mbq_vae import MBQ_VAE
-from motionaura_jax.weights.maps.spectral_transformer import SPECTRAL_TRANSFORMER
-from motionaura_jax.weights.maps.text_encoder import TEXT_ENCODER
+from motionaura_jax.weights.convert import export_tensors, import_tensors
 from motionaura_jax.weights.shards import save_tensors, write_shards
 from motionaura_jax.weights.tensors import TensorFiles
 
@@ -33,58 +29,45 @@ META, REST = "training.json", "training.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Component:
-    """A network in a folder of its own (or in the folder itself), and its place in `{"params": ..., "extra": ...}`.
-
-    One without leaves, as the text encoder where a published one takes its place, has no files.
-    """
-
-    folder: str
-    layout: Layout
-    place: tuple[str, ...] = ()
-
-
-COMPONENTS = {
-    "mbq_vae": (Component(folder="", layout=MBQ_VAE),),
-    "text_to_video": (
-        Component(folder="text_encoder", layout=TEXT_ENCODER, place=("params", "text")),
-        Component(folder="transformer", layout=SPECTRAL_TRANSFORMER, place=("params", "denoiser")),
-    ),
-}
-
-
 def is_export(path: pathlib.Path) -> bool:
-    """Whether `path` is an exported folder, be it a damaged one."""
+    """Return whether `path` is an exported folder, even a damaged one."""
     return (path / META).is_file()
 
 
 def read_meta(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads `training.json`; see `release.read_meta`."""
+    """Read `training.json`; see `release.read_meta`."""
     return release.read_meta(folder, META)
 
 
-def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
-    """Reads the networks into the structure of the abstract trees: every tensor once, every leaf once.
+def read_weights(
+    folder: pathlib.Path, components: Iterable[Component], params: PyTree, extra: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Read the networks into the structure of the abstract trees: every tensor once, every leaf once.
 
     Raises:
       UserError: a file is damaged, or the tensors are not exactly those of the config.
     """
     tree = {"params": params, "extra": extra}
-    for component in COMPONENTS[read_meta(folder)["system"]]:
+    for component in components:
         part = functools.reduce(operator.getitem, component.place, tree)
         if not jax.tree.leaves(part):
             continue
-        filled = import_tensors(TensorFiles(folder / component.folder), component.layout, part, on_host=True)
+        filled = import_tensors(TensorFiles(folder / component.folder), component.tensors, part, on_host=True)
         tree = _replaced(tree, component.place, filled)
     tree = _with_rest(folder / REST, tree)
     return tree["params"], tree["extra"]
 
 
 def write_weights(
-    folder: pathlib.Path, system: str, params: PyTree, extra: PyTree, *, dtype: str, shard_bytes: int
+    folder: pathlib.Path,
+    components: Iterable[Component],
+    params: PyTree,
+    extra: PyTree,
+    *,
+    dtype: str,
+    shard_bytes: int,
 ) -> None:
-    """Writes the networks of a system into existing component folders, and what is left to `training.safetensors`.
+    """Write networks into existing component folders, and the remaining leaves to `training.safetensors`.
 
     Args:
       dtype: of float32 leaves in the files, one of `release.DTYPES`.
@@ -95,12 +78,12 @@ def write_weights(
     """
     tree = {"params": params, "extra": extra}
     kept: list[str] = []
-    for component in COMPONENTS[system]:
+    for component in components:
         part = functools.reduce(operator.getitem, component.place, tree)
         if not jax.tree.leaves(part):
             continue
-        tensors = ((name, release.narrow(array, dtype)) for name, array in export_tensors(component.layout, part))
-        kept += component.layout.new
+        tensors = ((name, release.narrow(array, dtype)) for name, array in export_tensors(component.tensors, part))
+        kept += component.tensors.new
         write_shards(folder / component.folder, WEIGHTS, tensors, shard_bytes)
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     rest = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items() if _is_new(name, kept)}
@@ -109,7 +92,7 @@ def write_weights(
 
 
 def _with_rest(path: pathlib.Path, tree: PyTree) -> PyTree:
-    """Fills the leaves that are still abstract from `training.safetensors`, exactly."""
+    """Fill the leaves that are still abstract from `training.safetensors`, exactly."""
     missing = {
         path_name(place): leaf
         for place, leaf in jax.tree_util.tree_leaves_with_path(tree)

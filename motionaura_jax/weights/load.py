@@ -1,9 +1,12 @@
-"""Opens trained weights: a workdir, one of its step folders, a release or exported folder, or one of those on the hub."""
+"""One reader for all checkpoints: a workdir, a step folder, a release, an exported folder, or one of those on the hub.
+
+Nothing here knows which systems exist: callers say which recipe class and which components they expect.
+"""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -11,11 +14,11 @@ import numpy as np
 
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.parts import Component
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.core.trees import parted
 from motionaura_jax.core.types import PyTree
-from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
-from motionaura_jax.systems import base
+from motionaura_jax.systems.base import System
 from motionaura_jax.weights import exported, hub, release, steps
 
 R = TypeVar("R", bound=Recipe)
@@ -23,14 +26,14 @@ R = TypeVar("R", bound=Recipe)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The weights of one model and where they come from.
+    """The weights of one model and their origin.
 
     Attributes:
-      params, extra: in host memory; who computes with them places them, as a model may be too large for one device.
+      params, extra: in host memory, because a model may be too large for one device; users place them.
       step: training step.
       path: step folder or release folder.
       weights: "averaged" over training steps, or "raw".
-      provenance: what a release says about its origin.
+      provenance: origin as a release states it.
     """
 
     recipe: Recipe
@@ -42,20 +45,114 @@ class Loaded:
     provenance: Mapping[str, Any]
 
 
-def load(path: steps.Location, system: str | None = None) -> Loaded:
-    """Reads the newest step of a workdir, one step folder, a release folder, or the hub's `ORGANIZATION/NAME@REVISION`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights on disk, not read yet.
 
-    Args:
-      system: the one that is needed; None takes any.
+    Attributes:
+      path: as the user gave it, for messages.
+      folder: step folder, release folder or exported folder.
+      meta: `recipe`, `step`, `weights` and maybe `provenance`.
+    """
+
+    path: str
+    folder: pathlib.PurePath
+    meta: Mapping[str, Any]
+    reader: Callable[[Iterable[Component], PyTree, PyTree], tuple[PyTree, PyTree]]
+
+    @property
+    def system(self) -> str:
+        """Return the name of the system that was trained."""
+        return self.meta["recipe"]["system"]
+
+    def recipe(self, recipe_class: type[R], system: str | None = None) -> R:
+        """Build the recipe that the weights were trained with.
+
+        Raises:
+          UserError: the checkpoint holds another system than `system`, or its config is damaged.
+        """
+        if system and self.system != system:
+            raise UserError(f"{self.path}: holds a {self.system}; a {system} is needed here{self.parts()}")
+        try:
+            return config.build(recipe_class, self.meta["recipe"])
+        except UserError as error:
+            raise UserError(f"{self.path}: its saved {error}") from None
+
+    def read(self, components: Iterable[Component], params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
+        """Read the weights into the structure of the abstract trees, as NumPy arrays.
+
+        Args:
+          components: networks of the system, which an exported folder keeps under their torch names.
+
+        Raises:
+          UserError: damaged weights, or weights of another architecture.
+        """
+        return jax.tree.map(np.asarray, self.reader(components, params, extra))
+
+    def parts(self) -> str:
+        """Return a hint for messages that names the autoencoder this model was trained with, or ""."""
+        part = self.meta["recipe"].get("tokenizer")
+        return f"; its tokenizer is {part}" if part else ""
+
+
+def open_checkpoint(path: steps.Location) -> Checkpoint:
+    """Find the newest step of a workdir, or take a step folder, a release, an export, or the hub's `ORG/NAME@REVISION`.
 
     Raises:
-      UserError: no weights there, damaged ones, those of another system, or some that do not fit their own config.
+      UserError: no weights there, or damaged ones.
     """
-    source = _open(path)
-    system_class = base.system_class(system or source.meta["recipe"]["system"])
-    recipe = source.recipe(system_class.Recipe, system)
-    params, extra = source.read(*jax.eval_shape(system_class(recipe).init, jax.random.key(0)))
-    return Loaded(
+    path = hub.checkpoint_folder(path)
+    local = pathlib.Path(path)
+    folder: pathlib.PurePath = local
+    reader: Callable[..., tuple[PyTree, PyTree]]
+    if exported.is_export(local):
+        meta, reader = exported.read_meta(local), functools.partial(exported.read_weights, local)
+    elif release.is_release(local):
+        meta, reader = release.read_meta(local), lambda _, *trees: release.read_weights(local, *trees)
+    else:
+        step, meta = steps.read_meta(path)
+        folder, reader = step, lambda _, *trees: steps.read_weights(step, *trees)
+    return Checkpoint(path=str(path), folder=folder, meta=meta, reader=reader)
+
+
+def load_recipe(path: steps.Location, recipe_class: type[R], system: str) -> R:
+    """Read the recipe that a model was trained with, without its weights.
+
+    Raises:
+      UserError: no checkpoint there, a damaged one, or one of another system.
+    """
+    return open_checkpoint(path).recipe(recipe_class, system)
+
+
+def load_start(system: System) -> tuple[PyTree, PyTree]:
+    """Read `params` and `extra` of `recipe.init_from`, from which a fresh run of `system` starts.
+
+    Parameters that train next to frozen ones, such as adapters, are initialized if those weights lack them.
+
+    Raises:
+      UserError: no checkpoint there, or a damaged one; weights of another architecture, or that the recipe refuses.
+    """
+    recipe = system.recipe
+    source = open_checkpoint(recipe.init_from)
+    origin = source.recipe(type(recipe), recipe.system)
+    recipe.check_start(origin, recipe.init_from)
+    params, extra = jax.eval_shape(system.init, jax.random.key(0))
+    if not recipe.trained or origin.trained:
+        return source.read(system.components, params, extra)
+    params, extra = source.read(system.components, parted(params, recipe.trained)[1], extra)
+    return system.extended(params, jax.random.key(recipe.seed)), extra
+
+
+def load_as(system_class: type[System], source: Checkpoint) -> tuple[System, Loaded]:
+    """Read a checkpoint as a model of `system_class`, which has to be the class of its system.
+
+    Raises:
+      UserError: damaged weights, or weights that do not fit their own config.
+    """
+    recipe = source.recipe(system_class.Recipe)
+    system = system_class(recipe)
+    params, extra = source.read(system.components, *jax.eval_shape(system.init, jax.random.key(0)))
+    return system, Loaded(
         recipe=recipe,
         params=params,
         extra=extra,
@@ -64,89 +161,3 @@ def load(path: steps.Location, system: str | None = None) -> Loaded:
         weights=source.meta["weights"],
         provenance=source.meta.get("provenance", {}),
     )
-
-
-def load_recipe(path: steps.Location, recipe_class: type[R], system: str) -> R:
-    """Reads what a model was trained with, without its weights.
-
-    Raises:
-      UserError: see `load`.
-    """
-    return _open(path).recipe(recipe_class, system)
-
-
-def load_start(system: base.System) -> tuple[PyTree, PyTree]:
-    """Reads `params` and `extra` of `recipe.init_from`, from which a fresh run of `system` starts.
-
-    Where the run trains parameters beside frozen ones, and those weights have none yet, it adds fresh ones.
-
-    Raises:
-      UserError: see `load`; or weights of another architecture, or that the recipe of `system` refuses.
-    """
-    recipe = system.recipe
-    source = _open(recipe.init_from)
-    origin = source.recipe(type(recipe), recipe.system)
-    recipe.check_start(origin, recipe.init_from)
-    params, extra = jax.eval_shape(system.init, jax.random.key(0))
-    if not recipe.trained or origin.trained:
-        return source.read(params, extra)
-    params, extra = source.read(parted(params, recipe.trained)[1], extra)
-    return system.extended(params, jax.random.key(recipe.seed)), extra
-
-
-def load_tokenizer(path: steps.Location, latent_space: str = "") -> tuple[Tokenizer, Loaded]:
-    """Opens a trained tokenizer together with the run that it comes from.
-
-    Args:
-      latent_space: the one that is expected; empty takes any.
-
-    Raises:
-      UserError: see `load`; or a tokenizer of another latent space.
-    """
-    loaded = load(path, "mbq_vae")
-    model, params = loaded.recipe.model, loaded.params["tokenizer"]  # type: ignore[attr-defined]
-    space = fingerprint(model, params, loaded.extra)
-    if latent_space and space != latent_space:
-        raise UserError(
-            f"{path}: the tokenizer of step {loaded.step} has the latent space {space}, but {latent_space} is needed; "
-            f"name the tokenizer that this model was trained with"
-        )
-    return Tokenizer(config=model, params=params, extra=loaded.extra, latent_space=space), loaded
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Source:
-    """Weights on disk, not yet read; one face for step folders, release folders and exported ones."""
-
-    path: str
-    folder: pathlib.PurePath
-    meta: Mapping[str, Any]
-    reader: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
-
-    def recipe(self, recipe_class: type[R], system: str | None) -> R:
-        values = self.meta["recipe"]
-        if system and values["system"] != system:
-            part = values.get("tokenizer") if system == "mbq_vae" else None
-            hint = f"; its tokenizer is {part}" if part else ""
-            raise UserError(f"{self.path}: holds a {values['system']}; a {system} is needed here{hint}")
-        try:
-            return config.build(recipe_class, values)
-        except UserError as error:
-            raise UserError(f"{self.path}: its saved {error}") from None
-
-    def read(self, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(np.asarray, self.reader(params, extra))
-
-
-def _open(path: steps.Location) -> _Source:
-    path = hub.checkpoint_folder(path)
-    local = pathlib.Path(path)
-    folder: pathlib.PurePath = local
-    if exported.is_export(local):
-        meta, reader = exported.read_meta(local), functools.partial(exported.read_weights, local)
-    elif release.is_release(local):
-        meta, reader = release.read_meta(local), functools.partial(release.read_weights, local)
-    else:
-        folder, meta = steps.read_meta(path)
-        reader = functools.partial(steps.read_weights, folder)
-    return _Source(path=str(path), folder=folder, meta=meta, reader=reader)

@@ -1,7 +1,7 @@
-"""Release folders: a trained model as two plain files, `config.json` and `model.safetensors`, to keep and to pass on.
+"""Release folders: a trained model as two plain files, `config.json` and `model.safetensors`.
 
-Where a recipe names another run, e.g. the tokenizer of a text-to-video model, that run lies inside as a folder of the same
-form, so that a release needs nothing else.
+Parts that a recipe takes from elsewhere, such as the tokenizer of a text-to-video model, lie inside as folders of their
+own, so that a release needs nothing else.  `parts` in `config.json` maps the recipe keys of the parts to these folders.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,32 +32,22 @@ MARKS = (
     "stablehlo.json",
     "adapter_config.json",
 )  # what tells folders that `export` wrote, by its formats
-PARTS = ("tokenizer",)  # recipe keys that name another run
-PLACES = (
-    "init_from",
-    "tokenizer",
-    "data.manifest",
-    "evaluate.manifest",
-    "checkpoint.folder",
-    "text.tower",
-    "text.cache",
-    "loss.perceptual_weights",
-)  # recipe keys that may say where something lay during the training
-TEXT_ENCODER = "text_encoder"  # folder of a published text encoder, where `text.tower` has this value
+# Parts of releases whose `config.json` does not list them yet: recipe key -> the value that means a folder inside.
+_OLD_PARTS = {"tokenizer": None, "text.tower": "text_encoder"}
 
 _KEYS: dict[str, type] = {"system": str, "recipe": dict, "step": int, "weights": str, "versions": dict}
 _SHOWN = 3  # names in an error line
 
 
 def is_release(path: pathlib.Path) -> bool:
-    """Whether `path` is a release folder, be it a damaged one."""
+    """Return whether `path` is a release folder, even a damaged one."""
     return (path / WEIGHTS).is_file()
 
 
 def read_meta(folder: pathlib.Path, name: str = CONFIG) -> dict[str, Any]:
-    """Reads the file that says what a model is: `system`, `recipe`, `step`, `weights`, `versions`, maybe `provenance`.
+    """Read the file that describes a model: `system`, `recipe`, `step`, `weights`, `versions`, maybe `parts`, `provenance`.
 
-    `weights` is "averaged" or "raw".  Parts of the recipe come back as paths that start with `folder`.
+    `weights` is "averaged" or "raw".  Keys of parts come back as paths that start with `folder`.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -73,14 +63,27 @@ def read_meta(folder: pathlib.Path, name: str = CONFIG) -> dict[str, Any]:
     if fault:
         raise UserError(f"{path}: is damaged ({fault}); copy or export the release folder again")
     recipe = meta["recipe"]
-    inside: dict[str, Any] = {key: str(folder / recipe[key]) for key in PARTS if key in recipe}
-    if recipe.get("text", {}).get("tower") == TEXT_ENCODER:
-        inside["text"] = {**recipe["text"], "tower": str(folder / TEXT_ENCODER)}
-    return {**meta, "recipe": {**recipe, **inside}}
+    for key, inside in _parts(meta).items():
+        recipe = with_key(recipe, key, str(folder / inside))
+    return {**meta, "recipe": recipe}
+
+
+def at_key(recipe: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key of plain config values, or None."""
+    value: Any = recipe
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def with_key(recipe: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return plain config values with the value of one dotted key replaced."""
+    name, _, rest = key.partition(".")
+    return {**recipe, name: with_key(recipe.get(name) or {}, rest, value) if rest else value}
 
 
 def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
-    """Reads `model.safetensors` into the structure of the abstract trees, each tensor into exactly one leaf.
+    """Read `model.safetensors` into the structure of the abstract trees, each tensor into exactly one leaf.
 
     Raises:
       UserError: the file is damaged, or its tensors are not exactly the leaves in name, shape and dtype; only halves are
@@ -107,10 +110,10 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
 def write_folder(
     folder: pathlib.Path, meta: Mapping[str, Any], params: PyTree, extra: PyTree, dtype: str = "float32"
 ) -> None:
-    """Writes the two files of one model.
+    """Write the two files of one model.
 
     Args:
-      meta: what `read_meta` gives back; parts of the recipe relative to `folder`.
+      meta: content of `config.json`, with parts relative to `folder`.
       dtype: of float32 leaves in the file, one of `DTYPES`.
 
     Raises:
@@ -126,19 +129,19 @@ def write_folder(
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes files that only their owner can read
 
 
-def without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe without paths of the machine that trained it: of each, `elsewhere/` and the last name stay.
+def without_places(recipe: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]:
+    """Remove paths of the machine that trained a model: of each, `elsewhere/` and the last name stay.
 
-    Names on the hub and paths relative to where a command ran say nothing about the machine and stay as they are.
+    Names on the hub, and paths relative to where a command ran, say nothing about the machine and stay as they are.
+
+    Args:
+      places: dotted keys that may hold a path.
     """
-    recipe = dict(recipe)
-    for key in PLACES:
-        section, _, name = key.rpartition(".")
-        values = recipe.get(section, {}) if section else recipe
-        if _is_place(values.get(name, "")):
-            values = {**values, name: f"elsewhere/{pathlib.PureWindowsPath(values[name]).name}"}
-            recipe = {**recipe, section: values} if section else values
-    return recipe
+    for key in places:
+        value = at_key(recipe, key)
+        if isinstance(value, str) and _is_place(value):
+            recipe = with_key(recipe, key, f"elsewhere/{pathlib.PureWindowsPath(value).name}")
+    return dict(recipe)
 
 
 def _is_place(value: str) -> bool:
@@ -148,7 +151,7 @@ def _is_place(value: str) -> bool:
 
 @contextlib.contextmanager
 def draft(folder: pathlib.Path, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
-    """Yields an empty folder beside `folder` that takes its name when the block ends well, and vanishes otherwise.
+    """Yield an empty folder that takes the name `folder` when the block succeeds, and vanishes otherwise.
 
     Raises:
       UserError: `folder` exists and is no release folder, or is one and `overwrite` is off.
@@ -173,7 +176,7 @@ def draft(folder: pathlib.Path, *, overwrite: bool = False) -> Iterator[pathlib.
 
 
 def check_output(folder: pathlib.Path, *, overwrite: bool) -> None:
-    """Refuses to write where something else is.
+    """Refuse to write over something else.
 
     Raises:
       UserError: see `draft`.
@@ -185,7 +188,7 @@ def check_output(folder: pathlib.Path, *, overwrite: bool) -> None:
 
 
 def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The array as it stands in a file: floats in `dtype`, everything else as it is."""
+    """Return the array as a file holds it: float32 in `dtype`, everything else unchanged."""
     return array.astype(jnp.dtype(dtype)) if array.dtype == np.float32 else array
 
 
@@ -195,16 +198,21 @@ def _widen(array: np.ndarray, wanted: str) -> np.ndarray:
 
 
 def _fault(meta: Any) -> str:
-    """What is wrong with the content of `config.json`; empty where nothing is."""
+    """Return what is wrong with the content of `config.json`, or an empty string."""
     if not isinstance(meta, dict):
         return "an object was expected"
     for key, kind in _KEYS.items():
         if not isinstance(meta.get(key), kind):
             return f"{key!r} is missing or of the wrong type"
-    if not all(isinstance(meta["recipe"].get(key, ""), str) for key in PARTS):
-        return f"recipe: {' and '.join(PARTS)} must be paths"
-    if not isinstance(meta["recipe"].get("text", {}), dict):
-        return "recipe: text must be an object"
+    parts = meta.get("parts", {})
+    if not isinstance(parts, dict) or not all(isinstance(value, str) for value in parts.values()):
+        return "'parts' must map keys of the recipe to folders"
+    for key in {**_OLD_PARTS, **parts}:
+        section = key.partition(".")[0]
+        if "." in key and not isinstance(meta["recipe"].get(section, {}), dict):
+            return f"recipe: {section} must be an object"
+        if not isinstance(at_key(meta["recipe"], key) or "", str):
+            return f"recipe: {key} must be a path"
     if meta["recipe"].get("system") != meta["system"]:
         return "'system' and the recipe differ"
     if meta["weights"] not in ("averaged", "raw"):
@@ -212,8 +220,16 @@ def _fault(meta: Any) -> str:
     return ""
 
 
+def _parts(meta: Mapping[str, Any]) -> dict[str, str]:
+    """Return the folders of parts inside a release, by recipe key."""
+    if "parts" in meta:
+        return dict(meta["parts"])
+    values = {key: at_key(meta["recipe"], key) for key in _OLD_PARTS}
+    return {key: value for key, value in values.items() if value and _OLD_PARTS[key] in (None, value)}
+
+
 def _shorten(types: Mapping[str, str], others: Mapping[str, str]) -> str:
-    """The first few entries that the other side lacks or has differently."""
+    """List the first few entries that the other side lacks or has differently."""
     lines = [f"{name} {kind}" for name, kind in sorted(types.items()) if others.get(name) != kind]
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return (", ".join(lines[:_SHOWN]) or "nothing else") + more

@@ -13,15 +13,13 @@ import jax.numpy as jnp
 
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core.tensor_map import TensorMap
 from motionaura_jax.core.types import PyTree
-from motionaura_jax.models.encoders import clip, siglip, t5
+from motionaura_jax.models.encoders import clip, siglip, t5, tensor_maps
 from motionaura_jax.models.encoders import tower_config as settings
 from motionaura_jax.models.encoders.tower import Tower
 from motionaura_jax.weights import hub
-from motionaura_jax.weights.layout import Layout, import_tensors, without_ignored
-from motionaura_jax.weights.maps import clip as clip_map
-from motionaura_jax.weights.maps import siglip as siglip_map
-from motionaura_jax.weights.maps import t5 as t5_map
+from motionaura_jax.weights.convert import import_tensors, without_ignored
 from motionaura_jax.weights.shards import write_shards
 from motionaura_jax.weights.tensors import TensorFiles
 
@@ -33,43 +31,43 @@ class Kind:
     """A kind of tower.
 
     Attributes:
-      layout: the rules for a file that holds tensors of these names.
+      tensor_map: the rules for a file that holds tensors of these names.
       sections: model type -> key of `config.json` that holds the settings; "" where they are the file itself.
       projection: the tensor without which the tower has none.
     """
 
     config: type[Any]
     network: type[Any]
-    layout: Callable[[Collection[str]], Layout]
+    tensor_map: Callable[[Collection[str]], TensorMap]
     sections: Mapping[str, str]
     projection: str = ""
 
 
 KINDS = {
-    "t5": Kind(config=settings.T5Config, network=t5.T5Encoder, layout=t5_map.layout, sections={"t5": ""}),
+    "t5": Kind(config=settings.T5Config, network=t5.T5Encoder, tensor_map=tensor_maps.t5, sections={"t5": ""}),
     "siglip_vision": Kind(
         config=settings.SiglipVisionConfig,
         network=siglip.SiglipVision,
-        layout=lambda _: siglip_map.VISION,
+        tensor_map=lambda _: tensor_maps.SIGLIP_VISION,
         sections={"siglip": "vision_config", "siglip_vision_model": ""},
     ),
     "siglip_text": Kind(
         config=settings.SiglipTextConfig,
         network=siglip.SiglipText,
-        layout=lambda _: siglip_map.TEXT_TOWER,
+        tensor_map=lambda _: tensor_maps.SIGLIP_TEXT,
         sections={"siglip": "text_config", "siglip_text_model": ""},
     ),
     "clip_vision": Kind(
         config=settings.ClipVisionConfig,
         network=clip.ClipVision,
-        layout=lambda _: clip_map.VISION,
+        tensor_map=lambda _: tensor_maps.CLIP_VISION,
         sections={"clip": "vision_config", "clip_vision_model": ""},
         projection="visual_projection.weight",
     ),
     "clip_text": Kind(
         config=settings.ClipTextConfig,
         network=clip.ClipText,
-        layout=lambda _: clip_map.TEXT_TOWER,
+        tensor_map=lambda _: tensor_maps.CLIP_TEXT,
         sections={"clip": "text_config", "clip_text_model": ""},
         projection="text_projection.weight",
     ),
@@ -92,9 +90,9 @@ def open_tower(
         than the settings say.
     """
     network, files = _find(place, kind, dtype)
-    layout = KINDS[kind].layout(files)
-    params = import_tensors(files, layout, shard(_abstract(network, dtype)))
-    return Tower(network=network, params=params, digest=_digest(network.config, layout, files))
+    tensor_map = KINDS[kind].tensor_map(files)
+    params = import_tensors(files, tensor_map, shard(_abstract(network, dtype)))
+    return Tower(network=network, params=params, digest=_digest(network.config, tensor_map, files))
 
 
 def planned_text_tower(folder: Path, *, dtype: str = "bfloat16") -> Tower:
@@ -110,7 +108,7 @@ def planned_text_tower(folder: Path, *, dtype: str = "bfloat16") -> Tower:
 def describe_tower(place: str, kind: str, *, dtype: str = "bfloat16") -> Tower:
     """Returns a tower without its weights, which are read for their hash and not kept; see `open_tower`."""
     network, files = _find(place, kind, dtype)
-    return Tower(network=network, params={}, digest=_digest(network.config, KINDS[kind].layout(files), files))
+    return Tower(network=network, params={}, digest=_digest(network.config, KINDS[kind].tensor_map(files), files))
 
 
 def copy_tower(place: str, kind: str, folder: Path, shard_bytes: int) -> None:
@@ -127,7 +125,7 @@ def copy_tower(place: str, kind: str, folder: Path, shard_bytes: int) -> None:
     source = hub.model_folder(place)
     read_settings(source, kind)
     files = TensorFiles(source)
-    names = without_ignored(KINDS[kind].layout(files), files)
+    names = without_ignored(KINDS[kind].tensor_map(files), files)
     shutil.copyfile(source / CONFIG, folder / CONFIG)
     write_shards(folder, WEIGHTS, ((name, files.whole(name)) for name in names), shard_bytes)
 
@@ -166,9 +164,9 @@ def _abstract(network: Any, dtype: str) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), params)
 
 
-def _digest(config: Any, layout: Layout, files: TensorFiles) -> str:
+def _digest(config: Any, tensor_map: TensorMap, files: TensorFiles) -> str:
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    digest.update(files.digest(without_ignored(layout, files)))
+    digest.update(files.digest(without_ignored(tensor_map, files)))
     return digest.hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def test_a_system_that_is_none_is_one_line(tmp_path, system):
     path = tmp_path / "config.json"
     path.write_text(f'{{"system": {system}}}')
     with pytest.raises(UserError, match=r"config\.system=.*: no such system"):
-        base.system_class(config.read(str(path))["system"])
+        registry.system_class(config.read(str(path))["system"])
 
 
 def test_a_config_file_without_a_config_says_so(tmp_path):

@@ -17,7 +17,7 @@ from motionaura_jax.exporters import stablehlo
 from motionaura_jax.models.encoders.text_tokenizer import PAD
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
-from motionaura_jax.weights.load import load_tokenizer
+from motionaura_jax.systems.loading import load_autoencoder
 from tests.models import published
 from tests.systems import tiny
 from tests.written import local_paths
@@ -104,7 +104,7 @@ def test_steps_one_by_one_are_the_loop(run, pipeline):
 
 
 def test_encoding_and_decoding_are_those_of_the_tokenizer(run, runs):
-    tokenizer, _ = load_tokenizer(runs / "tokenizer")
+    tokenizer, _ = load_autoencoder(runs / "tokenizer")
     video = np.random.default_rng(0).uniform(-1, 1, (3, 4, 16, 16, 3)).astype(np.float32)
     found, wanted = run("encode", video=video), jax.jit(tokenizer.encode)(video)
     np.testing.assert_array_equal(found["tokens"], wanted.tokens)

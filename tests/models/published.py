@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from motionaura_jax.models.encoders import tensor_maps
 from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
-from motionaura_jax.weights.layout import export_tensors
-from motionaura_jax.weights.maps import t5
+from motionaura_jax.weights.convert import export_tensors
 
 T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3}
 WORDS = [*"a red blue green circle square star moves up down stays still growing two".split(), ",", "."]  # noqa: SIM905
@@ -44,5 +44,5 @@ def write_t5(folder: Path, seed: int = 0, **changes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "t5", "dropout_rate": 0.1, **settings}))
     gated = ["shared.weight", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"]
-    save_file(dict(export_tensors(t5.layout(gated), params)), folder / "model.safetensors")
+    save_file(dict(export_tensors(tensor_maps.t5(gated), params)), folder / "model.safetensors")
     return write_tokenizer(folder)

@@ -20,7 +20,7 @@ from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.models.layers import attention, spectral
 from motionaura_jax.parallel import collectives, constraints, mesh, rules
 from motionaura_jax.parallel.config import MeshConfig, parse
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import state, step
 from motionaura_jax.training.snapshot import snapshot
@@ -65,7 +65,7 @@ def build(name, sizes, **changes):
     values["data"] = {**tiny.SIZE, "height": SIDE, "width": SIDE, "batch_size": CLIPS}
     for section, part in changes.items():
         values[section] = {**values.get(section, {}), **part}
-    cls = base.system_class(name)
+    cls = registry.system_class(name)
     return cls(config.build(cls.Recipe, {**values, "mesh": dataclasses.asdict(sizes)}))
 
 

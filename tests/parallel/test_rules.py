@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from motionaura_jax.core import config
 from motionaura_jax.parallel import rules
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from tests.systems import tiny
 
 LORA = {"rank": 8, "targets": ["q", "k", "v", "o"]}
@@ -17,7 +17,7 @@ WIDE = {"vocab_size": 16, "width": 32, "heads": 2, "blocks": 4, "text_dim": 8, "
 
 
 def system(**values):
-    cls = base.system_class(values["system"])
+    cls = registry.system_class(values["system"])
     return cls(config.build(cls.Recipe, values))
 
 

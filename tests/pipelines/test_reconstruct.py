@@ -14,7 +14,7 @@ from motionaura_jax.data.media import write_video
 from motionaura_jax.data.video import probe, read_video
 from motionaura_jax.models.autoencoders.tokenizer import fingerprint
 from motionaura_jax.pipelines import reconstruct as pipeline
-from motionaura_jax.weights.load import load, load_tokenizer
+from motionaura_jax.systems.loading import load, load_autoencoder
 from tests.systems.tiny import save_tokenizer
 
 
@@ -76,7 +76,7 @@ def test_an_image_is_a_video_of_one_frame(workdir, tmp_path):
 
 def test_tiles_equal_the_whole_away_from_seams(workdir):
     """Statistics are per frame and tiles as large as the frame: only frames that a seam can reach may differ."""
-    tokenizer, _ = load_tokenizer(workdir)
+    tokenizer, _ = load_autoencoder(workdir)
     video = np.random.default_rng(1).integers(0, 255, (32, 16, 16, 3), dtype=np.uint8)
     whole, one_tile, tiles = (
         pipeline.reconstruct(tokenizer, video, tile=t) for t in (None, (32, 16, 16), (24, 16, 16))
@@ -97,7 +97,7 @@ def test_only_tiles_and_latents_go_to_the_device(workdir, monkeypatch):
 
     for name in ("tiled_encode", "crop", "_encode_piece", "_decode_piece"):
         spy(name)
-    tokenizer, _ = load_tokenizer(workdir)
+    tokenizer, _ = load_autoencoder(workdir)
     pipeline.reconstruct(tokenizer, np.zeros((8, 16, 16, 3), np.uint8), tile=(4, 16, 16))
     videos = [x for args in seen for x in args if getattr(x, "ndim", 0) == 5]
     whole = [x for x in videos if x.shape[1:] == (8, 16, 16, 3)]
@@ -105,7 +105,7 @@ def test_only_tiles_and_latents_go_to_the_device(workdir, monkeypatch):
 
 
 def test_tokens_decode_to_what_the_values_decode_to(workdir):
-    tokenizer, _ = load_tokenizer(workdir)
+    tokenizer, _ = load_autoencoder(workdir)
     video = np.random.default_rng(2).uniform(-1, 1, (1, 4, 16, 16, 3)).astype(np.float32)
     latent = jax.jit(lambda t, v: t.encode(v))(tokenizer, video)
     only_tokens = type(latent)(tokens=latent.tokens, size=latent.size, latent_space=latent.latent_space)
@@ -114,17 +114,17 @@ def test_tokens_decode_to_what_the_values_decode_to(workdir):
 
 
 def test_a_latent_of_another_tokenizer_is_refused(workdir):
-    tokenizer, _ = load_tokenizer(workdir)
+    tokenizer, _ = load_autoencoder(workdir)
     latent = tokenizer.encode(np.zeros((1, 2, 8, 8, 3), np.float32))
     with pytest.raises(ValueError, match="latent of 'other' given to a tokenizer of"):
         tokenizer.decode(type(latent)(tokens=latent.tokens, size=latent.size, latent_space="other"))
 
 
 def test_the_fingerprint_follows_weights_and_not_their_implementation(workdir):
-    tokenizer, _ = load_tokenizer(workdir)
+    tokenizer, _ = load_autoencoder(workdir)
     config, params, extra = tokenizer.config, tokenizer.params, tokenizer.extra
     assert len(tokenizer.latent_space) == 16
-    assert fingerprint(config, params, extra) == load_tokenizer(workdir)[0].latent_space == tokenizer.latent_space
+    assert fingerprint(config, params, extra) == load_autoencoder(workdir)[0].latent_space == tokenizer.latent_space
     for key in ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl"):
         other = "argmin" if key == "nearest_impl" else "lax"
         assert fingerprint(dataclasses.replace(config, **{key: other}), params, extra) == tokenizer.latent_space

@@ -10,7 +10,7 @@ import pytest
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.planning import exhaustion
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from tests.planning.test_advice import ask as answer
 from tests.systems import tiny
 
@@ -20,7 +20,7 @@ FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 
 @pytest.fixture
 def recipe():
     values = tiny.text_to_video("tokenizer", model={"remat": "none"}, train={"accumulation": 1})
-    return config.build(base.system_class("text_to_video").Recipe, values)
+    return config.build(registry.system_class("text_to_video").Recipe, values)
 
 
 def message(recipe, error=FULL):

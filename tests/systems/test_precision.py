@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from motionaura_jax.core import config
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from tests.systems import tiny
 
 CODES = 19  # a number that no other axis has
@@ -38,7 +38,7 @@ def program(system):
 
 
 def make(values):
-    system_class = base.system_class(values["system"])
+    system_class = registry.system_class(values["system"])
     return system_class(config.build(system_class.Recipe, values))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from motionaura_jax.core import config
 from motionaura_jax.core.recipe import CheckpointConfig
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from motionaura_jax.training import checkpoint, optimizer, state
 
 SIZE = {"num_frames": 4, "height": 16, "width": 16, "batch_size": 4}
@@ -36,7 +36,7 @@ def perturb(params, scale: float):
 
 def save_untrained(folder: Path, noise: float = 0.0, **values):
     """Writes step 0 of a run to `folder`, its weights `perturb`ed by `noise`, and returns the system."""
-    system_class = base.system_class(values["system"])
+    system_class = registry.system_class(values["system"])
     system = system_class(config.build(system_class.Recipe, values))
     store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
     optimize = optimizer.build(system.recipe.optimizer, 1)

@@ -11,8 +11,8 @@ from huggingface_hub import constants
 from motionaura_jax import export
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.pipelines.text_to_video import TextToVideo
+from motionaura_jax.systems.loading import load_autoencoder
 from motionaura_jax.weights.hub import check_push, checkpoint_folder, model_folder
-from motionaura_jax.weights.load import load_tokenizer
 from tests.systems import tiny
 
 TOKEN = "hf_" + "s" * 34
@@ -121,8 +121,8 @@ def test_an_export_is_uploaded_and_its_pinned_id_is_a_checkpoint(tokenizer, tmp_
         return str(tmp_path / "there")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    opened, loaded = load_tokenizer("me/tokenizer@0123abc")
-    assert opened.latent_space == load_tokenizer(tokenizer)[0].latent_space and loaded.path == tmp_path / "there"
+    opened, loaded = load_autoencoder("me/tokenizer@0123abc")
+    assert opened.latent_space == load_autoencoder(tokenizer)[0].latent_space and loaded.path == tmp_path / "there"
     tiny.save_untrained(tmp_path / "run", **tiny.text_to_video("me/tokenizer@0123abc"))
     assert TextToVideo(tmp_path / "run").tokenizer.latent_space == opened.latent_space
 
@@ -138,7 +138,7 @@ def test_a_hub_that_lets_nobody_in_is_one_line_before_any_work(tokenizer, tmp_pa
 def test_a_refused_upload_leaves_the_folder_and_says_how_to_go_on(tokenizer, tmp_path, api, capsys):
     status, _, err = push(tokenizer, tmp_path / "there", "me/closed", capsys)
     assert status == 2 and f"hf upload me/closed {tmp_path / 'there'}" in err and "403 Forbidden" in err
-    assert load_tokenizer(tmp_path / "there")
+    assert load_autoencoder(tmp_path / "there")
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "me/tokenizer@main", "a/b/c"])
@@ -161,7 +161,7 @@ def test_only_a_pinned_id_is_looked_up_on_the_hub(place, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     assert checkpoint_folder(place) == place
     with pytest.raises(UserError, match=r"no such checkpoint; .*ORGANIZATION/NAME@REVISION"):
-        load_tokenizer(place)
+        load_autoencoder(place)
     (tmp_path / "runs@1").mkdir()
     monkeypatch.chdir(tmp_path)
     assert checkpoint_folder("runs@1/t2v@main") == "runs@1/t2v@main"

@@ -15,10 +15,10 @@ from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.trees import parted
 from motionaura_jax.pipelines.text_to_video import TextToVideo
+from motionaura_jax.systems.loading import load, load_autoencoder, open_autoencoder
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
-from motionaura_jax.weights.load import load, load_start, load_tokenizer
-from motionaura_jax.weights.tokenizer import open_tokenizer
+from motionaura_jax.weights.load import load_start
 from tests.systems import tiny
 
 
@@ -69,11 +69,11 @@ def test_weights_stay_in_host_memory_until_somebody_places_them(places, tmp_path
 
 
 def test_the_tokenizer_of_a_release_is_found_from_anywhere(places, tmp_path, monkeypatch):
-    expected = load_tokenizer(places["tokenizer"])[0].latent_space
+    expected = load_autoencoder(places["tokenizer"])[0].latent_space
     shutil.copytree(places["release"], tmp_path / "deep" / "moved")
     for folder, name in ((tmp_path, "deep/moved"), (tmp_path / "deep", "moved"), (tmp_path / "deep" / "moved", ".")):
         monkeypatch.chdir(folder)
-        assert open_tokenizer(load(name, "text_to_video").recipe.tokenizer).latent_space == expected
+        assert open_autoencoder(load(name, "text_to_video").recipe.tokenizer).latent_space == expected
 
 
 def test_a_release_of_another_system_or_of_other_settings_is_one_line(places, tmp_path):
@@ -81,7 +81,7 @@ def test_a_release_of_another_system_or_of_other_settings_is_one_line(places, tm
         load(places["release"], "mbq_vae")
     place = re.escape(f"{places['release']}/tokenizer")
     with pytest.raises(UserError, match=f"a mbq_vae is needed here; its tokenizer is {place}$"):
-        load_tokenizer(places["release"])
+        load_autoencoder(places["release"])
     folder = shutil.copytree(places["release"], tmp_path / "changed")
     meta = json.loads((folder / "config.json").read_text())
     meta["recipe"]["model"]["wide"] = 3

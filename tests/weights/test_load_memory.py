@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from motionaura_jax.core.trees import path_name
+from motionaura_jax.models.encoders import tensor_maps
 from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
-from motionaura_jax.weights.layout import slots
-from motionaura_jax.weights.maps import t5
+from motionaura_jax.weights.convert import slots
 
 BILLION = {
     "d_model": 2048,
@@ -58,7 +58,7 @@ def write_shards(folder, dtype):
     ids = jax.ShapeDtypeStruct((1, 4), np.int32)
     tree = jax.eval_shape(T5Encoder(T5Config(**BILLION)).init, jax.random.key(0), ids, ids)["params"]
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    layout = t5.layout(["shared.weight", ".wi_1."])
+    layout = tensor_maps.t5(["shared.weight", ".wi_1."])
     places, shard, sizes = {}, {}, []
 
     def flush():

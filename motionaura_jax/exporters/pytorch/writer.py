@@ -1,18 +1,19 @@
-"""Writes a trained model as a folder that PyTorch users know: component folders, `model_index.json`, modules, a model card."""
+"""PyTorch exports: component folders, `model_index.json`, the modules that read them, and a model card."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import motionaura_jax
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_json
+from motionaura_jax.exporters.base import Opened, Options, check
 from motionaura_jax.exporters.pytorch import settings
+from motionaura_jax.exporters.pytorch.compare import can_compare, compare
 from motionaura_jax.exporters.pytorch.model_card import model_card
 from motionaura_jax.systems.text_to_video.conditioners import TrainedText, make_conditioner
 from motionaura_jax.weights import exported
 from motionaura_jax.weights.checksum import digest
-from motionaura_jax.weights.load import Loaded
 
 VAE = "vae"
 _COMMON = ("modeling_utils", "modeling_mbq_vae")
@@ -38,27 +39,14 @@ _PUBLISHED = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Files:
-    """How weights are written: dtype of float32 leaves, and the largest size of one file."""
+def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) -> None:
+    """Write a text-to-video model with its tokenizer into an empty folder, and compare it in torch.
 
-    dtype: str
-    shard_bytes: int
-
-
-def write_text_to_video(
-    folder: pathlib.Path,
-    model: Loaded,
-    tokenizer: Loaded,
-    metas: tuple[Mapping[str, Any], Mapping[str, Any]],
-    how: Files,
-) -> None:
-    """Writes all components but a published text encoder into an empty folder.
-
-    Args:
-      model: `text.tower` of its recipe is a folder here, or a hub id with its revision.
-      metas: what `exported.read_meta` gives back of `model`, and of the tokenizer in `VAE`.
+    Raises:
+      UserError: torch is not there to compare, the disk is full, or the modules compute something else.
     """
+    _require_torch(options)
+    model, vae = opened.model, opened.parts["tokenizer"]
     recipe: Any = model.recipe
     for name in ("tokenizer", "transformer", "scheduler", VAE):
         (folder / name).mkdir()
@@ -78,23 +66,39 @@ def write_text_to_video(
     }
     write_json(folder / "model_index.json", index)
     _copy_modules(folder, (*_COMMON, *_PIPELINE))
-    _write_weights(folder, model, metas[0], how)
-    _write_tokenizer(folder / VAE, tokenizer, metas[1], how)
+    meta = opened.meta({"tokenizer": VAE, **{role: role for role in opened.copied}})
+    _write_weights(folder, opened, meta, options)
+    _write_vae(folder / VAE, vae, options)
+    opened.copy_published(folder, options.shard_bytes)
+    check(vae.model, folder / VAE)
+    _finish(folder, opened, vae, meta, options)
 
 
-def write_tokenizer(folder: pathlib.Path, tokenizer: Loaded, meta: Mapping[str, Any], how: Files) -> None:
-    """Writes a tokenizer alone into an empty folder."""
+def write_tokenizer(folder: pathlib.Path, opened: Opened, options: Options) -> None:
+    """Write a tokenizer alone into an empty folder, and compare it in torch; raises as `write_text_to_video`."""
+    _require_torch(options)
     _copy_modules(folder, _COMMON)
-    _write_tokenizer(folder, tokenizer, meta, how)
+    _write_vae(folder, opened, options)
+    _finish(folder, opened, opened, opened.meta(), options)
 
 
-def write_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mapping[str, float] | None) -> None:
-    """Writes the model card; `deviations` are from `compare.compare`, None where nothing was compared."""
+def _require_torch(options: Options) -> None:
+    if options.check and not can_compare():
+        raise UserError(
+            "torch is not installed, so that the exported modules cannot be compared with this model; pip install torch, "
+            "or add --no_check to write them without"
+        )
+
+
+def _finish(folder: pathlib.Path, opened: Opened, vae: Opened, meta: Mapping[str, Any], options: Options) -> None:
+    """Read the weights back, compare the networks in torch, and write the model card."""
+    check(opened.model, folder)
+    deviations = compare(folder, opened.model, vae.model) if options.check else None
     (folder / "README.md").write_text(model_card(folder, meta, deviations), "utf-8")
 
 
 def _write_text(folder: pathlib.Path, recipe: Any) -> Mapping[str, Any]:
-    """Writes the tokenizer of texts, and settings of an encoder of our own; returns what `model_index.json` says."""
+    """Write the text tokenizer and the settings of a text encoder of our own; return the entries of `model_index.json`."""
     text = make_conditioner(recipe)
     text.words.save(folder / "tokenizer")
     if isinstance(text, TrainedText):
@@ -106,15 +110,16 @@ def _write_text(folder: pathlib.Path, recipe: Any) -> Mapping[str, Any]:
     return _PUBLISHED if here else {**_PUBLISHED, "text_encoder_id": recipe.text.tower}
 
 
-def _write_tokenizer(folder: pathlib.Path, tokenizer: Loaded, meta: Mapping[str, Any], how: Files) -> None:
-    _write_config(folder, settings.tokenizer_settings(tokenizer.recipe.model), name=VAE)  # type: ignore[attr-defined]
-    _write_weights(folder, tokenizer, meta, how)
+def _write_vae(folder: pathlib.Path, opened: Opened, options: Options) -> None:
+    _write_config(folder, settings.tokenizer_settings(opened.model.recipe.model), name=VAE)  # type: ignore[attr-defined]
+    _write_weights(folder, opened, opened.meta(), options)
 
 
-def _write_weights(folder: pathlib.Path, model: Loaded, meta: Mapping[str, Any], how: Files) -> None:
+def _write_weights(folder: pathlib.Path, opened: Opened, meta: Mapping[str, Any], options: Options) -> None:
+    model, components = opened.model, opened.system.components
     write_json(folder / exported.META, meta)
     exported.write_weights(
-        folder, model.recipe.system, model.params, model.extra, dtype=how.dtype, shard_bytes=how.shard_bytes
+        folder, components, model.params, model.extra, dtype=options.dtype, shard_bytes=options.shard_bytes
     )
 
 
@@ -127,7 +132,7 @@ def _origin(name: str) -> dict[str, str]:
 
 
 def _copy_modules(folder: pathlib.Path, names: tuple[str, ...]) -> None:
-    """Copies modules so that they import each other from the folder they are in."""
+    """Copy modules so that they import each other from the folder they are in."""
     for name in names:
         text = pathlib.Path(__file__).with_name(f"{name}.py").read_text("utf-8")
         (folder / f"{name}.py").write_text(text.replace(f"{__package__}.", ""), "utf-8")

@@ -10,10 +10,10 @@ from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.encoders.text_tokenizer import UNKNOWN, build_vocabulary
 from motionaura_jax.scenes import dataset
 from motionaura_jax.scenes.captions import caption as scene_caption
+from motionaura_jax.systems.loading import open_autoencoder
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, FrozenText, resolve_text
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.weights.load import load_recipe
-from motionaura_jax.weights.tokenizer import open_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def resolve(recipe: TextToVideoRecipe) -> tuple[TextToVideoRecipe, Tokenizer | N
             raise UserError(f"{recipe.data.manifest}: no caption has a word; add captions")
         recipe = dataclasses.replace(recipe, text=dataclasses.replace(recipe.text, vocabulary=vocabulary))
     if not recipe.latent_space:
-        opened = open_tokenizer(recipe.tokenizer)
+        opened = open_autoencoder(recipe.tokenizer, tokens=True)
         model = dataclasses.replace(recipe.model, vocab_size=opened.config.vocab_size)
         recipe = dataclasses.replace(recipe, model=model, latent_space=opened.latent_space)
     return recipe, opened

@@ -1,12 +1,14 @@
 """Text to video as a trainable system: absorbing diffusion over the tokens of a frozen tokenizer.  MotionAura 3.2, 3.3."""
 
+import dataclasses
 import functools
 import itertools
 import math
 import operator
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.parts import Component, Part
 from motionaura_jax.core.trees import joined, parted
 from motionaura_jax.core.types import Cond, Latent, PyTree
 from motionaura_jax.data.frames import to_uint8
@@ -25,17 +28,20 @@ from motionaura_jax.diffusion.times import stratified
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
+from motionaura_jax.models.denoisers.spectral_transformer_tensors import SPECTRAL_TRANSFORMER
+from motionaura_jax.models.encoders.tensor_maps import TEXT_ENCODER
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.parallel import constraints
 from motionaura_jax.parallel.local import by_rows
 from motionaura_jax.systems.base import Batch, Evaluation, System
+from motionaura_jax.systems.loading import open_autoencoder
 from motionaura_jax.systems.text_to_video import advice
-from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_of, make_conditioner
+from motionaura_jax.systems.text_to_video.conditioners import Conditioner, FrozenText, ids_of, make_conditioner
 from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe, make_process, make_sampler
 from motionaura_jax.systems.text_to_video.resolve import check_captions, resolve
 from motionaura_jax.systems.text_to_video.stand_in import PlannedText, stand_in
-from motionaura_jax.weights.tokenizer import open_tokenizer
+from motionaura_jax.weights import hub
 
 _TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers
 
@@ -47,6 +53,19 @@ class TextToVideoSystem(System):
     """
 
     Recipe = TextToVideoRecipe
+    parts = (
+        Part(role="tokenizer", key="tokenizer", latent_space="latent_space"),
+        Part(role="text_encoder", key="text.tower", published=True),
+    )
+    components = (
+        Component(folder="text_encoder", tensors=TEXT_ENCODER, place=("params", "text")),
+        Component(folder="transformer", tensors=SPECTRAL_TRANSFORMER, place=("params", "denoiser")),
+    )
+    exports: ClassVar[Mapping[str, str]] = {
+        "pytorch": "motionaura_jax.exporters.pytorch.writer:write_text_to_video",
+        "stablehlo": "motionaura_jax.exporters.stablehlo:write_text_to_video",
+    }
+    not_decayed = frozenset({"gain", "table", "filter", "null", "embedding", "relative_bias"})
 
     def __init__(
         self, recipe: TextToVideoRecipe, *, tokenizer: Tokenizer | None = None, text: Conditioner | None = None
@@ -68,6 +87,28 @@ class TextToVideoSystem(System):
         system = cls(recipe, tokenizer=tokenizer, text=text)
         system._check_mesh()
         return system
+
+    @classmethod
+    def with_part(cls, recipe: TextToVideoRecipe, role: str, place: str) -> TextToVideoRecipe:
+        """Return the recipe with a part at `place`; a model with a text encoder of its own takes no published one."""
+        return recipe.with_text_encoder(place) if role == "text_encoder" else super().with_part(recipe, role, place)
+
+    @classmethod
+    def standalone(cls, recipe: TextToVideoRecipe) -> TextToVideoRecipe:
+        """Pin the published text encoder, and leave out a cache of its features."""
+        text = recipe.text
+        if not text.is_frozen:
+            return recipe
+        if not text.tower:
+            raise UserError(
+                f"--checkpoint: this model was trained on features from {text.cache}; name their encoder with --text_encoder"
+            )
+        text = dataclasses.replace(text, tower=hub.pinned(text.tower), cache="")
+        return dataclasses.replace(recipe, text=text)
+
+    def copy_part(self, role: str, folder: pathlib.Path, shard_bytes: int) -> None:
+        """Copy the published text encoder with its tokenizer."""
+        FrozenText(self.recipe.text, self.recipe.model).save(folder, shard_bytes)
 
     def uncounted(self) -> str:
         """A published text encoder that is not here."""
@@ -235,7 +276,7 @@ class TextToVideoSystem(System):
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        return self._opened or open_tokenizer(self.recipe.tokenizer, self.recipe.latent_space)
+        return self._opened or open_autoencoder(self.recipe.tokenizer, self.recipe.latent_space, tokens=True)
 
     @functools.cached_property
     def _encode(self) -> Callable[[np.ndarray], np.ndarray]:

@@ -7,13 +7,13 @@ import numpy as np
 from motionaura_jax.core.types import Cond
 from motionaura_jax.exporters.pytorch import settings
 from motionaura_jax.models.autoencoders.mbq_vae import init_tokenizer
+from motionaura_jax.models.autoencoders.mbq_vae_tensors import MBQ_VAE
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
+from motionaura_jax.models.denoisers.spectral_transformer_tensors import SPECTRAL_TRANSFORMER
+from motionaura_jax.models.encoders.tensor_maps import TEXT_ENCODER
 from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.weights.layout import export_tensors
-from motionaura_jax.weights.maps.mbq_vae import MBQ_VAE
-from motionaura_jax.weights.maps.spectral_transformer import SPECTRAL_TRANSFORMER
-from motionaura_jax.weights.maps.text_encoder import TEXT_ENCODER
+from motionaura_jax.weights.convert import export_tensors
 from tests.systems.tiny import perturb
 
 

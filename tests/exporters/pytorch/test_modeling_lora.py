@@ -10,11 +10,11 @@ import pytest
 
 from motionaura_jax import export
 from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.exporters import adapter
 from motionaura_jax.exporters.pytorch import compare
 from motionaura_jax.models.layers.config import LoraConfig
+from motionaura_jax.systems.loading import load
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
-from motionaura_jax.weights import adapter
-from motionaura_jax.weights.load import load
 from tests.exporters.pytorch import parity
 from tests.systems import tiny
 

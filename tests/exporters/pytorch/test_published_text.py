@@ -14,10 +14,10 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
+from motionaura_jax.systems.loading import load
 from motionaura_jax.systems.text_to_video import conditioners
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
-from motionaura_jax.weights.load import load
 from tests.exporters.pytorch.noise import OurNoise
 from tests.models import published
 from tests.models.test_tower_tokenizer import strings

@@ -19,11 +19,12 @@ from motionaura_jax.exporters.pytorch import compare, settings
 from motionaura_jax.models.autoencoders.config import preset as tokenizer_preset
 from motionaura_jax.models.denoisers.config import preset as denoiser_preset
 from motionaura_jax.models.encoders.config import TextEncoderConfig
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
+from motionaura_jax.systems.loading import load
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.weights import exported
-from motionaura_jax.weights.load import load, load_start
+from motionaura_jax.weights.load import load_start
 from tests.systems import tiny
 
 MODULES = sorted(Path(settings.__file__).parent.glob("modeling_*.py"))
@@ -130,16 +131,17 @@ def test_a_tokenizer_comes_back_bit_by_bit(model, tmp_path):
 
 def assert_comes_back(folder, values, shard_bytes):
     """Writes random weights of a recipe and reads every bit of them again."""
-    recipe = config.build(base.system_class(values["system"]).Recipe, values)
-    shapes = jax.eval_shape(base.system_class(recipe.system)(recipe).init, jax.random.key(0))
+    recipe = config.build(registry.system_class(values["system"]).Recipe, values)
+    shapes = jax.eval_shape(registry.system_class(recipe.system)(recipe).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params, extra = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
     meta = {"system": recipe.system, "recipe": config.to_dict(recipe), "step": 0, "weights": "raw", "versions": {}}
     write_json(folder / exported.META, meta)
-    for component in exported.COMPONENTS[recipe.system]:
+    components = registry.system_class(recipe.system).components
+    for component in components:
         (folder / component.folder).mkdir(exist_ok=True)
-    exported.write_weights(folder, recipe.system, params, extra, dtype="float32", shard_bytes=shard_bytes)
-    again = exported.read_weights(folder, *shapes)
+    exported.write_weights(folder, components, params, extra, dtype="float32", shard_bytes=shard_bytes)
+    again = exported.read_weights(folder, components, *shapes)
     for a, b in zip(jax.tree.leaves((params, extra)), jax.tree.leaves(again), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.tensor_map import Rule, TensorMap
 from motionaura_jax.core.trees import leaf_types
-from motionaura_jax.weights import layout as lay
-from motionaura_jax.weights.layout import Layout, Rule
+from motionaura_jax.weights import convert as lay
 from motionaura_jax.weights.tensors import TensorFiles
 
-LAYOUT = Layout(
+LAYOUT = TensorMap(
     rules=(
         Rule("shared.weight", "embedding"),
         Rule("block.{i}.q.weight", "blocks/query/kernel", lay.linear()),
@@ -215,9 +215,11 @@ def test_a_map_with_a_hole_or_a_double_is_a_defect():
     with pytest.raises(ValueError, match="0 rules for the leaf extra"):
         dict(lay.export_tensors(LAYOUT, {**params(), "extra": np.zeros(1)}))
     with pytest.raises(ValueError, match="2 rules for the leaf embedding"):
-        dict(lay.export_tensors(Layout(rules=(*LAYOUT.rules, Rule("again", "embedding"))), params()))
+        dict(lay.export_tensors(TensorMap(rules=(*LAYOUT.rules, Rule("again", "embedding"))), params()))
     with pytest.raises(ValueError, match="is both"):
-        dict(lay.export_tensors(Layout(rules=(Rule("x", "a"), Rule("x", "b"))), {"a": np.zeros(1), "b": np.zeros(1)}))
+        dict(
+            lay.export_tensors(TensorMap(rules=(Rule("x", "a"), Rule("x", "b"))), {"a": np.zeros(1), "b": np.zeros(1)})
+        )
     with pytest.raises(ValueError, match="number of its own"):
         Rule("a", "b_{i}")
     with pytest.raises(ValueError, match="more than one that stacks"):

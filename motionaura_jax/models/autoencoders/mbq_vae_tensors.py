@@ -1,6 +1,6 @@
 """The 3D-MBQ-VAE: `exporters.pytorch.modeling_mbq_vae` <-> params `tokenizer` and `extra` of its system."""
 
-from motionaura_jax.weights.layout import Layout, Rule, View, conv, conv_transpose, depthwise, linear, same
+from motionaura_jax.core.tensor_map import Rule, TensorMap, View, conv, conv_transpose, depthwise, linear, same
 
 
 def _layer(source: str, target: str, view: View) -> tuple[Rule, Rule]:
@@ -46,7 +46,7 @@ _ENCODER, _DECODER, _MFI = (
     "params/tokenizer/network/mfi_head",
 )
 
-MBQ_VAE = Layout(
+MBQ_VAE = TensorMap(
     rules=(
         *_layer("encoder.stem", f"{_ENCODER}/stem", conv),
         *_blocks("encoder", _ENCODER),

@@ -1,6 +1,6 @@
 """The spectral transformer: `exporters.pytorch.modeling_spectral_transformer` <-> `denoiser` of text to video."""
 
-from motionaura_jax.weights.layout import Layout, Rule, linear
+from motionaura_jax.core.tensor_map import Rule, TensorMap, linear
 
 
 def _dense(source: str, target: str) -> tuple[Rule, Rule]:
@@ -42,7 +42,7 @@ def _attention_adapters(name: str, inputs: str) -> tuple[Rule, ...]:
     return sum(rules, _low_rank(f"{source}.output.to_out", f"{target}/out/o_"))
 
 
-ADAPTERS = Layout(
+ADAPTERS = TensorMap(
     prefixes=("base_model.model.",),
     rules=(
         *_attention_adapters("self_attention", "qkv"),
@@ -56,7 +56,7 @@ ADAPTERS = Layout(
 
 _MODULATION, _OURS = "blocks.{i}.modulation", "trunk/blocks/modulation"
 
-SPECTRAL_TRANSFORMER = Layout(
+SPECTRAL_TRANSFORMER = TensorMap(
     rules=(
         Rule("token_embedding.weight", "embedding/table"),
         Rule("mask_embedding", "embedding/mask"),

@@ -1,4 +1,4 @@
-"""Adapters as files, in the form of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+"""Adapters as files in the form of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
 Names are those of our transformer in torch (`exporters.pytorch`), e.g.
 `base_model.model.blocks.0.self_attention.input.to_q.lora_A.weight`.  An adapter belongs to the weights that it was trained
@@ -18,12 +18,13 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.trees import joined, parted
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.media import write_json
+from motionaura_jax.exporters.base import Opened, Options, compare
+from motionaura_jax.models.denoisers.spectral_transformer_tensors import ADAPTERS
 from motionaura_jax.models.layers.config import LoraConfig
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 from motionaura_jax.weights.checksum import digest
-from motionaura_jax.weights.layout import export_tensors, import_tensors
+from motionaura_jax.weights.convert import export_tensors, import_tensors
 from motionaura_jax.weights.load import Loaded
-from motionaura_jax.weights.maps.spectral_transformer import ADAPTERS
 from motionaura_jax.weights.shards import save_tensors
 from motionaura_jax.weights.tensors import TensorFiles
 
@@ -33,12 +34,13 @@ _MODULES = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out", "mlp": "mlp"}
 _KEYS: dict[str, type] = {"r": int, "lora_alpha": int, "target_modules": list, "base_model_hash": str}
 
 
-def write(folder: pathlib.Path, model: Loaded) -> None:
-    """Writes the adapters of `model` into an existing folder.
+def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
+    """Write the adapters of a model into an existing folder, and read them back.
 
     Raises:
       UserError: it has none, or the disk is full or not writable.
     """
+    model = opened.model
     if not model.recipe.trained:
         raise UserError(f"{model.path}: has no adapters; train some with the preset lora and --config.init_from")
     adapters, frozen = parted(model.params, model.recipe.trained)
@@ -62,10 +64,11 @@ def write(folder: pathlib.Path, model: Loaded) -> None:
         "_motionaura_jax_version": motionaura_jax.__version__,
     }
     write_json(folder / CONFIG, settings)
+    compare(model, applied(removed(model), folder), folder)
 
 
 def applied(model: Loaded, folder: pathlib.Path) -> Loaded:
-    """Returns a text-to-video model with the adapters in `folder`.
+    """Return a text-to-video model with the adapters in `folder`.
 
     Raises:
       UserError: no adapters there, or damaged ones; some that were trained on other weights, or that are of a kind that this
@@ -81,14 +84,14 @@ def applied(model: Loaded, folder: pathlib.Path) -> Loaded:
         )
     denoiser = dataclasses.replace(model.recipe.model, lora=_lora(folder, settings))  # type: ignore[attr-defined]
     recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
-    shapes, _ = jax.eval_shape(base.system_class(recipe.system)(recipe).init, jax.random.key(0))
+    shapes, _ = jax.eval_shape(registry.system_class(recipe.system)(recipe).init, jax.random.key(0))
     wanted: PyTree = parted(shapes, recipe.trained)[0]["denoiser"]
     adapters = {"denoiser": import_tensors(TensorFiles(folder / WEIGHTS), ADAPTERS, wanted, on_host=True)}
     return dataclasses.replace(model, recipe=recipe, params=joined(model.params, adapters))
 
 
 def removed(model: Loaded) -> Loaded:
-    """Returns a text-to-video model without its adapters: the one that they were trained on."""
+    """Return a text-to-video model without its adapters: the one that they were trained on."""
     denoiser = dataclasses.replace(model.recipe.model, lora=LoraConfig())  # type: ignore[attr-defined]
     recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
     return dataclasses.replace(model, recipe=recipe, params=parted(model.params, model.recipe.trained)[1])

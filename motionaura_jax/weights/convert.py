@@ -1,19 +1,9 @@
-"""Torch names and layouts <-> ours: rules that say it once, for import and for export.
-
-A rule ties a tensor name to a leaf path; `{x}` stands for a number.  One that only the tensor name has counts the slices of
-a leaf that is stacked along axis 0, as scanned layers are:
-
-    Rule("encoder.block.{i}.layer.0.SelfAttention.q.weight", "blocks/query/kernel", linear())
-    Rule("encoder.down.{i}.conv.{j}.weight", "down_{i}/conv_{j}/kernel", conv)
-
-Its view shows our leaf as the torch tensor that it is, without a copy: reading through it exports, writing into it imports.
-"""
+"""Conversion between published tensors and our pytrees, by the tensor maps of `core.tensor_map`."""
 
 import dataclasses
 import fnmatch
 import functools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,92 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.tensor_map import TensorMap, View
 from motionaura_jax.core.trees import path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights.tensors import TensorFiles, listed
 
-View = Callable[[np.ndarray], np.ndarray]
-
 _FLOATS = ("F32", "BF16", "F16")
 _INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
-_FIELD = re.compile(r"\{(\w+)\}")
-
-
-def same(leaf: np.ndarray) -> np.ndarray:
-    """The leaf as it is."""
-    return leaf
-
-
-def flat(leaf: np.ndarray) -> np.ndarray:
-    """`(heads, channel)` -> `(heads channel)`: the bias of a projection to heads."""
-    return leaf.reshape(-1)
-
-
-def linear(inputs: int = 1) -> View:
-    """`(*in, *out)` -> `(out, in)`, where the first `inputs` axes are the input: kernels of Dense and DenseGeneral."""
-    return lambda leaf: leaf.reshape(int(np.prod(leaf.shape[:inputs])), -1).T
-
-
-def conv(leaf: np.ndarray) -> np.ndarray:
-    """`(*window, in, out)` -> `(out, in, *window)`, in any number of dimensions; 1x1 kernels included."""
-    return leaf.transpose(leaf.ndim - 1, leaf.ndim - 2, *range(leaf.ndim - 2))
-
-
-def depthwise(leaf: np.ndarray) -> np.ndarray:
-    """`(*window, channel)` -> `(channel, 1, *window)`."""
-    return conv(leaf[..., None, :])
-
-
-def conv_transpose(leaf: np.ndarray) -> np.ndarray:
-    """`(*window, in, out)` -> `(in, out, *window)`; not mirrored, as in `ops.transpose`."""
-    window = leaf.ndim - 2
-    return leaf.transpose(window, window + 1, *range(window))
-
-
-def reshaped(*shape: int) -> View:
-    """The same numbers in another shape; one entry may be -1."""
-    return lambda leaf: leaf.reshape(shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """The tensor called `source` is the leaf at `target`, seen through `view`."""
-
-    source: str
-    target: str
-    view: View = same
-
-    def __post_init__(self) -> None:
-        ours, stacked = set(_FIELD.findall(self.target)), self.stacked
-        if not ours <= set(_FIELD.findall(self.source)) or len(stacked) > 1:
-            raise ValueError(f"{self}: the target has a number of its own, or the source more than one that stacks")
-
-    @functools.cached_property
-    def stacked(self) -> list[str]:
-        """The number that only the source has, if any."""
-        return [name for name in _FIELD.findall(self.source) if name not in _FIELD.findall(self.target)]
-
-    @functools.cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """Matches the paths of the leaves of this rule."""
-        parts = _FIELD.split(self.target)  # text and names of fields take turns
-        return re.compile("".join(f"(?P<{p}>\\d+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The rules of a network.
-
-    Attributes:
-      prefixes: a published tensor may carry one of them before the name in the rule.
-      ignored: tensors that files may hold and the network does not need, e.g. "decoder.*".
-      new: leaves that no file fills, e.g. "adapter/*"; both as in `fnmatch`.
-    """
-
-    rules: tuple[Rule, ...]
-    prefixes: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +34,7 @@ class Slot:
         return leaf if self.index is None else leaf[self.index, ...]
 
 
-def slots(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
+def slots(tensor_map: TensorMap, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
     """Maps the name of every tensor that fills leaves of these shapes to its place.
 
     Raises:
@@ -131,9 +42,9 @@ def slots(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sl
     """
     found: dict[str, Slot] = {}
     for leaf, shape in shapes.items():
-        if _matches(leaf, layout.new):
+        if _matches(leaf, tensor_map.new):
             continue
-        matches = [(rule, match) for rule in layout.rules if (match := rule.pattern.fullmatch(leaf))]
+        matches = [(rule, match) for rule in tensor_map.rules if (match := rule.pattern.fullmatch(leaf))]
         if len(matches) != 1:
             raise ValueError(f"{len(matches)} rules for the leaf {leaf}")
         ((rule, match),) = matches
@@ -145,12 +56,12 @@ def slots(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sl
     return found
 
 
-def import_tensors(files: TensorFiles, layout: Layout, target: PyTree, *, on_host: bool = False) -> PyTree:
+def import_tensors(files: TensorFiles, tensor_map: TensorMap, target: PyTree, *, on_host: bool = False) -> PyTree:
     """Reads published tensors into leaves like those of `target`, one tensor at a time.
 
     Args:
       target: abstract leaves; each says the dtype to cast to, and where to put it if it has a sharding (one device, or
-        a `NamedSharding`).  A leaf that the layout calls new comes back as it is.
+        a `NamedSharding`).  A leaf that the tensor_map calls new comes back as it is.
       on_host: return NumPy arrays, and put nothing on a device.
 
     Raises:
@@ -158,8 +69,8 @@ def import_tensors(files: TensorFiles, layout: Layout, target: PyTree, *, on_hos
         Nothing is placed then.
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
-    places = slots(layout, {name: leaf.shape for name, leaf in leaves.items()})
-    sources = _match(files, layout, places, leaves)
+    places = slots(tensor_map, {name: leaf.shape for name, leaf in leaves.items()})
+    sources = _match(files, tensor_map, places, leaves)
     placed: dict[str, Any] = {}
     # The largest first: a tensor lies in memory twice or three times while it is placed, and later there is less room.
     for name in sorted(sources, key=lambda name: -math.prod(files[name].shape)):
@@ -181,26 +92,30 @@ def import_tensors(files: TensorFiles, layout: Layout, target: PyTree, *, on_hos
     return jax.tree_util.tree_map_with_path(lambda path, leaf: placed.get(path_name(path), leaf), target)
 
 
-def export_tensors(layout: Layout, params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every tensor under its torch name and in the layout of torch, contiguous.
+def export_tensors(tensor_map: TensorMap, params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields every tensor under its torch name and in the tensor_map of torch, contiguous.
 
     Raises:
       ValueError: see `slots`.
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    for name, slot in slots(layout, {name: leaf.shape for name, leaf in leaves.items()}).items():
+    for name, slot in slots(tensor_map, {name: leaf.shape for name, leaf in leaves.items()}).items():
         yield name, np.asarray(slot.view(np.asarray(slot.of(leaves[slot.leaf]))), order="C")
 
 
-def without_ignored(layout: Layout, names: Iterable[str]) -> list[str]:
-    """Those of `names` that the layout does not ignore."""
-    return [name for name in names if not _matches(name, layout.ignored)]
+def without_ignored(tensor_map: TensorMap, names: Iterable[str]) -> list[str]:
+    """Those of `names` that the tensor_map does not ignore."""
+    return [name for name in names if not _matches(name, tensor_map.ignored)]
 
 
-def _match(files: TensorFiles, layout: Layout, places: Mapping[str, Slot], leaves: Mapping[str, Any]) -> dict[str, str]:
+def _match(
+    files: TensorFiles, tensor_map: TensorMap, places: Mapping[str, Slot], leaves: Mapping[str, Any]
+) -> dict[str, str]:
     """Maps the names in the files that are used to those in the rules."""
-    held = without_ignored(layout, files)
-    named = {name: [prefix + name for prefix in ("", *layout.prefixes) if prefix + name in files] for name in places}
+    held = without_ignored(tensor_map, files)
+    named = {
+        name: [prefix + name for prefix in ("", *tensor_map.prefixes) if prefix + name in files] for name in places
+    }
     sources = {(found or [name])[0]: name for name, found in named.items()}
     missing, unused = sorted(sources.keys() - set(held)), sorted(set(held) - sources.keys())
     if missing or unused:

@@ -1,0 +1,210 @@
+"""The export of a trained model as one folder: its parts opened by role, the folder written, read back and compared.
+
+Every system has the format "release".  A system declares the other formats that it has in `System.exports`.
+"""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import motionaura_jax
+from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.parts import Part
+from motionaura_jax.systems.base import System
+from motionaura_jax.systems.loading import load, load_autoencoder
+from motionaura_jax.systems.registry import system_class
+from motionaura_jax.weights import release
+from motionaura_jax.weights.load import Loaded
+
+SHARD_BYTES = 5 * 10**9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of an export.
+
+    Attributes:
+      places: where parts are now, by role, if they moved since training.
+      dtype: of float32 leaves in the files, one of `release.DTYPES`.
+      provenance: kept in `config.json`; None keeps what the checkpoint says.
+      shard_bytes: largest size of one file of weights in a PyTorch folder.
+      check: run the PyTorch folder against this model.
+    """
+
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    dtype: str = "float32"
+    provenance: Mapping[str, Any] | None = None
+    shard_bytes: int = SHARD_BYTES
+    check: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model to export.
+
+    Attributes:
+      parts: models of ours that it needs, by role.
+      copied: roles of published parts that are folders here and travel with the export.
+    """
+
+    system: System
+    model: Loaded
+    parts: Mapping[str, "Opened"] = dataclasses.field(default_factory=dict)
+    copied: tuple[str, ...] = ()
+
+    def meta(self, inside: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return the content of `config.json`, without paths of this machine.
+
+        Args:
+          inside: folders of parts that lie in the export, by role.
+        """
+        model, inside = self.model, inside or {}
+        recipe = release.without_places(config.to_dict(model.recipe), model.recipe.places)
+        keys = {part.key: inside[part.role] for part in self.system.parts if part.role in inside}
+        for key, folder in keys.items():
+            recipe = release.with_key(recipe, key, folder)
+        meta = {
+            "system": model.recipe.system,
+            "recipe": recipe,
+            "parts": keys,
+            "step": model.step,
+            "weights": model.weights,
+            "versions": {"motionaura_jax": motionaura_jax.__version__, "jax": jax.__version__},
+        }
+        return {**meta, "provenance": dict(model.provenance)} if model.provenance else meta
+
+    def copy_published(self, folder: pathlib.Path, shard_bytes: int) -> None:
+        """Copy the published parts into folders named after their roles."""
+        for role in self.copied:
+            (folder / role).mkdir()
+            self.system.copy_part(role, folder / role, shard_bytes)
+
+
+Writer = Callable[[pathlib.Path, Opened, Options], None]
+
+
+def export(
+    checkpoint: str, output: pathlib.Path, kind: str, options: Options, *, overwrite: bool = False
+) -> tuple[Opened, int]:
+    """Write a trained model to the new folder `output`, which appears only when it is complete.
+
+    Args:
+      kind: format of the folder: "release", "adapter", or one that the system declares.
+
+    Returns:
+      The exported model and the bytes of all files.
+
+    Raises:
+      UserError: no such checkpoint or part, a format that its system does not have, a folder that exists, a disk that is
+        full, or files that read back differently.
+    """
+    release.check_output(output, overwrite=overwrite)
+    opened = open_model(checkpoint, kind, options)
+    write = _writer(type(opened.system), opened.model.recipe.system, kind)
+    with release.draft(output, overwrite=overwrite) as folder:
+        write(folder, opened, options)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return opened, size
+
+
+def open_model(checkpoint: str, kind: str, options: Options) -> Opened:
+    """Open a model with the parts that an export of this kind takes along; an adapter takes none.
+
+    Raises:
+      UserError: see `export`.
+    """
+    model = load(checkpoint)
+    cls = system_class(model.recipe.system)
+    if kind == "adapter":
+        return Opened(system=cls(model.recipe), model=model)
+    recipe = model.recipe
+    roles = {part.role for part in cls.parts}
+    for role, place in options.places.items():
+        if role not in roles:
+            raise UserError(f"--{role}={place}: a {recipe.system} needs no {role.replace('_', ' ')}; leave it out")
+        recipe = cls.with_part(recipe, role, place)
+    recipe = cls.standalone(recipe)
+    model = dataclasses.replace(model, recipe=recipe)
+    if options.provenance is not None:
+        model = dataclasses.replace(model, provenance=options.provenance)
+    ours = {part.role: _open_part(part, recipe, options.dtype) for part in cls.parts if not part.published}
+    published = {part.role: str(recipe.at(part.key)) for part in cls.parts if part.published}
+    copied = tuple(role for role, place in published.items() if place and pathlib.Path(place).is_dir())
+    return Opened(system=cls(recipe), model=rounded(model, options.dtype), parts=ours, copied=copied)
+
+
+def read_provenance(path: pathlib.Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+      UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON object was expected")
+    return value
+
+
+def rounded(model: Loaded, dtype: str) -> Loaded:
+    """Return the model as a round trip through `dtype` leaves it."""
+
+    def through(leaf: Any) -> Any:
+        return leaf.astype(jnp.dtype(dtype)).astype(leaf.dtype) if leaf.dtype == jnp.float32 else leaf
+
+    params, extra = jax.tree.map(through, (model.params, model.extra))
+    return dataclasses.replace(model, params=params, extra=extra)
+
+
+def check(model: Loaded, folder: pathlib.Path) -> None:
+    """Read a written folder as any command would, open its parts, and compare every bit.
+
+    Raises:
+      UserError: something reads back differently, or a part is not the one of training.
+    """
+    again = load(folder, model.recipe.system)
+    compare(model, again, folder)
+    system_class(again.recipe.system)(again.recipe).frozen()
+
+
+def compare(model: Loaded, again: Loaded, folder: pathlib.Path) -> None:
+    """Refuse weights that differ in any bit from those that were written to `folder`."""
+    pairs = zip(*(jax.tree.leaves((one.params, one.extra)) for one in (model, again)), strict=True)
+    if not all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs):
+        raise UserError(f"{folder}: reads back differently from what was written; check the disk and export again")
+
+
+def _open_part(part: Part, recipe: Any, dtype: str) -> Opened:
+    place = str(recipe.at(part.key))
+    if not part.latent_space:
+        loaded = rounded(load(place), dtype)
+        return Opened(system=system_class(loaded.recipe.system)(loaded.recipe), model=loaded)
+    wanted = recipe.at(part.latent_space)
+    _, loaded = load_autoencoder(place, wanted)
+    narrow = rounded(loaded, dtype)
+    system: Any = system_class(loaded.recipe.system)(loaded.recipe)
+    if system.autoencoder(narrow.params, narrow.extra).latent_space != wanted:
+        raise UserError(
+            f"--dtype={dtype}: the {part.role} would become another one; export it alone with this --dtype before training on it"
+        )
+    return Opened(system=system, model=narrow)
+
+
+def _writer(cls: type[System], name: str, kind: str) -> Writer:
+    """Import the function that writes this format of a system."""
+    known = {"release": "motionaura_jax.exporters.release:write", "adapter": "motionaura_jax.exporters.adapter:write"}
+    known |= cls.exports
+    if kind not in known:
+        raise UserError(f"--format={kind}: a {name} is not exported as that, only as {', '.join(known)}")
+    module, _, function = known[kind].partition(":")
+    return getattr(importlib.import_module(module), function)

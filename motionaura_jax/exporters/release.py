@@ -1,0 +1,22 @@
+"""Release folders: `config.json` and `model.safetensors`, and each part as a folder of the same form or as published."""
+
+import pathlib
+
+from motionaura_jax.exporters.base import SHARD_BYTES, Opened, Options, check
+from motionaura_jax.weights import release
+
+
+def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
+    """Write a release with its parts into an empty folder, and read it back.
+
+    Raises:
+      UserError: the disk is full or not writable, or something reads back differently.
+    """
+    opened.copy_published(folder, SHARD_BYTES)
+    for role, part in opened.parts.items():
+        (folder / role).mkdir()
+        write(folder / role, part, options)
+    inside = {role: role for role in (*opened.parts, *opened.copied)}
+    model = opened.model
+    release.write_folder(folder, opened.meta(inside), model.params, model.extra, options.dtype)
+    check(model, folder)

@@ -1,0 +1,77 @@
+"""Trained models by path: any system of the registry, and autoencoders for the systems that build on one."""
+
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import Recipe
+from motionaura_jax.models.autoencoders.base import VideoAutoencoder
+from motionaura_jax.systems.registry import system_class
+from motionaura_jax.weights import steps
+from motionaura_jax.weights.load import Checkpoint, Loaded, load_as, open_checkpoint
+
+
+def load(path: steps.Location, system: str | None = None) -> Loaded:
+    """Read the newest step of a workdir, a step folder, a release, an export, or the hub's `ORG/NAME@REVISION`.
+
+    Args:
+      system: the one that is needed; None takes any.
+
+    Raises:
+      UserError: no weights there, damaged ones, those of another system, or some that do not fit their own config.
+    """
+    source = open_checkpoint(path)
+    cls = system_class(source.system)
+    source.recipe(cls.Recipe, system)
+    return load_as(cls, source)[1]
+
+
+def recipe_of(path: steps.Location) -> Recipe:
+    """Read the recipe that a model of any system was trained with, without its weights.
+
+    Raises:
+      UserError: see `load`.
+    """
+    source = open_checkpoint(path)
+    return source.recipe(system_class(source.system).Recipe)
+
+
+def load_autoencoder(path: steps.Location, latent_space: str = "") -> tuple[VideoAutoencoder, Loaded]:
+    """Open a trained autoencoder together with the run that it comes from.
+
+    Args:
+      latent_space: the one that is expected; empty takes any.
+
+    Raises:
+      UserError: see `load`; or no autoencoder, or one of another latent space.
+    """
+    source = open_checkpoint(path)
+    system, loaded = load_as(_autoencoder_class(source), source)
+    autoencoder = system.autoencoder(loaded.params, loaded.extra)  # type: ignore[attr-defined]
+    found = autoencoder.latent_space
+    if latent_space and found != latent_space:
+        raise UserError(
+            f"{path}: the tokenizer of step {loaded.step} has the latent space {found}, but {latent_space} is needed; "
+            f"name the tokenizer that this model was trained with"
+        )
+    return autoencoder, loaded
+
+
+def open_autoencoder(path: steps.Location, latent_space: str = "", *, tokens: bool = False) -> VideoAutoencoder:
+    """Open a trained autoencoder.
+
+    Args:
+      latent_space: the one that is expected; empty takes any.
+      tokens: whether a codebook is needed.
+
+    Raises:
+      UserError: see `load_autoencoder`; or one without a codebook where tokens are needed.
+    """
+    autoencoder, _ = load_autoencoder(path, latent_space)
+    if tokens and not autoencoder.vocab_size:
+        raise UserError(f"{path}: this tokenizer has no codebook; train one with another model.quantizer than 'none'")
+    return autoencoder
+
+
+def _autoencoder_class(source: Checkpoint) -> type:
+    cls = system_class(source.system)
+    if not hasattr(cls, "autoencoder"):
+        raise UserError(f"{source.path}: holds a {source.system}; an autoencoder is needed here{source.parts()}")
+    return cls

@@ -1,1 +1,0 @@
-"""Which published tensor is which of our leaves: one `Layout` per network."""
