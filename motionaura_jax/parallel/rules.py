@@ -1,4 +1,6 @@
-"""Where every parameter lies: rules from paths to mesh axes, and the table of what they make of a tree.
+"""Placement of parameters: rules from paths to mesh axes, and the table of their effect on a tree.
+
+Each network declares its rules next to its code with `declare`; this module holds the mechanism and the general rules.
 
 `fsdp` splits storage, and a layer is gathered while it computes.  `tensor` splits the computation, in pairs as in
 Megatron-LM (Shoeybi et al. 2019): the first matrix of a pair by columns, so that each device works on its part of the
@@ -22,56 +24,43 @@ from motionaura_jax.core.types import PyTree
 
 Axes = str | tuple[str, ...] | None
 
-_COLUMNS: tuple[Axes, ...] = ("fsdp", "tensor")
-_ROWS: tuple[Axes, ...] = ("tensor", "fsdp")
-_ALONE: tuple[Axes, ...] = (None, "fsdp")
-_VECTOR: tuple[Axes, ...] = ("fsdp",)
-_STORED: tuple[Axes, ...] = ("fsdp", None)
+COLUMNS: tuple[Axes, ...] = ("fsdp", "tensor")
+"""The first matrix of a pair."""
+ROWS: tuple[Axes, ...] = ("tensor", "fsdp")
+"""The second matrix of a pair."""
+STORED: tuple[Axes, ...] = ("fsdp", None)
+"""Split in storage alone: small, or computed whole on every device."""
+VECTOR: tuple[Axes, ...] = ("fsdp",)
+WHOLE: tuple[Axes, ...] = ()
+"""Copied to every device: small, and read by each of them in every step."""
 
-RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
-    # Small, and read by every device in every step.
-    (r"(codebook|sum|count|usage|idle|mask_fill|gain|relative_bias)$", ()),
-    # Attention: heads over `tensor`.
-    (r"(into|[kv]_input)/[qkv](_even|_odd)?$", _COLUMNS),
-    (r"out/o(_even|_odd)?$", _ROWS),
-    (r"attention_\d+/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
-    (r"attention_\d+/output/kernel$", ("tensor", None, "fsdp")),
-    (r"blocks/(query|key|value)/kernel$", _COLUMNS),
-    (r"blocks/output/kernel$", _ROWS),
-    # Multilayer perceptrons, embeddings of scalars, the masked-frame head.
-    (r"(mlp|fps|time)/in/kernel$", _COLUMNS),
-    (r"(mlp_\d+|mlp|blocks)/(gate|up)/kernel$", _COLUMNS),
-    (r"mfi_head/hidden/kernel$", _COLUMNS),
-    (r"(mlp_\d+|mlp|fps|time)/out/kernel$", _ROWS),
-    (r"(mlp|blocks)/down/kernel$", _ROWS),
-    (r"mfi_head/logits/kernel$", _ROWS),
-    # The inverted bottleneck: its hidden channels over `tensor`, through the depthwise convolution.
-    (r"bottleneck[^/]*/(excite/)?expand/kernel$", _COLUMNS),
-    (r"depthwise/kernel$", (("tensor", "fsdp"),)),
-    (r"bottleneck[^/]*/(excite/reduce|project)/kernel$", _ROWS),
-    # Other convolutions that follow each other: factors, around the latent, the first two of the discriminator.
-    (r"(lead_space|encoder/tail|decoder/project|conv_0)/kernel$", _COLUMNS),
-    (r"(lead_time|encoder/project|decoder/head|conv_1)/kernel$", _ROWS),
-    # Without a partner, but for one vector a clip: what is gathered is small beside them.
-    (r"(condition/project|modulation/(down|up))/kernel$", _ROWS),
-    # Adapters: small beside what they adapt, so that each device computes them whole.
-    (r"([qkvo]_)?lora_(down|up)(_even|_odd)?$", _STORED),
-    # Along `tensor` whole: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
-    (r"(embedding/table|head/dense/kernel)$", _STORED),
-    # By features, as no axis need divide a number of words.
-    (r"text/embedding$", (None, "fsdp")),
-    # Vectors, and stacks of vectors.
-    (r"(filter|null|position/kernel)$", _VECTOR),
-    (r"(bias|scale|embedding/mask|modulation/table)$", _VECTOR),
-    # Every other matrix or convolution has no partner.
-    (r"kernel$", _ALONE),
+Rule = tuple[str, tuple[Axes, ...]]
+
+_GENERAL: tuple[Rule, ...] = (
+    (r"(bias|scale)$", VECTOR),
+    # A matrix or convolution without a partner.
+    (r"kernel$", (None, "fsdp")),
 )
-"""(pattern, axes of the trailing dimensions); the first pattern found in a path decides."""
+_declared: dict[str, tuple[Axes, ...]] = {}
+
+
+def declare(*rules: Rule) -> None:
+    """Add the rules of a network; its module calls this next to the network.
+
+    A rule is (pattern, axes of the trailing dimensions).  The pattern is searched for from the start of any component of
+    a path.  Declared rules come before the general ones for biases, scales and kernels; the first match decides.
+
+    Raises:
+      ValueError: two networks declare one pattern with different axes.
+    """
+    for pattern, axes in rules:
+        if _declared.setdefault(pattern, axes) != axes:
+            raise ValueError(f"{pattern} is declared as {_declared[pattern]} and as {axes}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where one array lies.
+    """Placement of one array.
 
     Attributes:
       whole: axes that its rule names but that do not divide it, so that their devices hold copies.
@@ -87,22 +76,22 @@ class Placement:
 
     @property
     def stacked(self) -> bool:
-        """Whether these are the parameters of all layers of a scan."""
+        """Return whether these are the parameters of all layers of a scan."""
         return "blocks/" in self.path
 
     def device_bytes(self, sizes: Mapping[str, int]) -> int:
-        """Bytes on each device of a mesh with axes of `sizes`."""
+        """Return the bytes on each device of a mesh with axes of `sizes`."""
         parts = math.prod(sizes[axis] for entry in self.spec for axis in _names(entry))
         return math.prod(self.shape) * self.dtype.itemsize // parts
 
 
 def place(tree: PyTree, sizes: Mapping[str, int]) -> list[Placement]:
-    """Applies `RULES` to the leaves of a tree of (abstract) arrays, in their order."""
+    """Apply the declared rules to the leaves of a tree of (abstract) arrays, in their order."""
     return [_place(path_name(path), leaf, sizes) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def follow(tree: PyTree, leaders: Iterable[Placement]) -> list[Placement]:
-    """Places each leaf like the parameter among `leaders` that its path ends with: optimizer state, averages.
+    """Place each leaf like the parameter among `leaders` that its path ends with: optimizer state, averages.
 
     A statistic that lacks an axis of its parameter, like those of Adafactor, lies like the axes that it has; what
     belongs to no parameter is copied to every device.
@@ -118,13 +107,13 @@ def follow(tree: PyTree, leaders: Iterable[Placement]) -> list[Placement]:
 
 
 def shardings(tree: PyTree, mesh: Mesh, placements: Iterable[Placement] | None = None) -> PyTree:
-    """Returns a tree like `tree` with the sharding of each leaf, by `RULES` unless other placements are given."""
+    """Return a tree like `tree` with the sharding of each leaf, by the declared rules unless other placements are given."""
     placements = place(tree, mesh.shape) if placements is None else placements
     return jax.tree.unflatten(jax.tree.structure(tree), [NamedSharding(mesh, one.spec) for one in placements])
 
 
 def spread(spec: PartitionSpec, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """Splits what `spec` leaves in copies: each axis that it does not name goes to the first dimension that it divides."""
+    """Split what `spec` leaves in copies: each axis that it does not name goes to the first dimension that it divides."""
     entries = [_names(entry) for entry in (*spec, *(None for _ in range(len(shape) - len(spec))))]
     for axis, size in sizes.items():
         if size == 1 or any(axis in entry for entry in entries):
@@ -137,7 +126,7 @@ def spread(spec: PartitionSpec, shape: tuple[int, ...], sizes: Mapping[str, int]
 
 
 def over_mesh(tree: PyTree) -> PyTree:
-    """Gives abstract arrays the shardings of `RULES` on the mesh that is set; where there is none, leaves them as they are."""
+    """Give abstract arrays the shardings of the declared rules on the current mesh; without a mesh, change nothing."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return tree
@@ -146,7 +135,7 @@ def over_mesh(tree: PyTree) -> PyTree:
 
 
 def table(placements: Iterable[Placement], sizes: Mapping[str, int]) -> str:
-    """Writes one line per array: path, dtype and shape, axes of each dimension, bytes per device."""
+    """Write one line per array: path, dtype and shape, axes of each dimension, bytes per device."""
     rows = [("array", "type", "split over", "bytes/device")]
     for one in placements:
         axes = ", ".join("+".join(_names(entry)) or "-" for entry in one.spec) or "-"
@@ -158,7 +147,7 @@ def table(placements: Iterable[Placement], sizes: Mapping[str, int]) -> str:
 
 
 def report(placements: Iterable[Placement], sizes: Mapping[str, int]) -> list[str]:
-    """One line for each axis that leaves parameters whole because it does not divide them, with their share."""
+    """List the axes that leave parameters whole because they do not divide them, with their share."""
     placements = list(placements)
     total = sum(math.prod(one.shape) for one in placements)
     lines = []
@@ -176,7 +165,8 @@ def report(placements: Iterable[Placement], sizes: Mapping[str, int]) -> list[st
 
 def _place(path: str, leaf: jax.Array, sizes: Mapping[str, int]) -> Placement:
     dtype, shape = np.dtype(leaf.dtype), tuple(leaf.shape)
-    template = next((axes for pattern, axes in RULES if re.search(rf"(^|/){pattern}", path)), None)
+    rules = (*_declared.items(), *_GENERAL)
+    template = next((axes for pattern, axes in rules if re.search(rf"(^|/){pattern}", path)), None)
     if template is None:
         return Placement(path, shape, dtype, PartitionSpec(), known=False)
     template = template[-len(shape) :] if shape else ()
@@ -193,7 +183,7 @@ def _place(path: str, leaf: jax.Array, sizes: Mapping[str, int]) -> Placement:
 
 
 def _aligned(shape: tuple[int, ...], leader: Placement) -> PartitionSpec:
-    """The axes of the dimensions of `leader` that `shape` has, in their order."""
+    """Return the axes of the dimensions of `leader` that `shape` has, in order."""
     if shape == leader.shape:
         return leader.spec
     entries, remaining = [], list(zip(leader.shape, _padded(leader), strict=True))
@@ -211,7 +201,7 @@ def _padded(one: Placement) -> tuple[Axes, ...]:
 
 
 def _spec(entries: Iterable[tuple[str, ...]]) -> PartitionSpec:
-    """Writes entries in one way only: a single axis bare, nothing after the last split dimension."""
+    """Write entries in one way only: a single axis bare, nothing after the last split dimension."""
     plain = [entry[0] if len(entry) == 1 else entry or None for entry in entries]
     while plain and plain[-1] is None:
         plain.pop()

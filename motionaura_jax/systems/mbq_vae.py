@@ -26,7 +26,7 @@ from motionaura_jax.models.autoencoders.discriminators import (
     r1_penalty,
 )
 from motionaura_jax.models.autoencoders.masking import mask_strength, mask_video
-from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer, masked_frame_index_loss
+from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, NOT_DECAYED, init_tokenizer, masked_frame_index_loss
 from motionaura_jax.models.autoencoders.mbq_vae_tensors import MBQ_VAE
 from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
@@ -100,7 +100,7 @@ class MBQVAESystem(System):
         "pytorch": "motionaura_jax.exporters.pytorch.writer:write_tokenizer",
         "stablehlo": "motionaura_jax.exporters.stablehlo:write_tokenizer",
     }
-    not_decayed = frozenset({"codebook"})
+    not_decayed = NOT_DECAYED
 
     def __init__(self, recipe: MBQVAERecipe, *, perceptual: FeatureNetwork = squeezenet.NETWORK):
         super().__init__(recipe)

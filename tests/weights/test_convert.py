@@ -11,18 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from motionaura_jax.core import tensor_map
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.tensor_map import Rule, TensorMap
 from motionaura_jax.core.trees import leaf_types
-from motionaura_jax.weights import convert as lay
+from motionaura_jax.weights import convert
 from motionaura_jax.weights.tensors import TensorFiles
 
 LAYOUT = TensorMap(
     rules=(
         Rule("shared.weight", "embedding"),
-        Rule("block.{i}.q.weight", "blocks/query/kernel", lay.linear()),
-        Rule("block.{i}.q.bias", "blocks/query/bias", lay.flat),
-        Rule("down.{level}.conv.{j}.weight", "down_{level}/conv_{j}/kernel", lay.conv),
+        Rule("block.{i}.q.weight", "blocks/query/kernel", tensor_map.linear()),
+        Rule("block.{i}.q.bias", "blocks/query/bias", tensor_map.flat),
+        Rule("down.{level}.conv.{j}.weight", "down_{level}/conv_{j}/kernel", tensor_map.conv),
         Rule("count", "count"),
     ),
     prefixes=("model.",),
@@ -59,7 +60,7 @@ def published(tmp_path):
     """Writes tensors as `model.safetensors`; returns a function of changes to them."""
 
     def write(**changes):
-        tensors = {**dict(lay.export_tensors(LAYOUT, params())), **changes}
+        tensors = {**dict(convert.export_tensors(LAYOUT, params())), **changes}
         save_file({name: value for name, value in tensors.items() if value is not None}, tmp_path / "model.safetensors")
         return tmp_path
 
@@ -73,11 +74,11 @@ def assert_same_trees(a, b):
 
 
 def test_what_was_exported_comes_back(published):
-    assert_same_trees(lay.import_tensors(TensorFiles(published()), LAYOUT, abstract(params())), params())
+    assert_same_trees(convert.import_tensors(TensorFiles(published()), LAYOUT, abstract(params())), params())
 
 
 def test_the_names_and_shapes_are_those_of_torch():
-    tensors = dict(lay.export_tensors(LAYOUT, params()))
+    tensors = dict(convert.export_tensors(LAYOUT, params()))
     assert {name: value.shape for name, value in tensors.items()} == {
         "shared.weight": (7, 8),
         **{f"block.{i}.q.weight": (10, 8) for i in range(3)},
@@ -106,19 +107,19 @@ def test_views_mean_what_torch_means(dims):
 
     kernel = draw(*window, 3, 8)
     ours = jax.lax.conv_general_dilated(x, kernel, (1,) * dims, "VALID", dimension_numbers=numbers)
-    theirs = getattr(torch.nn.functional, f"conv{dims}d")(y, torch_of(lay.conv, kernel))
+    theirs = getattr(torch.nn.functional, f"conv{dims}d")(y, torch_of(tensor_map.conv, kernel))
     np.testing.assert_allclose(ours, np.moveaxis(theirs.numpy(), 1, -1), atol=1e-5)
 
     kernel = draw(*window, 3)
     ours = jax.lax.conv_general_dilated(
         x, kernel[..., None, :], (1,) * dims, "VALID", dimension_numbers=numbers, feature_group_count=3
     )
-    theirs = getattr(torch.nn.functional, f"conv{dims}d")(y, torch_of(lay.depthwise, kernel), groups=3)
+    theirs = getattr(torch.nn.functional, f"conv{dims}d")(y, torch_of(tensor_map.depthwise, kernel), groups=3)
     np.testing.assert_allclose(ours, np.moveaxis(theirs.numpy(), 1, -1), atol=1e-5)
 
     kernel = draw(3, 2, 4)  # in, heads, channel
     theirs = torch.nn.functional.linear(
-        torch.from_numpy(x), torch_of(lay.linear(), kernel), torch_of(lay.flat, bias.reshape(2, 4))
+        torch.from_numpy(x), torch_of(tensor_map.linear(), kernel), torch_of(tensor_map.flat, bias.reshape(2, 4))
     )
     ours = np.einsum("...i,ihc->...hc", x, kernel) + bias.reshape(2, 4)
     np.testing.assert_allclose(ours.reshape(theirs.shape), theirs.numpy(), atol=1e-5)
@@ -132,7 +133,7 @@ def test_the_transposed_view_fits_the_kernel_of_our_operation():
     x, kernel = (rng.standard_normal(s).astype(np.float32) for s in ((1, 2, 4, 5, 3), (1, 4, 4, 3, 6)))
     theirs = torch.nn.functional.conv_transpose3d(
         torch.from_numpy(np.moveaxis(x, -1, 1).copy()),
-        torch.from_numpy(np.ascontiguousarray(lay.conv_transpose(kernel))),
+        torch.from_numpy(np.ascontiguousarray(tensor_map.conv_transpose(kernel))),
         stride=(1, 2, 2),
         padding=(0, 1, 1),
     )
@@ -142,7 +143,15 @@ def test_the_transposed_view_fits_the_kernel_of_our_operation():
 @given(
     shape=st.lists(st.integers(1, 4), min_size=3, max_size=5),
     view=st.sampled_from(
-        [lay.same, lay.flat, lay.linear(), lay.linear(2), lay.conv, lay.depthwise, lay.conv_transpose]
+        [
+            tensor_map.same,
+            tensor_map.flat,
+            tensor_map.linear(),
+            tensor_map.linear(2),
+            tensor_map.conv,
+            tensor_map.depthwise,
+            tensor_map.conv_transpose,
+        ]
     ),
 )
 def test_every_view_reads_and_writes_the_leaf_itself(shape, view):
@@ -153,21 +162,21 @@ def test_every_view_reads_and_writes_the_leaf_itself(shape, view):
 
 
 def test_a_prefix_may_stand_before_all_names_and_ignored_tensors_may_be_there(published):
-    tensors = {f"model.{name}": value for name, value in lay.export_tensors(LAYOUT, params())}
-    folder = published(**dict.fromkeys(dict(lay.export_tensors(LAYOUT, params()))), **tensors)
-    assert_same_trees(lay.import_tensors(TensorFiles(folder), LAYOUT, abstract(params())), params())
+    tensors = {f"model.{name}": value for name, value in convert.export_tensors(LAYOUT, params())}
+    folder = published(**dict.fromkeys(dict(convert.export_tensors(LAYOUT, params()))), **tensors)
+    assert_same_trees(convert.import_tensors(TensorFiles(folder), LAYOUT, abstract(params())), params())
     folder = published(**{"decoder.a.weight": np.zeros(1)})
-    assert_same_trees(lay.import_tensors(TensorFiles(folder), LAYOUT, abstract(params())), params())
+    assert_same_trees(convert.import_tensors(TensorFiles(folder), LAYOUT, abstract(params())), params())
 
 
 def test_new_leaves_come_back_as_they_are(published):
     adapter = {"up": np.ones(3)}
     tree = {**abstract(params()), "adapter": adapter}
-    again = lay.import_tensors(TensorFiles(published()), LAYOUT, tree)
+    again = convert.import_tensors(TensorFiles(published()), LAYOUT, tree)
     assert again["adapter"]["up"] is adapter["up"]
     assert (
-        dict(lay.export_tensors(LAYOUT, {**params(), "adapter": adapter})).keys()
-        == dict(lay.export_tensors(LAYOUT, params())).keys()
+        dict(convert.export_tensors(LAYOUT, {**params(), "adapter": adapter})).keys()
+        == dict(convert.export_tensors(LAYOUT, params())).keys()
     )
 
 
@@ -175,10 +184,10 @@ def test_new_leaves_come_back_as_they_are(published):
 def test_floats_are_cast_to_what_is_asked_for(published, stored):
     tensors = {
         name: value.astype(stored) if value.dtype == np.float32 else value
-        for name, value in lay.export_tensors(LAYOUT, params())
+        for name, value in convert.export_tensors(LAYOUT, params())
     }
     folder = published(**tensors)
-    again = lay.import_tensors(TensorFiles(folder), LAYOUT, abstract(params(), dtype=jnp.bfloat16))
+    again = convert.import_tensors(TensorFiles(folder), LAYOUT, abstract(params(), dtype=jnp.bfloat16))
     expected = jax.tree.map(
         lambda leaf: leaf.astype(stored).astype(ml_dtypes.bfloat16) if leaf.dtype == np.float32 else leaf, params()
     )
@@ -207,18 +216,20 @@ def test_tensors_that_do_not_fit_are_one_line_before_anything_is_placed(publishe
     files = TensorFiles(published(**changes))
     monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("read"))
     with pytest.raises(UserError) as error:
-        lay.import_tensors(files, LAYOUT, abstract(params()))
+        convert.import_tensors(files, LAYOUT, abstract(params()))
     assert fault in str(error.value) and str(files.path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_map_with_a_hole_or_a_double_is_a_defect():
     with pytest.raises(ValueError, match="0 rules for the leaf extra"):
-        dict(lay.export_tensors(LAYOUT, {**params(), "extra": np.zeros(1)}))
+        dict(convert.export_tensors(LAYOUT, {**params(), "extra": np.zeros(1)}))
     with pytest.raises(ValueError, match="2 rules for the leaf embedding"):
-        dict(lay.export_tensors(TensorMap(rules=(*LAYOUT.rules, Rule("again", "embedding"))), params()))
+        dict(convert.export_tensors(TensorMap(rules=(*LAYOUT.rules, Rule("again", "embedding"))), params()))
     with pytest.raises(ValueError, match="is both"):
         dict(
-            lay.export_tensors(TensorMap(rules=(Rule("x", "a"), Rule("x", "b"))), {"a": np.zeros(1), "b": np.zeros(1)})
+            convert.export_tensors(
+                TensorMap(rules=(Rule("x", "a"), Rule("x", "b"))), {"a": np.zeros(1), "b": np.zeros(1)}
+            )
         )
     with pytest.raises(ValueError, match="number of its own"):
         Rule("a", "b_{i}")
@@ -232,22 +243,22 @@ def test_leaves_go_where_their_sharding_says(published):
     target = abstract(params())
     query = target["blocks"]["query"]
     query["kernel"] = jax.ShapeDtypeStruct(query["kernel"].shape, np.float32, sharding=split)
-    again = lay.import_tensors(TensorFiles(published()), LAYOUT, target)
+    again = convert.import_tensors(TensorFiles(published()), LAYOUT, target)
     assert again["blocks"]["query"]["kernel"].sharding == split
     assert not again["embedding"].committed
     assert_same_trees(again, params())
 
 
 def test_leaves_may_stay_in_host_memory(published):
-    again = lay.import_tensors(TensorFiles(published()), LAYOUT, abstract(params()), on_host=True)
+    again = convert.import_tensors(TensorFiles(published()), LAYOUT, abstract(params()), on_host=True)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(again))
     assert_same_trees(again, params())
 
 
 def test_shards_are_read_through_their_index(tmp_path):
-    tensors = dict(lay.export_tensors(LAYOUT, params()))
+    tensors = dict(convert.export_tensors(LAYOUT, params()))
     places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
     for shard in set(places.values()):
         save_file({name: tensors[name] for name in tensors if places[name] == shard}, tmp_path / shard)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    assert_same_trees(lay.import_tensors(TensorFiles(tmp_path), LAYOUT, abstract(params())), params())
+    assert_same_trees(convert.import_tensors(TensorFiles(tmp_path), LAYOUT, abstract(params())), params())

@@ -9,8 +9,12 @@ from jaxtyping import Array, Float
 
 from motionaura_jax.models.autoencoders.config import DiscriminatorConfig
 from motionaura_jax.models.layers.norms import GroupNorm
+from motionaura_jax.parallel import rules
 
 _SLOPE = 0.2
+
+# The first two convolutions form a pair.
+rules.declare((r"conv_0/kernel$", rules.COLUMNS), (r"conv_1/kernel$", rules.ROWS))
 
 
 class Discriminator(nn.Module):

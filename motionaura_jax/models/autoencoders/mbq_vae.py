@@ -15,6 +15,23 @@ from motionaura_jax.models.autoencoders.padding import check_size, padded_size
 from motionaura_jax.models.layers.conv import TransposedConv1x4x4
 from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
 from motionaura_jax.models.layers.norms import GroupNorm
+from motionaura_jax.parallel import rules
+
+NOT_DECAYED = frozenset({"codebook"})
+"""Leaves without weight decay, besides vectors."""
+
+rules.declare(
+    (r"(codebook|sum|count|usage|idle|mask_fill)$", rules.WHOLE),
+    # The inverted bottleneck: its hidden channels over `tensor`, through the depthwise convolution.
+    (r"bottleneck[^/]*/(excite/)?expand/kernel$", rules.COLUMNS),
+    (r"depthwise/kernel$", (("tensor", "fsdp"),)),
+    (r"bottleneck[^/]*/(excite/reduce|project)/kernel$", rules.ROWS),
+    # Other convolutions that follow each other: factors, and those next to the latent.
+    (r"(lead_space|encoder/tail|decoder/project)/kernel$", rules.COLUMNS),
+    (r"(lead_time|encoder/project|decoder/head)/kernel$", rules.ROWS),
+    (r"mfi_head/hidden/kernel$", rules.COLUMNS),
+    (r"mfi_head/logits/kernel$", rules.ROWS),
+)
 
 
 def _centered(config: MBQVAEConfig) -> Any:

@@ -12,9 +12,30 @@ from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.layers import rotary, spectral
 from motionaura_jax.models.layers.embeddings import GridEmbedding, ScalarEmbedding, sinusoid
 from motionaura_jax.ops.cross_entropy import linear_logits
-from motionaura_jax.parallel import constraints
+from motionaura_jax.parallel import constraints, rules
 
 _STDDEV = 0.02
+
+NOT_DECAYED = frozenset({"gain", "table", "filter", "null"})
+"""Leaves without weight decay, besides vectors."""
+
+rules.declare(
+    (r"gain$", rules.WHOLE),
+    # Attention: heads over `tensor`.
+    (r"(into|[kv]_input)/[qkv](_even|_odd)?$", rules.COLUMNS),
+    (r"out/o(_even|_odd)?$", rules.ROWS),
+    # Multilayer perceptrons and embeddings of scalars.
+    (r"(mlp|fps|time)/in/kernel$", rules.COLUMNS),
+    (r"(mlp|fps|time)/out/kernel$", rules.ROWS),
+    # Without a partner, but for one vector a clip: what is gathered is small next to them.
+    (r"(condition/project|modulation/(down|up))/kernel$", rules.ROWS),
+    # Adapters: small next to the kernels that they adapt, so each device computes them whole.
+    (r"([qkvo]_)?lora_(down|up)(_even|_odd)?$", rules.STORED),
+    # Whole along `tensor`: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
+    (r"(embedding/table|head/dense/kernel)$", rules.STORED),
+    (r"(filter|null|position/kernel)$", rules.VECTOR),
+    (r"(embedding/mask|modulation/table)$", rules.VECTOR),
+)
 
 
 class SpectralTransformer(nn.Module):

@@ -1,1 +1,21 @@
-"""Encoders of conditions: text and pictures, trained here or published."""
+"""Text and vision encoders: one that trains with a denoiser, and published towers."""
+
+from motionaura_jax.parallel import rules
+
+NOT_DECAYED = frozenset({"embedding", "relative_bias"})
+"""Leaves without weight decay, besides vectors."""
+
+rules.declare(
+    (r"relative_bias$", rules.WHOLE),
+    # Attention: heads over `tensor`.
+    (r"attention_\d+/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
+    (r"attention_\d+/output/kernel$", ("tensor", None, "fsdp")),
+    (r"blocks/(query|key|value)/kernel$", rules.COLUMNS),
+    (r"blocks/output/kernel$", rules.ROWS),
+    # Multilayer perceptrons.
+    (r"(mlp_\d+|mlp|blocks)/(gate|up)/kernel$", rules.COLUMNS),
+    (r"mlp_\d+/out/kernel$", rules.ROWS),
+    (r"(mlp|blocks)/down/kernel$", rules.ROWS),
+    # By features, as no axis needs to divide a number of words.
+    (r"text/embedding$", (None, "fsdp")),
+)

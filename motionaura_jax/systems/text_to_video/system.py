@@ -25,7 +25,9 @@ from motionaura_jax.diffusion import samplers
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.diffusion.times import stratified
+from motionaura_jax.models import encoders
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.models.denoisers import spectral_transformer
 from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.denoisers.spectral_transformer_tensors import SPECTRAL_TRANSFORMER
@@ -65,7 +67,7 @@ class TextToVideoSystem(System):
         "pytorch": "motionaura_jax.exporters.pytorch.writer:write_text_to_video",
         "stablehlo": "motionaura_jax.exporters.stablehlo:write_text_to_video",
     }
-    not_decayed = frozenset({"gain", "table", "filter", "null", "embedding", "relative_bias"})
+    not_decayed = spectral_transformer.NOT_DECAYED | encoders.NOT_DECAYED
 
     def __init__(
         self, recipe: TextToVideoRecipe, *, tokenizer: Tokenizer | None = None, text: Conditioner | None = None
