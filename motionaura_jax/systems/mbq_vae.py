@@ -26,7 +26,7 @@ from motionaura_jax.models.autoencoders.discriminators import (
 )
 from motionaura_jax.models.autoencoders.masking import mask_strength, mask_video
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer, masked_frame_index_loss
-from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
+from motionaura_jax.models.autoencoders.tiling import crop, pad
 from motionaura_jax.models.features import squeezenet
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.parallel import constraints
@@ -206,7 +206,7 @@ class MBQVAESystem(System):
         return self._network.apply({"params": constraints.gathered(tokenizer["network"])}, *arguments, method=method)
 
     def _encode(self, tokenizer: PyTree, video: Array) -> Array:
-        padded, _ = pad_to_multiple(self.recipe.model, video)
+        padded, _ = pad(self.recipe.model.geometry, video)
         return self._apply(tokenizer, "encode", padded)
 
     def _encode_in_turn(self, tokenizer: PyTree, video: Array) -> Float[Array, "n d"]:
