@@ -172,11 +172,15 @@ class MaskConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig(Checked):
-    """PatchGAN for the optional adversarial term: `2d` judges single frames, `3d` space-time patches."""
+    """PatchGAN for the optional adversarial loss: `2d` judges single frames, `3d` space-time patches.
+
+    `weight` multiplies the weight of its generator term, for recipes with several discriminators.
+    """
 
     kind: Literal["2d", "3d"] = "3d"
     channels: tuple[Count, ...] = (64, 128, 256)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    weight: NonNegative = 1.0
 
 
 _BASE: dict[str, Any] = {
