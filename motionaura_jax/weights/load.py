@@ -12,7 +12,7 @@ import numpy as np
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import Recipe
-from motionaura_jax.core.trees import parted
+from motionaura_jax.core.trees import partition
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.systems import base
@@ -88,9 +88,9 @@ def load_start(system: base.System) -> tuple[PyTree, PyTree]:
     origin = source.recipe(type(recipe), recipe.system)
     recipe.check_start(origin, recipe.init_from)
     params, extra = jax.eval_shape(system.init, jax.random.key(0))
-    if not recipe.trained or origin.trained:
+    if not recipe.added or origin.added:
         return source.read(params, extra)
-    params, extra = source.read(parted(params, recipe.trained)[1], extra)
+    params, extra = source.read(partition(params, recipe.added)[1], extra)
     return system.extended(params, jax.random.key(recipe.seed)), extra
 
 
