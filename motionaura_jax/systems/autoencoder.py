@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.limits import Checked, NonNegative, Share
-from motionaura_jax.core.recipe import Recipe
+from motionaura_jax.core.recipe import ParamGroup, Recipe
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.metrics.frame import psnr, ssim
@@ -202,6 +202,12 @@ class AutoencoderSystem(System):
         params, extra = self.init_autoencoder(autoencoder_key)
         video = jnp.zeros((1, *self.batch_spec()["video"].shape[1:]))
         return {**params, **self._adversarial.init(discriminator_key, video)}, extra
+
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """Clip the discriminators apart from the autoencoder and keep them out of the average of the weights."""
+        if not self._adversarial.discriminators:
+            return ()
+        return (ParamGroup(pattern=r"^discriminator(_\d+)?/", clip="discriminator", averaged=False),)
 
     def frozen(self) -> PyTree:
         """Load the networks of the feature losses."""

@@ -105,7 +105,8 @@ def _walk(jaxpr: Any, learned: Sequence[bool]) -> tuple[float, list[bool]]:
         if plain_call and len(inner.invars) == len(inputs):
             count, outputs = _walk(inner, inputs)
         else:
-            count, outputs = _forward(eqn) * (1 + _BACKWARD * any(inputs)), [any(inputs)] * len(eqn.outvars)
+            count = _forward(eqn) * (1 + _BACKWARD * any(inputs))
+            outputs = [any(inputs) and eqn.primitive.name != "stop_gradient"] * len(eqn.outvars)
         total += count
         known.update(zip(eqn.outvars, outputs, strict=True))
     return total, [depends(atom) for atom in jaxpr.outvars]
