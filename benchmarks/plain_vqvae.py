@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.layers.conv import Conv3d, TransposedConv1x4x4
 from motionaura_jax.models.layers.norms import GroupNorm
 from motionaura_jax.ops.upsample import nearest_upsample
@@ -69,17 +70,35 @@ class PlainVQVAE(nn.Module):
         return self.decode(self.encode(video))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainTokenizer(Tokenizer):
+    """The plain network behind the interface of ours."""
+
+    channels: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    depth: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def network(self):
+        return PlainVQVAE(self.config, self.channels, self.depth)
+
+
 class PlainSystem(MBQVAESystem):
-    """The training system of ours around the plain network; it has no masking and no masked-frame head."""
+    """Our training system around the plain network, which has no masking and no masked-frame head."""
 
     def __init__(self, recipe, channels=(48, 96, 144), depth=1):
         masking = dataclasses.replace(recipe.masking, frame_probability=0.0, patch_probability=0.0)
         super().__init__(dataclasses.replace(recipe, masking=masking, loss=dataclasses.replace(recipe.loss, mfi=0.0)))
-        self._network = PlainVQVAE(recipe.model, channels, depth)
+        self._size = {"channels": channels, "depth": depth}
 
-    def init(self, key):
+    def bind(self, params, extra, latent_space=""):
+        weights = {"params": params["tokenizer"], "extra": extra, "latent_space": latent_space}
+        return PlainTokenizer(config=self.recipe.model, **weights, **self._size)
+
+    def init_autoencoder(self, key):
         network_key, quantizer_key = jax.random.split(key)
         quantizer, extra = init_quantizer(self.recipe.model, quantizer_key)
+        tokenizer = {"network": {}, "quantizer": quantizer, "mask_fill": jnp.zeros(3)}
         video = jnp.zeros((1, *self.batch_spec()["video"].shape[1:]))
-        network = self._network.init(network_key, video)["params"]
-        return {"tokenizer": {"network": network, "quantizer": quantizer, "mask_fill": jnp.zeros(3)}}, extra
+        tokenizer["network"] = self.bind({"tokenizer": tokenizer}, extra).network.init(network_key, video)["params"]
+        return {"tokenizer": tokenizer}, extra

@@ -109,10 +109,10 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
     logger.info("%s", clips.describe())
 
     # ---------------------------------------------------------------- State
-    optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
+    optimize = optimizer.build(recipe.optimizer, recipe.train.steps, system.param_groups())
     abstract = state.abstract(system, optimize, mesh)
     shardings = state.shardings(abstract, mesh)
-    state.describe(recipe.system, abstract, mesh)
+    state.describe(system, abstract, mesh)
     origin = provenance.provenance(clips.content_hash)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved, origin)
     if newest is None:

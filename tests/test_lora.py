@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from motionaura_jax import export, sample, train
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.trees import leaf_types, parted
+from motionaura_jax.core.trees import leaf_types, partition
 from motionaura_jax.exporters import adapter as adapters
 from motionaura_jax.scenes import dataset
 from motionaura_jax.systems.loading import load
@@ -72,9 +72,9 @@ def test_only_adapters_train_and_all_else_keeps_its_bits(runs):
     raw = steps.read_item(folder, "params", adapted.params)
     start, _ = load_start(system(values(runs)))
     for tree in (raw, adapted.params):
-        adapters, frozen = parted(tree, adapted.recipe.trained)
+        adapters, frozen = partition(tree, adapted.recipe.added)
         assert_same_bits(frozen, base.params)
-        fresh, _ = parted(start, adapted.recipe.trained)
+        fresh, _ = partition(start, adapted.recipe.added)
         moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), fresh, adapters)
         assert min(jax.tree.leaves(moved)) > 0
 
@@ -94,7 +94,7 @@ def test_a_run_starts_at_adapters_that_are_there_and_resumes(runs, tmp_path):
     shutil.copytree(runs / "adapted", tmp_path / "run")
     more = fit({**values(runs), "train": {**values(runs)["train"], "steps": 4}}, tmp_path / "run", override=True)
     assert more["step"] == 4
-    assert_same_bits(parted(load(tmp_path / "run").params, "lora_")[1], load(runs / "base").params)
+    assert_same_bits(partition(load(tmp_path / "run").params, "lora_")[1], load(runs / "base").params)
     linear = {**values(runs, lora={**LORA, "activation": "none"})}
     with pytest.raises(UserError, match=r"config.model.lora.activation=none: .*run was trained with gelu"):
         fit(linear, tmp_path / "run", override=True)

@@ -4,6 +4,7 @@ A config file defines `get_config(variant) -> ml_collections.ConfigDict` holding
 dataclass defaults; `build` converts it strictly, so a mistyped key fails with the nearest valid name.
 """
 
+import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -204,13 +205,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value.replace("(", "[").replace(")", "]")) if value[:1] in "[(" else value.split(",")
-        except ValueError:
-            raise UserError(f"{where}={value}: a list such as 1,2,3 was expected") from None
+        value = _parse_list(value, where)
     if not isinstance(value, (list, tuple)):
         value = [value]
     return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value) if item != "")
+
+
+def _parse_list(text: str, where: str) -> list[Any]:
+    """Read a list from the command line: JSON, the same with parentheses, or values between commas."""
+    if text[:1] not in ("[", "("):
+        return text.split(",")
+    for written in (text, text.replace("(", "[").replace(")", "]")):  # first as written: strings may hold parentheses
+        with contextlib.suppress(ValueError):
+            return json.loads(written)
+    raise UserError(f"{where}={text}: a list such as 1,2,3 was expected")
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:

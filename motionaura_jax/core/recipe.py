@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -75,24 +76,49 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup(Checked):
-    """Parameters whose path matches the regular expression train at `scale` times the learning rate; 0 freezes."""
+    """Parameters that the optimizer treats alike.
+
+    Attributes:
+      pattern: regular expression that is searched in the path of a parameter, e.g. "text/.*kernel$".
+      scale: factor on the learning rate, weight decay included. 0 freezes: no gradient, no optimizer state, no average of
+        the weights, and no bit of the parameters changes.
+      clip: name of the clipping group. Each is clipped by its own global norm at `optimizer.clip_norm`; "" holds all
+        parameters without a name.
+      averaged: whether they enter the average of the weights; without it inference uses the trained values as they are.
+    """
 
     pattern: str
-    scale: NonNegative
+    scale: NonNegative = 1.0
+    clip: str = ""
+    averaged: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise UserError(f"ParamGroup.pattern={self.pattern!r}: not a regular expression: {error}") from None
+        if self.clip == "other":
+            raise UserError(
+                "ParamGroup.clip=other: this is what the log calls the group without a name; choose another"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Checked):
-    """An optimizer with clipping by global norm and a learning-rate schedule (recipes: spec section E).
+    """An optimizer with gradient clipping, a learning-rate schedule and parameter groups (recipes: spec section E).
 
     Attributes:
-      name: "adafactor" keeps sums of squares by row and column instead of one for each weight; "muon" makes the updates of
-        matrices orthogonal and leaves vectors and embeddings to AdamW.  Learning rates mean the same for all of them.
-      b1, b2: decay of the running means of gradients and of their squares.  Without `b1` Adafactor keeps no mean at all;
-        Muon takes both for what it leaves to AdamW.
-      mu_dtype: precision in which the mean of the gradients is kept.
+      name: "adafactor" keeps sums of squares per row and column instead of one per weight; "muon" orthogonalizes the
+        updates of matrices and leaves vectors and embeddings to AdamW. Learning rates mean the same for all of them.
+      b1, b2: decay of the running means of gradients and of their squares. With `b1=0` Adafactor keeps no mean at all;
+        Muon uses both for the parameters that it leaves to AdamW.
+      mu_dtype: precision of the mean of the gradients.
       decay: shape of the schedule after warm-up, down to `final_scale` times the peak at `train.steps`.
-      weight_decay: of matrices and kernels only: biases, norms, gains, embeddings and codes are spared.
+      weight_decay: applies to matrices and kernels only, not to biases, norms, gains, embeddings and codes.
+      clip_norm: largest global norm of the gradients in a clipping group; 0 turns clipping off.
+      groups: parameters to freeze, to train at another rate or to clip apart. The first match counts, before any group
+        that the system declares itself.
     """
 
     name: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
@@ -225,11 +251,8 @@ class Recipe(Checked):
                 )
 
     @property
-    def trained(self) -> str:
-        """Regular expression of the names of parameters that train; empty for all.
-
-        The others keep every bit that they had in `init_from`, and have neither gradients nor optimizer state.
-        """
+    def added(self) -> str:
+        """Regular expression of the parameters that this run adds to those of `init_from`, e.g. adapters; empty for none."""
         return ""
 
     def at(self, key: str) -> Any:

@@ -15,7 +15,7 @@ import jax
 import motionaura_jax
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.core.trees import merge, partition
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.media import write_json
 from motionaura_jax.exporters.base import Opened, Options, compare
@@ -41,9 +41,9 @@ def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
       UserError: it has none, or the disk is full or not writable.
     """
     model = opened.model
-    if not model.recipe.trained:
+    if not model.recipe.added:
         raise UserError(f"{model.path}: has no adapters; train some with the preset lora and --config.init_from")
-    adapters, frozen = parted(model.params, model.recipe.trained)
+    adapters, frozen = partition(model.params, model.recipe.added)
     (prefix,) = ADAPTERS.prefixes
     save_tensors(
         {prefix + name: array for name, array in export_tensors(ADAPTERS, adapters["denoiser"])}, folder / WEIGHTS
@@ -74,7 +74,7 @@ def applied(model: Loaded, folder: pathlib.Path) -> Loaded:
       UserError: no adapters there, or damaged ones; some that were trained on other weights, or that are of a kind that this
         package does not know; a model that has adapters already.
     """
-    if model.recipe.trained:
+    if model.recipe.added:
         raise UserError(f"{folder}: {model.path} has adapters already; give the model that they were trained on")
     settings = _read_config(folder)
     if settings["base_model_hash"] != (found := digest(model.params)):
@@ -85,16 +85,16 @@ def applied(model: Loaded, folder: pathlib.Path) -> Loaded:
     denoiser = dataclasses.replace(model.recipe.model, lora=_lora(folder, settings))  # type: ignore[attr-defined]
     recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
     shapes, _ = jax.eval_shape(registry.system_class(recipe.system)(recipe).init, jax.random.key(0))
-    wanted: PyTree = parted(shapes, recipe.trained)[0]["denoiser"]
+    wanted: PyTree = partition(shapes, recipe.added)[0]["denoiser"]
     adapters = {"denoiser": import_tensors(TensorFiles(folder / WEIGHTS), ADAPTERS, wanted, on_host=True)}
-    return dataclasses.replace(model, recipe=recipe, params=joined(model.params, adapters))
+    return dataclasses.replace(model, recipe=recipe, params=merge(model.params, adapters))
 
 
 def removed(model: Loaded) -> Loaded:
     """Return a text-to-video model without its adapters: the one that they were trained on."""
     denoiser = dataclasses.replace(model.recipe.model, lora=LoraConfig())  # type: ignore[attr-defined]
     recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
-    return dataclasses.replace(model, recipe=recipe, params=parted(model.params, model.recipe.trained)[1])
+    return dataclasses.replace(model, recipe=recipe, params=partition(model.params, model.recipe.added)[1])
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -1,36 +1,41 @@
-"""Video through a tokenizer and back, whole or in tiles."""
+"""A video through an autoencoder and back, whole or in tiles."""
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
 
-from motionaura_jax.data.frames import to_float, to_uint8
+from motionaura_jax.core.types import Latent
+from motionaura_jax.data.frames import to_float
 from motionaura_jax.metrics.frame import psnr, ssim
-from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
-from motionaura_jax.models.autoencoders.quantizers import continuous_values
-from motionaura_jax.models.autoencoders.tiling import tiled_decode, tiled_encode
-from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
-
-Triple = tuple[int, int, int]
-
-WHOLE_PIXELS = 4_000_000  # pixels x frames up to which a video goes through in one piece
-TILE = (16, 256, 256)
+from motionaura_jax.models.autoencoders.base import VideoAutoencoder
+from motionaura_jax.models.autoencoders.geometry import Size
+from motionaura_jax.models.autoencoders.tiling import pad, tiled_encode
+from motionaura_jax.pipelines.decoding import decode_video, fitting_tile, tile_cells
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What a tokenizer keeps of a video; frames are uint8 `(t, h, w, 3)`, metrics are against the input on [0, 1]."""
+    """Frames that an autoencoder keeps of a video.
 
-    frames: np.ndarray
-    continuous: np.ndarray
-    tokens: np.ndarray | None
+    Attributes:
+      frames: the reconstruction.
+      continuous: the reconstruction without quantization; `frames` itself without a codebook.
+      tokens: token ids; None without a codebook.
+    """
 
-    def metrics(self, video: np.ndarray) -> dict[str, float]:
-        """PSNR in dB and SSIM with and without quantization, as means over frames; SSIM is NaN for sides under 11."""
+    frames: UInt8[np.ndarray, "t h w 3"]
+    continuous: UInt8[np.ndarray, "t h w 3"]
+    tokens: Int[np.ndarray, "t h w"] | None
+
+    def metrics(self, video: UInt8[np.ndarray, "t h w 3"]) -> dict[str, float]:
+        """Return PSNR in dB and SSIM against the input, with and without quantization, as means over frames.
+
+        SSIM is NaN for sides under 11 pixels.
+        """
         versions = {"": self.frames, "_continuous": self.continuous}
         return {
             f"{name}{suffix}": measure(video, frames)
@@ -39,62 +44,46 @@ class Reconstruction:
         }
 
 
-def reconstruct(tokenizer: Tokenizer, video: np.ndarray, *, tile: Triple | None = None) -> Reconstruction:
-    """Encodes and decodes a uint8 video `(t, h, w, 3)` of any size.
+def reconstruct(
+    autoencoder: VideoAutoencoder, video: UInt8[np.ndarray, "t h w 3"], *, tile: Size | None = None
+) -> Reconstruction:
+    """Encode and decode a video of any size.
 
     Args:
-      tile: frames, height and width that go through at once; by default the whole video if it is small, else `TILE`.
-        Tiles overlap by a quarter and are blended.
+      tile: frames, height and width that pass through at once; by default as in `decode_video`.
     """
-    if tile is None and math.prod(video.shape[:3]) > WHOLE_PIXELS:
-        tile = TILE
-    tokenizer = jax.device_put(tokenizer)  # once for all tiles
+    tile = fitting_tile(video.shape[:3], tile)
+    autoencoder = jax.device_put(autoencoder)  # once for all tiles
     # The whole video, before and after, stays on the host; the device sees tiles, and the latent, which is small.
-    padded, size = pad_to_multiple(tokenizer.config, to_float(video)[None])
-    z = _features(tokenizer, padded, tile)
-    values, continuous, tokens = _bottleneck(tokenizer, z)
+    padded, size = pad(autoencoder.geometry, to_float(video)[None])
+    features = _features(autoencoder, padded, tile)
+
+    def decoded(quantized: bool) -> tuple[Latent, np.ndarray]:
+        latent = _bottleneck(autoencoder, features, size, quantized)
+        return latent, next(decode_video(autoencoder, latent, tile=tile))
+
+    latent, frames = decoded(True)
+    continuous = decoded(False)[1] if autoencoder.vocab_size else frames
     return Reconstruction(
-        frames=_decode(tokenizer, values, size, tile),
-        continuous=_decode(tokenizer, continuous, size, tile),
-        tokens=None if tokens is None else np.asarray(tokens[0]),
+        frames=frames, continuous=continuous, tokens=None if latent.tokens is None else np.asarray(latent.tokens[0])
     )
 
 
-@jax.jit
-def _encode_piece(tokenizer: Tokenizer, padded: jax.Array) -> jax.Array:
-    return tokenizer.features(padded)
-
-
-@jax.jit
-def _decode_piece(tokenizer: Tokenizer, values: jax.Array) -> jax.Array:
-    return tokenizer.decode_values(values)
-
-
-@jax.jit
-def _bottleneck(tokenizer: Tokenizer, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    code = tokenizer.quantize(z)
-    return code.values, continuous_values(tokenizer.config, z), code.codes
-
-
-def _features(tokenizer: Tokenizer, padded: np.ndarray, tile: Triple | None) -> jax.Array:
-    encode = functools.partial(_encode_piece, tokenizer)
+def _features(autoencoder: VideoAutoencoder, padded: np.ndarray, tile: Size | None) -> Float[Array, "1 t h w c"]:
+    encode = functools.partial(_encode_piece, autoencoder)
     if tile is None:
         return encode(jnp.asarray(padded))
-    cells, overlap = _cells(tokenizer, tile)
-    return jnp.asarray(tiled_encode(tokenizer.config, encode, padded, tile=cells, overlap=overlap))
+    geometry = autoencoder.geometry
+    return jnp.asarray(tiled_encode(geometry, encode, padded, **tile_cells(geometry, tile)))
 
 
-def _decode(tokenizer: Tokenizer, values: jax.Array, size: Triple, tile: Triple | None) -> np.ndarray:
-    decode = functools.partial(_decode_piece, tokenizer)
-    if tile is None:
-        video = np.asarray(decode(values))
-    else:
-        cells, overlap = _cells(tokenizer, tile)
-        video = tiled_decode(tokenizer.config, decode, values, tile=cells, overlap=overlap)
-    return to_uint8(crop(video, size)[0])
+@jax.jit
+def _encode_piece(autoencoder: VideoAutoencoder, padded: Float[Array, "1 T H W 3"]) -> Float[Array, "1 t h w c"]:
+    return autoencoder.features(padded)
 
 
-def _cells(tokenizer: Tokenizer, tile: Triple) -> tuple[Triple, Triple]:
-    """Tile and overlap in latent cells."""
-    cells = tuple(max(2, length // stride) for length, stride in zip(tile, tokenizer.config.strides, strict=True))
-    return cells, tuple(max(1, length // 4) for length in cells)  # type: ignore[return-value]
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _bottleneck(
+    autoencoder: VideoAutoencoder, features: Float[Array, "1 t h w c"], size: Size, quantized: bool
+) -> Latent:
+    return autoencoder.bottleneck(features, size, quantized=quantized)

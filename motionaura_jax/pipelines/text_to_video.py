@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,16 +13,13 @@ from jaxtyping import Array, Int32, Key, UInt8, UInt32
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Latent, PyTree
-from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.exporters import adapter
-from motionaura_jax.models.autoencoders.padding import crop
-from motionaura_jax.models.autoencoders.tiling import tiled_decode
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
-from motionaura_jax.parallel import constraints, rules
+from motionaura_jax.parallel import rules
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import batch_shards, make_mesh
+from motionaura_jax.pipelines.decoding import decode_video
 from motionaura_jax.pipelines.prompts import Prompt
-from motionaura_jax.pipelines.reconstruct import TILE, WHOLE_PIXELS
 from motionaura_jax.systems.loading import load, open_autoencoder
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.layout import check_layout
@@ -204,31 +200,9 @@ class TextToVideo:
         return tokens
 
     def decode(self, tokens: Int32[np.ndarray, "b t h w"], size: Size) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-        """Decodes one by one on each device, and large videos in tiles, as memory must not grow with the batch."""
-        if math.prod(size) > WHOLE_PIXELS:
-            for one in tokens[:, None]:
-                yield to_uint8(np.asarray(crop(jnp.asarray(self._decode_tiles(one)), size)[0]))
-            return
-        latent, shards = Latent(size=size, latent_space=self.tokenizer.latent_space), batch_shards(self._mesh)
-        for start in range(0, len(tokens), shards):
-            part = tokens[start : start + shards]
-            filled = part[np.minimum(np.arange(shards), len(part) - 1)]  # of one size, so that one program serves all
-            with jax.set_mesh(self._mesh):
-                videos = _decode_whole(self._decoder, dataclasses.replace(latent, tokens=jnp.asarray(filled)))
-            yield from map(to_uint8, np.asarray(videos)[: len(part)])
-
-    def _decode_tiles(self, tokens: Int32[np.ndarray, "1 t h w"]) -> np.ndarray:
-        config = self.tokenizer.config
-        tile = tuple(max(2, pixels // stride) for pixels, stride in zip(TILE, config.strides, strict=True))
-        overlap = tuple(max(1, cells // 4) for cells in tile)
-        with jax.set_mesh(self._mesh):
-            return tiled_decode(
-                config,
-                lambda piece: _decode_values(self._decoder, piece),
-                _embed(self._decoder, tokens),
-                tile=tile,  # type: ignore[arg-type]
-                overlap=overlap,  # type: ignore[arg-type]
-            )
+        """Decode one by one on each device, and large videos in tiles, as memory must not grow with the batch."""
+        latent = Latent(tokens=tokens, size=size, latent_space=self.tokenizer.latent_space)  # type: ignore[arg-type]
+        return decode_video(self._decoder, latent, mesh=self._mesh)
 
 
 def window_starts(total: int, length: int) -> list[int]:
@@ -244,18 +218,3 @@ def _keys(seed: int, places: UInt32[np.ndarray, "b 2"], window: int) -> Key[Arra
         return functools.reduce(jax.random.fold_in, [*place, window], jax.random.key(seed))
 
     return jax.vmap(one)(jnp.asarray(places))
-
-
-@jax.jit
-def _decode_whole(tokenizer: Tokenizer, latent: Latent) -> Array:
-    return tokenizer.decode(constraints.batch(latent))
-
-
-@jax.jit
-def _decode_values(tokenizer: Tokenizer, values: Array) -> Array:
-    return tokenizer.decode_values(values)
-
-
-@jax.jit
-def _embed(tokenizer: Tokenizer, tokens: Array) -> Array:
-    return tokenizer.embed(tokens)

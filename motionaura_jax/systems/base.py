@@ -82,14 +82,21 @@ class System(abc.ABC):
         Called at every start of a training, before the workdir takes its config; never for inference.
         """
 
+    def param_groups(self) -> tuple[recipes.ParamGroup, ...]:
+        """Return groups of parameters that this system freezes, slows down, clips apart or does not average.
+
+        `optimizer.groups`, which the user sets, takes precedence. A pattern may match nothing.
+        """
+        return ()
+
     @abc.abstractmethod
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Return fresh `(params, extra)`; abstract-evaluable."""
 
     def extended(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
-        """Add fresh parameters that `recipe.trained` names to those of `init_from`, which lack them.
+        """Add fresh parameters that `recipe.added` names to those of `init_from`, which lack them.
 
-        Called only where `recipe.trained` names any.
+        Called only if `recipe.added` names any.
         """
         return params
 

@@ -1,25 +1,26 @@
-"""The optimizer of a recipe: schedule, clipping, weight-decay mask and parameter groups around those of optax."""
+"""The optimizer of a recipe: optax behind clipping by group, with a schedule, a weight-decay mask and learning-rate scales."""
 
-import re
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
+from jaxtyping import Array
 
-from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import OptimizerConfig, ParamGroup
 from motionaura_jax.core.trees import path_name
 from motionaura_jax.core.types import PyTree
+from motionaura_jax.training.groups import Groups
 
-# Layers stacked by a scan carry a leading axis, so that dimensions alone do not tell a gain from a matrix.
+# The number of dimensions does not tell a gain from a matrix: layers stacked by a scan have one more leading axis.
 _NOT_DECAYED = frozenset({"bias", "scale", "gain", "table", "filter", "null", "codebook", "embedding", "relative_bias"})
-_DEPTHWISE, _DENSE_CONVOLUTION = 4, 5  # axes of a kernel: time, height, width, and channels once or twice
-_MUON_MOMENTUM, _MUON_RMS = 0.95, 0.2  # of the authors, and Liu et al. 2025 ("Muon is scalable"), equation 4
+_DEPTHWISE, _DENSE_CONVOLUTION = 4, 5  # axes of a kernel: time, height, width, then channels once or twice
+_MUON_MOMENTUM, _MUON_RMS = 0.95, 0.2  # Jordan et al. 2024; Liu et al. 2025 ("Muon is scalable"), equation 4
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate over the steps of a run: linear warm-up, then the decay named in the recipe."""
+    """Return the learning rate over the steps of a run: linear warm-up, then the decay that the recipe names."""
     peak, end = config.learning_rate, config.learning_rate * config.final_scale
     after = max(1, steps - config.warmup_steps)
     decays = {
@@ -34,16 +35,20 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Optimizer over the parameters of a system.
+def build(
+    config: OptimizerConfig, steps: int, declared: tuple[ParamGroup, ...] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """Build the optimizer of the trained parameters; frozen ones are not shown to it.
 
-    Raises:
-      UserError: while tracing, when a group's pattern is no regular expression or matches nothing.
+    Args:
+      steps: optimizer steps of the whole run.
+      declared: groups of the system (`System.param_groups`), which follow those in `config`.
     """
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    groups = Groups((*config.groups, *declared))
+    parts = [_clip(config.clip_norm, groups)] if config.clip_norm else []
     parts.append(_OPTIMIZERS[config.name](config, schedule(config, steps)))
-    if config.groups:
-        parts.append(_scale_groups(config.groups))
+    if any(group.scale not in (0, 1) for group in groups.groups):
+        parts.append(_scale(groups))
     return optax.chain(*parts)
 
 
@@ -57,7 +62,7 @@ def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTrans
 
 
 def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """With updates as large as those of Adam, so that its learning rates serve (Zhai et al. 2021, section 3.4)."""
+    """Scale the updates to the size of Adam's, so that Adam's learning rates apply (Zhai et al. 2021, section 3.4)."""
     return optax.chain(
         optax.scale_by_factored_rms(),
         optax.clip_by_block_rms(1.0),
@@ -68,7 +73,7 @@ def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientT
 
 
 def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """With updates scaled to the root mean square of Adam's, so that one learning rate serves both of its halves."""
+    """Scale the updates to the root mean square of Adam's, so that both halves share one learning rate."""
     return optax.contrib.muon(
         rate,
         beta=_MUON_MOMENTUM,
@@ -98,9 +103,9 @@ def _decayed(params: PyTree) -> PyTree:
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """How Muon reads each weight as matrices: kernels of convolutions flat, stacked layers apart, all others not at all.
+    """Tell Muon which axes of each weight form a matrix: kernels of convolutions flattened, stacked layers one by one.
 
-    Embeddings, vectors and depthwise kernels are no linear maps between features; they are left to AdamW.
+    Embeddings, vectors and depthwise kernels are not linear maps between features: None leaves them to AdamW.
     """
 
     def matrix(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
@@ -112,29 +117,28 @@ def _matrices(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-def _scale_groups(groups: tuple[ParamGroup, ...]) -> optax.GradientTransformation:
-    """Multiplies the updates of matching parameters; the first matching group counts."""
+def _clip(max_norm: float, groups: Groups) -> optax.GradientTransformation:
+    """Clip each clipping group by its own global norm."""
+    if not any(group.clip for group in groups.groups):
+        return optax.clip_by_global_norm(max_norm)
 
-    def scales(tree: PyTree) -> PyTree:
-        for group in groups:
-            names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-            try:
-                matched = any(re.search(group.pattern, name) for name in names)
-            except re.error as error:
-                raise UserError(
-                    f"config.optimizer.groups: {group.pattern!r} is no regular expression: {error}"
-                ) from None
-            if not matched:
-                raise UserError(f"config.optimizer.groups: {group.pattern!r} matches no parameter, e.g. {names[0]}")
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: next((g.scale for g in groups if re.search(g.pattern, path_name(path))), 1.0), tree
-        )
+    def clip(updates: PyTree, params: PyTree = None) -> PyTree:
+        norms = groups.norms(updates)
 
-    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
-        return jax.tree.map(lambda u, scale: u * scale, updates, scales(updates)), state
+        def one(path: tuple, leaf: Array) -> Array:
+            norm = norms[groups.find(path_name(path)).clip]
+            # The order of operations is that of `optax.clip_by_global_norm`.
+            return jnp.where(norm < max_norm, leaf, (leaf / norm.astype(leaf.dtype)) * max_norm)
 
-    def init(params: PyTree) -> optax.EmptyState:
-        scales(params)
-        return optax.EmptyState()
+        return jax.tree_util.tree_map_with_path(one, updates)
 
-    return optax.GradientTransformation(init, update)
+    return optax.stateless(clip)
+
+
+def _scale(groups: Groups) -> optax.GradientTransformation:
+    """Multiply updates, weight decay included, by the scale of their group."""
+
+    def scale(updates: PyTree, params: PyTree = None) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * groups.find(path_name(path)).scale, updates)
+
+    return optax.stateless(scale)

@@ -10,11 +10,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from motionaura_jax.core.trees import parted
+from motionaura_jax.core.trees import merge, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import rules
 from motionaura_jax.parallel.config import shown
 from motionaura_jax.systems.base import System
+from motionaura_jax.training.groups import Groups
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +23,14 @@ logger = logging.getLogger(__name__)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Parameters and everything that travels with them.
+    """Parameters and everything that is updated together with them.
 
     Attributes:
       step: finished optimizer steps; also the position in the data.
+      params: all parameters of the system, frozen ones included.
       extra: state without a gradient (see `systems.base.System`).
-      ema: running average of `params`, the weights used for inference; None when it is off.
+      opt_state: optimizer state of the trained parameters.
+      ema: running average of the parameters that `Groups.averaged` selects; None if it is off.
       skipped: consecutive steps whose loss or gradient was not finite.
     """
 
@@ -40,21 +43,35 @@ class TrainState:
 
     @property
     def inference_params(self) -> PyTree:
-        """The averaged parameters where there are any."""
-        return self.params if self.ema is None else self.ema
+        """The averaged parameters; trained or frozen values where no average is kept."""
+        return self.params if self.ema is None else merge(self.params, self.ema)
 
 
 def create(system: System, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Initial state of a run; abstract-evaluable."""
+    """Create the initial state of a run; abstract-evaluable.
+
+    Raises:
+      UserError: `optimizer.groups` names no parameter, or freezes all of them.
+    """
     params, extra = system.init(jax.random.key(seed))
-    ema = jax.tree.map(jnp.copy, params) if system.recipe.train.ema_decay else None
-    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two buffers: a step donates both
-    opt_state = optimizer.init(parted(params, system.recipe.trained)[0])
-    return TrainState(step=step, params=params, extra=extra, opt_state=opt_state, ema=ema, skipped=skipped)
+    groups = Groups.of(system)
+    groups.check(params, system.recipe.optimizer.groups)
+    averaged = groups.averaged(params) if system.recipe.train.ema_decay else {}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        extra=extra,
+        opt_state=optimizer.init(groups.partition(params)[0]),
+        ema=jax.tree.map(jnp.copy, averaged) or None,
+        skipped=jnp.zeros((), jnp.int32),  # a second buffer: the step donates both
+    )
 
 
 def shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Where an (abstract) state lies: parameters by `parallel.rules`, optimizer state and average beside them."""
+    """Return the sharding of each array of an (abstract) state.
+
+    Parameters follow `parallel.rules`; optimizer state and average follow their parameters.
+    """
     leaders = rules.place(state.params, mesh.shape)
 
     def follow(tree: PyTree) -> PyTree:
@@ -72,20 +89,23 @@ def shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def frozen_shardings(frozen: PyTree, mesh: Mesh) -> PyTree:
-    """Where pretrained parts lie: by the same rules as parameters."""
+    """Return the shardings of pretrained parts, by the same rules as those of parameters."""
     return rules.shardings(frozen, mesh)
 
 
-def describe(name: str, state: TrainState, mesh: Mesh) -> None:
-    """Logs the size of the state of system `name`, on what it lies, and what the mesh does not divide."""
-    millions, device = parameter_count(state.params) / 1e6, mesh.devices.flat[0].device_kind
-    logger.info("%s: %.2f M parameters on %d x %s (%s)", name, millions, mesh.size, device, shown(mesh.shape))
+def describe(system: System, state: TrainState, mesh: Mesh) -> None:
+    """Log the number of parameters, the devices, and a warning for each mesh axis that does not divide them."""
+    device = mesh.devices.flat[0].device_kind
+    logger.info(
+        "%s: %s on %d x %s (%s)",
+        *(system.recipe.system, parameter_counts(system, state.params), mesh.size, device, shown(mesh.shape)),
+    )
     for line in rules.report(rules.place(state.params, mesh.shape), mesh.shape):
         logger.warning("%s", line)
 
 
 def abstract(system: System, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state of a run as shapes, dtypes and shardings; nothing is allocated."""
+    """Return the shapes, dtypes and shardings of the state of a run; nothing is allocated."""
     shapes = jax.eval_shape(lambda: create(system, optimizer, system.recipe.seed))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -95,19 +115,29 @@ def abstract(system: System, optimizer: optax.GradientTransformation, mesh: Mesh
 
 
 def outline(state: TrainState) -> TrainState:
-    """Shapes, dtypes and shardings of a state, without its arrays."""
+    """Return the shapes, dtypes and shardings of a state, without its arrays."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
 def restart(state: TrainState, params: PyTree, extra: PyTree) -> TrainState:
-    """The same state with other parameters, from `System.prepare` or `init_from`, before step 0."""
+    """Replace the parameters and `extra` of a fresh state by those of `System.prepare` or `init_from`."""
     params, extra = jax.device_put(
         (params, extra), jax.tree.map(lambda leaf: leaf.sharding, (state.params, state.extra))
     )
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    ema = state.ema
+    if ema is not None:
+        known = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        ema = jax.tree_util.tree_map_with_path(lambda path, _: jnp.copy(known[path_name(path)]), ema)
     return dataclasses.replace(state, params=params, extra=extra, ema=ema)
 
 
 def parameter_count(params: PyTree) -> int:
-    """Number of scalars in a tree of arrays or abstract arrays."""
+    """Count the scalars in a tree of arrays or abstract arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def parameter_counts(system: System, params: PyTree) -> str:
+    """Write the number of all parameters and of those that train: "12.30 M parameters, 0.40 M of them trained"."""
+    total, trained = (parameter_count(tree) for tree in (params, Groups.of(system).partition(params)[0]))
+    note = "" if trained == total else f", {trained / 1e6:.2f} M of them trained"
+    return f"{total / 1e6:.2f} M parameters{note}"

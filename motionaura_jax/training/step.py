@@ -1,4 +1,4 @@
-"""One optimizer step: accumulated gradients, a guard against non-finite values, the average of the weights."""
+"""One optimizer step: accumulated gradients, a guard against non-finite values, the running average of the weights."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.core.trees import merge
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, System
+from motionaura_jax.training.groups import Groups
+from motionaura_jax.training.groups import metrics as group_metrics
 from motionaura_jax.training.state import TrainState
 
-_NO_SAMPLE = 2**32 - 1  # the key of what belongs to the step, not to one of its samples
+_NO_SAMPLE = 2**32 - 1  # key of what belongs to the step rather than to one sample
 
 StepFunction = Callable[[TrainState, PyTree, Batch], tuple[TrainState, dict[str, Array]]]
 
@@ -23,29 +25,32 @@ StepFunction = Callable[[TrainState, PyTree, Batch], tuple[TrainState, dict[str,
 def make_train_step(
     system: System, optimizer: optax.GradientTransformation, shardings: TrainState | None = None
 ) -> StepFunction:
-    """Returns the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
+    """Return the jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state.
 
-    With `shardings` (see `state.shardings`) the state comes and goes as they say, gradients lie like the parameters and
-    metrics on every device; trace it under `jax.set_mesh`.  The key of a step is `fold_in(seed, step)`, so a resumed run
-    repeats it exactly.
+    The key of a step is `fold_in(seed, step)`, so that a resumed run repeats it exactly.
+
+    Args:
+      shardings: of the state (see `state.shardings`), before and after the step. Gradients follow the parameters, metrics
+        are replicated. Trace the step under `jax.set_mesh`.
     """
-    train, seed, trained = system.recipe.train, system.recipe.seed, system.recipe.trained
-    gradient = _gradient(system, None if shardings is None else shardings.params)
+    train, seed, groups = system.recipe.train, system.recipe.seed, Groups.of(system)
+    gradient = _gradient(system, groups, None if shardings is None else shardings.params)
 
     def train_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, loss, stats, metrics = _accumulate(gradient, state, frozen, batch, key, train.accumulation)
-        norm = optax.tree.norm(gradients)
-        moving, _ = parted(state.params, trained)
+        norm, norms = optax.tree.norm(gradients), groups.norms(gradients)
+        moving, fixed = groups.partition(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
-        params = joined(state.params, optax.apply_updates(moving, updates))
-        params, extra, ema, advanced = _advance(system, state, params, stats, key)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        stepped = merge(fixed, optax.apply_updates(moving, updates))
+        params, extra, ema, advanced = _advance(system, groups, state, stepped, stats, key)
         fresh = dataclasses.replace(state, params=params, extra=extra, opt_state=opt_state, ema=ema)
+        # Keep the old state if anything is not finite; the norm covers every clipping group.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), fresh, state)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        metrics = {"loss": loss, "gradient_norm": norm, "skipped": skipped, **metrics, **advanced}
-        return dataclasses.replace(kept, step=state.step + 1, skipped=skipped), metrics
+        metrics = {"loss": loss, "gradient_norm": norm, **group_metrics(norms), "skipped": skipped, **metrics}
+        return dataclasses.replace(kept, step=state.step + 1, skipped=skipped), {**metrics, **advanced}
 
     if shardings is None:
         return jax.jit(train_step, donate_argnums=0)
@@ -53,21 +58,23 @@ def make_train_step(
         train_step,
         donate_argnums=0,
         in_shardings=(shardings, None, None),
-        out_shardings=(shardings, shardings.step),  # metrics, like the step, on every device
+        out_shardings=(shardings, shardings.step),  # metrics are replicated, like the step
     )
 
 
-def _gradient(system: System, places: PyTree | None) -> Callable[..., tuple[Any, PyTree]]:
-    """`((loss, (stats, metrics)), gradients)` of the arguments of `system.loss`: of what trains, lying like `places`."""
-    trained = system.recipe.trained
+def _gradient(system: System, groups: Groups, places: PyTree | None) -> Callable[..., tuple[Any, PyTree]]:
+    """Return a function from the arguments of `system.loss` to `((loss, (stats, metrics)), gradients)`.
+
+    Frozen parameters are constants of the differentiated function: no part of the backward pass is spent on them alone.
+    """
 
     def loss(moving: PyTree, fixed: PyTree, *arguments: Any) -> tuple[Any, PyTree]:
-        return system.loss(joined(fixed, moving), *arguments)
+        return system.loss(merge(fixed, moving), *arguments)
 
     def gradient(params: PyTree, *arguments: Any) -> tuple[Any, PyTree]:
-        value, gradients = jax.value_and_grad(loss, has_aux=True)(*parted(params, trained), *arguments)
+        value, gradients = jax.value_and_grad(loss, has_aux=True)(*groups.partition(params), *arguments)
         if places is not None:
-            gradients = jax.lax.with_sharding_constraint(gradients, parted(places, trained)[0])
+            gradients = jax.lax.with_sharding_constraint(gradients, groups.partition(places)[0])
         return value, gradients
 
     return gradient
@@ -81,7 +88,7 @@ def _accumulate(
     key: Key[Array, ""],
     count: int,
 ) -> tuple[PyTree, Float[Array, ""], PyTree, Mapping[str, Any]]:
-    """Means of gradients, loss and metrics over `count` microbatches, and the stacked stats."""
+    """Average gradients, loss and metrics over `count` microbatches; stack their stats along a new leading axis."""
     micro = constraints.microbatches(dict(batch), count)
 
     def one(total: PyTree, part: Batch) -> tuple[PyTree, PyTree]:
@@ -100,19 +107,26 @@ def _accumulate(
 
 
 def _advance(
-    system: System, state: TrainState, params: PyTree, stats: PyTree, key: Key[Array, ""]
+    system: System, groups: Groups, state: TrainState, stepped: PyTree, stats: PyTree, key: Key[Array, ""]
 ) -> tuple[PyTree, PyTree, PyTree, Mapping[str, Array]]:
-    """Applies the system's own rules after the gradient step and follows with the average."""
+    """Apply the rules of the system to the parameters after the gradient step, then update the average.
+
+    Returns:
+      `params`, `extra`, `ema` and metrics.
+    """
     advanced, extra, metrics = system.advance(
-        params, state.extra, stats, jax.random.fold_in(key, _NO_SAMPLE), state.step
+        stepped, state.extra, stats, jax.random.fold_in(key, _NO_SAMPLE), state.step
     )
+    # Rules may replace parameters (a dead code), but not frozen ones.
+    params = merge(groups.partition(stepped)[1], groups.partition(advanced)[0])
     if state.ema is None:
-        return advanced, extra, None, metrics
+        return params, extra, None, metrics
     # A short memory at first, so that early evaluations do not show the initial weights.
     decay = jnp.minimum(system.recipe.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
 
-    def average(old: Array, stepped: Array, new: Array) -> Array:
-        # What a rule replaced (a dead code) has no past worth averaging; what stays is the same to the bit.
-        return jnp.where(new == stepped, old + (1.0 - decay) * (new - old), new)
+    def average(old: Array, before: Array, new: Array) -> Array:
+        # What a rule replaced has no past worth averaging: it enters at once. `new == before` elsewhere, bit for bit.
+        return jnp.where(new == before, old + (1.0 - decay) * (new - old), new)
 
-    return advanced, extra, jax.tree.map(average, state.ema, params, advanced), metrics
+    ema = jax.tree.map(average, state.ema, groups.averaged(stepped), groups.averaged(params))
+    return params, extra, ema, metrics

@@ -16,7 +16,7 @@ from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.parts import Component
 from motionaura_jax.core.recipe import Recipe
-from motionaura_jax.core.trees import parted
+from motionaura_jax.core.trees import partition
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.systems.base import System
 from motionaura_jax.weights import exported, hub, release, steps
@@ -137,9 +137,9 @@ def load_start(system: System) -> tuple[PyTree, PyTree]:
     origin = source.recipe(type(recipe), recipe.system)
     recipe.check_start(origin, recipe.init_from)
     params, extra = jax.eval_shape(system.init, jax.random.key(0))
-    if not recipe.trained or origin.trained:
+    if not recipe.added or origin.added:
         return source.read(system.components, params, extra)
-    params, extra = source.read(system.components, parted(params, recipe.trained)[1], extra)
+    params, extra = source.read(system.components, partition(params, recipe.added)[1], extra)
     return system.extended(params, jax.random.key(recipe.seed)), extra
 
 

@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,13 +135,22 @@ def without_places(recipe: Mapping[str, Any], places: Iterable[str]) -> dict[str
     Names on the hub, and paths relative to where a command ran, say nothing about the machine and stay as they are.
 
     Args:
-      places: dotted keys that may hold a path.
+      places: dotted keys that may hold a path; a key may lead through a list.
     """
     for key in places:
-        value = at_key(recipe, key)
-        if isinstance(value, str) and _is_place(value):
-            recipe = with_key(recipe, key, f"elsewhere/{pathlib.PureWindowsPath(value).name}")
+        recipe = _without_place(recipe, key.split("."))
     return dict(recipe)
+
+
+def _without_place(value: Any, names: Sequence[str]) -> Any:
+    if not names:
+        is_place = isinstance(value, str) and _is_place(value)
+        return f"elsewhere/{pathlib.PureWindowsPath(value).name}" if is_place else value
+    if isinstance(value, list):
+        return [_without_place(item, names) for item in value]
+    if isinstance(value, Mapping) and names[0] in value:
+        return {**value, names[0]: _without_place(value[names[0]], names[1:])}
+    return value
 
 
 def _is_place(value: str) -> bool:

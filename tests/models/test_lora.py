@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.core.trees import merge, partition
 from motionaura_jax.models.denoisers.block import Mlp
 from motionaura_jax.models.denoisers.config import preset
 from motionaura_jax.models.denoisers.fold import fold
@@ -136,9 +136,9 @@ def test_a_fresh_adapter_changes_no_bit_and_is_drawn_like_the_frozen_weights():
     new = jax.jit(grow)({"params": shifted}, *inputs)[1]["params"]
     with jax.disable_jit():  # programs of their own may round the same sums differently
         np.testing.assert_array_equal(grown.apply({"params": new}, *inputs), model.apply({"params": shifted}, *inputs))
-    fresh, kept = parted(new, "lora_")
+    fresh, kept = partition(new, "lora_")
     jax.tree.map(np.testing.assert_array_equal, kept, shifted)
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(parted(fresh, "lora_up")[0]))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(partition(fresh, "lora_up")[0]))
     blocks = new["trunk"]["blocks"]
     pairs = [(blocks["self_attention"]["into"][f"{n}_lora_down"], blocks["self_attention"]["into"][n]) for n in "qk"]
     pairs.append((blocks["mlp"]["lora_down"], blocks["mlp"]["out"]["kernel"]))
@@ -173,7 +173,7 @@ def test_linear_adapters_merge_into_the_weights(folded):
     _, params, inputs = network(config)
     plain, model = SpectralTransformer(preset("tiny", **SMALL)), SpectralTransformer(config, folded=folded)
     closed = jax.tree.map(np.float32, merged(params))
-    assert not parted(closed, "lora_")[0]
+    assert not partition(closed, "lora_")[0]
     found = jax.jit(lambda p: model.apply({"params": fold(p, config) if folded else p}, *inputs))(params)
     np.testing.assert_allclose(found, jax.jit(plain.apply)({"params": closed}, *inputs), atol=2e-4)
 
@@ -189,8 +189,8 @@ def test_ranks_that_are_no_low_rank_and_unknown_targets_are_refused():
 
 def test_trees_are_parted_by_name_and_joined_again():
     tree = {"a": {"lora_up": 1, "b": 2}, "empty": {}, "c": {"lora_down": 3}}
-    chosen, rest = parted(tree, "lora_(up|down)$")
+    chosen, rest = partition(tree, "lora_(up|down)$")
     assert chosen == {"a": {"lora_up": 1}, "c": {"lora_down": 3}}
     assert rest == {"a": {"b": 2}, "empty": {}}
-    assert joined(rest, chosen) == tree and parted(tree, "") == (tree, {})
-    assert joined(tree, {"a": {"b": 5}}) == {**tree, "a": {"lora_up": 1, "b": 5}}
+    assert merge(rest, chosen) == tree and partition(tree, "") == (tree, {})
+    assert merge(tree, {"a": {"b": 5}}) == {**tree, "a": {"lora_up": 1, "b": 5}}

@@ -10,7 +10,7 @@ import pytest
 
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer, masked_frame_index_loss
-from motionaura_jax.models.autoencoders.padding import crop, pad_to_multiple
+from motionaura_jax.models.autoencoders.tiling import crop, pad
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 
 
@@ -60,7 +60,7 @@ def _run(config: MBQVAEConfig, params: Any, video: jax.Array) -> tuple[jax.Array
 def test_any_size_round_trip(t_stride: int, causal: bool) -> None:
     config = _config(3, t_stride=t_stride, causal=causal, enc_mb=(0, 0, 0), dec_mb=(0, 0, 0))
     video = _video(2, 7, 13, 18)
-    padded, size = pad_to_multiple(config, video)
+    padded, size = pad(config.geometry, video)
     z, decoded, logits = _run(config, _network(config), padded)
     assert z.shape == (2, *config.latent_shape(7, 13, 18), 4)
     assert decoded.shape == padded.shape
@@ -73,13 +73,13 @@ def test_any_size_round_trip(t_stride: int, causal: bool) -> None:
 @pytest.mark.parametrize(("causal", "frames"), [(False, 2), (True, 1)])
 def test_image_becomes_the_shortest_clip(causal: bool, frames: int) -> None:
     config = _config(causal=causal)
-    padded, size = pad_to_multiple(config, _video(1, 1, 8, 8))
+    padded, size = pad(config.geometry, _video(1, 1, 8, 8))
     assert padded.shape == (1, frames, 8, 8, 3)
     assert size == (1, 8, 8)
 
 
 def test_sizes_off_the_grid_are_refused() -> None:
-    with pytest.raises(ValueError, match="call pad_to_multiple first"):
+    with pytest.raises(ValueError, match=r"call tiling\.pad first"):
         jax.eval_shape(lambda v: MBQVAE(_config()).init(jax.random.key(0), v), _video(1, 3, 8, 8))
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.models.features import squeezenet
+from motionaura_jax.models.features import perceptual
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def weights_file(tmp_path):
 
 
 def test_the_first_layer_by_hand(weights_file):
-    weights = squeezenet.load(weights_file)
+    weights = perceptual.load_squeezenet(weights_file)
     image = np.random.default_rng(1).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
-    first = np.asarray(next(iter(squeezenet.features(weights, image))))
+    first = np.asarray(next(iter(perceptual.squeezenet_features(weights, image))))
     pixels = (image[0, ..., ::-1] * 0.5 + 0.5) * 255 - np.array([103.939, 116.779, 123.68])
     kernel, bias = (np.asarray(weights["conv1"][part], np.float64) for part in ("kernel", "bias"))
     patch = pixels[4:7, 8:11]  # output (2, 4) at stride 2 without padding
@@ -40,12 +40,12 @@ def test_the_first_layer_by_hand(weights_file):
 
 
 def test_a_distance_is_zero_for_equal_videos_symmetric_and_differentiable(weights_file):
-    weights = squeezenet.load(weights_file)
+    weights = perceptual.load_squeezenet(weights_file)
     a, b = np.random.default_rng(2).uniform(-1, 1, (2, 2, 3, 32, 32, 3)).astype(np.float32)
-    distance = jax.jit(squeezenet.NETWORK.distance)
+    distance = jax.jit(perceptual.SQUEEZENET.distance)
     np.testing.assert_allclose(distance(weights, a, a), 0.0, atol=1e-6)
     np.testing.assert_allclose(distance(weights, a, b), distance(weights, b, a), rtol=1e-5)
-    gradient = jax.jit(jax.grad(lambda x: squeezenet.NETWORK.distance(weights, x, b).sum()))(a)
+    gradient = jax.jit(jax.grad(lambda x: perceptual.SQUEEZENET.distance(weights, x, b).sum()))(a)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
@@ -53,11 +53,11 @@ def test_more_noise_is_further_away_with_the_published_weights(data_root):
     file = data_root and data_root / "weights" / "squeezenet" / "squeezenet_v1.1_imagenet_notop.npz"
     if not file or not file.exists():
         return  # a checkout without the sample data; the synthetic weights above cover the code
-    weights = squeezenet.load(file)
+    weights = perceptual.load_squeezenet(file)
     rng = np.random.default_rng(3)
     smooth = np.kron(rng.uniform(-1, 1, (1, 1, 4, 4, 3)), np.ones((1, 1, 16, 16, 1))).astype(np.float32)
     noise = rng.normal(size=smooth.shape).astype(np.float32)
-    near, far = (float(squeezenet.NETWORK.distance(weights, smooth, smooth + s * noise)[0]) for s in (0.02, 0.3))
+    near, far = (float(perceptual.SQUEEZENET.distance(weights, smooth, smooth + s * noise)[0]) for s in (0.02, 0.3))
     assert 0 < near < 0.5 * far
 
 
@@ -67,10 +67,10 @@ def test_a_file_that_is_no_weights_is_one_line(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"weights\.npz: cannot be read as SqueezeNet weights"):
-        squeezenet.load(path)
+        perceptual.load_squeezenet(path)
 
 
 def test_missing_layers_are_named(tmp_path):
     np.savez(tmp_path / "weights.npz", **{"conv1/kernel": np.zeros((3, 3, 3, 4), np.float32)})
     with pytest.raises(UserError, match="lacks conv1/bias"):
-        squeezenet.load(tmp_path / "weights.npz")
+        perceptual.load_squeezenet(tmp_path / "weights.npz")

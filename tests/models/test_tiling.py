@@ -9,7 +9,7 @@ import pytest
 
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer
-from motionaura_jax.models.autoencoders.tiling import receptive_cells, tiled_decode, tiled_encode
+from motionaura_jax.models.autoencoders.tiling import tiled_decode, tiled_encode
 
 
 def _config(**overrides: Any) -> MBQVAEConfig:
@@ -49,11 +49,12 @@ def test_temporal_chunks_equal_the_whole(causal: bool, upsample: str, blocks: st
     decode = jax.jit(lambda z: model.apply(weights, z, method="decode"))
     video = jax.random.uniform(jax.random.key(1), (1, 81 if causal else 80, 8, 8, 3), minval=-1.0, maxval=1.0)
     z = encode(video)
-    reach = receptive_cells(config, config.enc_mb, config.enc_inc)
+    reach = config.encoder_reach
+    assert config.decoder_reach == reach
     tile = (2 * reach + 5, 2, 2)
     assert tile[0] < z.shape[1]
-    np.testing.assert_allclose(tiled_encode(config, encode, video, tile=tile, exact_time=True), z, atol=2e-5)
-    np.testing.assert_allclose(tiled_decode(config, decode, z, tile=tile, exact_time=True), decode(z), atol=2e-5)
+    np.testing.assert_allclose(tiled_encode(config.geometry, encode, video, tile=tile, reach=reach), z, atol=2e-5)
+    np.testing.assert_allclose(tiled_decode(config.geometry, decode, z, tile=tile, reach=reach), decode(z), atol=2e-5)
 
 
 def test_chunks_without_margin_are_close_but_not_equal() -> None:
@@ -62,7 +63,7 @@ def test_chunks_without_margin_are_close_but_not_equal() -> None:
     model = MBQVAE(config)
     encode = jax.jit(lambda v: model.apply({"params": params["network"]}, v, method="encode"))
     video = jax.random.uniform(jax.random.key(1), (1, 16, 8, 8, 3), minval=-1.0, maxval=1.0)
-    difference = np.abs(tiled_encode(config, encode, video, tile=(4, 2, 2)) - encode(video))
+    difference = np.abs(tiled_encode(config.geometry, encode, video, tile=(4, 2, 2)) - encode(video))
     assert 1e-4 < difference.max() < 2.0
 
 
@@ -75,7 +76,7 @@ def test_blending_is_exact_for_a_local_function() -> None:
     """A function without receptive field beyond its cell leaves nothing to blend: the weights must sum to one."""
     config = _config()
     video = jax.random.normal(jax.random.key(0), (2, 14, 36, 28, 3))
-    result = tiled_encode(config, _mean_pool, video, tile=(3, 4, 5), overlap=(1, 2, 3))
+    result = tiled_encode(config.geometry, _mean_pool, video, tile=(3, 4, 5), overlap=(1, 2, 3))
     np.testing.assert_allclose(result, _mean_pool(video), atol=1e-6)
 
 
@@ -88,7 +89,7 @@ def test_overlap_is_blended_linearly() -> None:
             calls.append(0)
         return jnp.full((1, 2, 4 * z.shape[2], 4 * z.shape[3], 3), float(len(calls)))
 
-    result = tiled_decode(config, constant, jnp.zeros((1, 1, 4, 6, 2)), tile=(1, 4, 4), overlap=(0, 0, 2))
+    result = tiled_decode(config.geometry, constant, jnp.zeros((1, 1, 4, 6, 2)), tile=(1, 4, 4), overlap=(0, 0, 2))
     assert len(calls) == 2
     row = result[0, 0, 0, :, 0]
     np.testing.assert_allclose(row[:8], 1.0)
@@ -100,6 +101,6 @@ def test_impossible_overlaps_are_named() -> None:
     config = _config()
     video = jnp.zeros((1, 40, 8, 8, 3))
     with pytest.raises(ValueError, match="along time: tile 4, overlap 4"):
-        tiled_encode(config, _mean_pool, video, tile=(4, 2, 2), overlap=(4, 0, 0))
+        tiled_encode(config.geometry, _mean_pool, video, tile=(4, 2, 2), overlap=(4, 0, 0))
     with pytest.raises(ValueError, match="to be exact"):
-        tiled_encode(config, _mean_pool, video, tile=(12, 2, 2), overlap=(2, 0, 0), exact_time=True)
+        tiled_encode(config.geometry, _mean_pool, video, tile=(12, 2, 2), overlap=(2, 0, 0), reach=2)

@@ -15,6 +15,7 @@ import optax
 
 from motionaura_jax.core import config
 from motionaura_jax.core.trees import path_name
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.models.layers import attention, spectral
@@ -58,7 +59,7 @@ def build(name, sizes, **changes):
     if name == "text_to_video":
         values = {**tiny.text_to_video("absent", model=DENOISER), "latent_space": "any"}
     else:
-        values = {"system": name, "loss": {"adversarial": 0.1}}
+        values = {"system": name, "loss": {"adversarial": 0.1, "adversarial_start": 0.0}}
         values["model"] = {**tiny.TOKENIZER, "channels": [16, 16], "enc_mb": [1, 0], "enc_inc": [0, 1]}
         values["model"] |= {"restart_pool": 16}  # latents of a clip that all devices share by design
         values["discriminator"] = {"channels": [8, 16]}
@@ -209,18 +210,18 @@ def attention_in_parts():
 def codebook():
     """How many clips each device encodes at once for the start of a codebook, and what eight devices make other than one."""
     recipe = config.build(MBQVAERecipe, {"system": "mbq_vae", "data": tiny.SIZE, "model": tiny.TOKENIZER})
-    system, encode, held, codes = MBQVAESystem(recipe), MBQVAESystem._encode, [], []
+    system, encode, held, codes = MBQVAESystem(recipe), Tokenizer.features, [], []
     clips = np.random.default_rng(0).uniform(-1, 1, (11, 4, 16, 16, 3)).astype(np.float32)
     params, extra = jax.device_get(jax.jit(system.init)(jax.random.key(0)))
 
-    def watched(self, tokenizer, video):
+    def watched(self, video):
         note = lambda place: held.append(place.shard_shape(video.shape)[0])  # noqa: E731
         jax.debug.inspect_array_sharding(video, callback=note)
-        return encode(self, tokenizer, video)
+        return encode(self, video)
 
     for sizes, devices in (("data:1", jax.devices()[:1]), ("data:2,fsdp:4", jax.devices())):
         place = mesh.make_mesh(parse(sizes), devices)
-        with jax.set_mesh(place), mock.patch.object(MBQVAESystem, "_encode", watched):
+        with jax.set_mesh(place), mock.patch.object(Tokenizer, "features", watched):
             begun = jax.device_put(params, rules.shardings(params, place))
             prepared, _ = system.prepare(begun, extra, iter([{"video": clips}]))
             codes.append(np.asarray(prepared["tokenizer"]["quantizer"]["codebook"]))

@@ -13,6 +13,7 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_video
 from motionaura_jax.data.video import probe, read_video
 from motionaura_jax.models.autoencoders.tokenizer import fingerprint
+from motionaura_jax.pipelines import decoding
 from motionaura_jax.pipelines import reconstruct as pipeline
 from motionaura_jax.systems.loading import load, load_autoencoder
 from tests.systems.tiny import save_tokenizer
@@ -91,12 +92,14 @@ def test_tiles_equal_the_whole_away_from_seams(workdir):
 def test_only_tiles_and_latents_go_to_the_device(workdir, monkeypatch):
     seen = []
 
-    def spy(name):
-        real = getattr(pipeline, name)
-        monkeypatch.setattr(pipeline, name, lambda *args, **kwargs: seen.append(args) or real(*args, **kwargs))
+    def spy(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: seen.append(args) or real(*args, **kwargs))
 
-    for name in ("tiled_encode", "crop", "_encode_piece", "_decode_piece"):
-        spy(name)
+    for name in ("tiled_encode", "_encode_piece"):
+        spy(pipeline, name)
+    for name in ("crop", "_decode_values"):
+        spy(decoding, name)
     tokenizer, _ = load_autoencoder(workdir)
     pipeline.reconstruct(tokenizer, np.zeros((8, 16, 16, 3), np.uint8), tile=(4, 16, 16))
     videos = [x for args in seen for x in args if getattr(x, "ndim", 0) == 5]
@@ -116,7 +119,7 @@ def test_tokens_decode_to_what_the_values_decode_to(workdir):
 def test_a_latent_of_another_tokenizer_is_refused(workdir):
     tokenizer, _ = load_autoencoder(workdir)
     latent = tokenizer.encode(np.zeros((1, 2, 8, 8, 3), np.float32))
-    with pytest.raises(ValueError, match="latent of 'other' given to a tokenizer of"):
+    with pytest.raises(ValueError, match="latent of 'other' given to an autoencoder of"):
         tokenizer.decode(type(latent)(tokens=latent.tokens, size=latent.size, latent_space="other"))
 
 

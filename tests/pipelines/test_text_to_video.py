@@ -9,7 +9,7 @@ import pytest
 
 from motionaura_jax import assets
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.pipelines import text_to_video
+from motionaura_jax.pipelines import decoding
 from motionaura_jax.pipelines.adherence import prompts_for
 from motionaura_jax.pipelines.prompts import Prompt, read_prompts
 from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo, window_starts
@@ -160,8 +160,8 @@ def test_windows_cover_everything_and_overlap(total, length):
 def test_large_videos_decode_in_tiles(pipeline, monkeypatch):
     chosen = settings(pipeline)
     whole = next(pipeline.draw(JOBS[:1], chosen))
-    monkeypatch.setattr(text_to_video, "WHOLE_PIXELS", 1)
-    monkeypatch.setattr(text_to_video, "TILE", (4, 12, 12))
+    monkeypatch.setattr(decoding, "WHOLE_PIXELS", 1)
+    monkeypatch.setattr(decoding, "TILE", (4, 12, 12))
     tiles = next(pipeline.draw(JOBS[:1], chosen))
     assert tiles.shape == whole.shape and np.abs(tiles.astype(int) - whole).mean() < 25
 

@@ -12,7 +12,6 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.autoencoders.masking import mask_video
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
-from motionaura_jax.models.features import squeezenet
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import optimizer, state, step
@@ -31,11 +30,11 @@ MODEL = {
 FLAT = {"enc_mb": [0, 0], "dec_mb": [0, 0]}  # compiles in a third of the time
 
 
-def make(*, perceptual=squeezenet.NETWORK, **sections):
+def make(*, networks=None, **sections):
     values = {"system": "mbq_vae", "data": tiny.SIZE, "model": MODEL, "train": {"steps": 100}}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
-    return MBQVAESystem(config.build(MBQVAERecipe, values), perceptual=perceptual)
+    return MBQVAESystem(config.build(MBQVAERecipe, values), networks=networks)
 
 
 def batch(size=4, seed=0):
@@ -207,7 +206,10 @@ def test_the_perceptual_loss_compares_features_of_the_network_it_is_given():
     network = FeatureNetwork(load=load, features=lambda weights, images: [jnp.tanh(images @ weights["mix"]), images])
     loss = {"perceptual": 0.5, "perceptual_weights": "weights.bin"}
     system = make(
-        perceptual=network, loss=loss, model=FLAT, masking={"frame_probability": 0.0, "patch_probability": 0.0}
+        networks={"squeezenet": network},
+        loss=loss,
+        model=FLAT,
+        masking={"frame_probability": 0.0, "patch_probability": 0.0},
     )
     params, extra = jax.jit(system.init)(jax.random.key(0))
     frozen, data = system.frozen(), batch()

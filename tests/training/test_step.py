@@ -1,4 +1,4 @@
-"""The optimizer step: accumulation, the guard against non-finite values, the average, groups and schedules."""
+"""The optimizer step: accumulation, the guard against non-finite values, the average, and schedules."""
 
 import dataclasses
 
@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from motionaura_jax.core import config
-from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.recipe import OptimizerConfig, ParamGroup
+from motionaura_jax.core.recipe import OptimizerConfig
 from motionaura_jax.training import optimizer, state, step
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -70,23 +68,6 @@ def test_what_a_rule_replaces_enters_the_average_at_once():
     system.advance = lambda params, extra, *_: ({**params, "color": jnp.full(3, 7.0)}, extra, {})
     current, _ = run(system, 1)
     np.testing.assert_array_equal(current.ema["color"], 7.0)
-
-
-def test_frozen_and_slowed_groups():
-    config_ = OptimizerConfig(groups=(ParamGroup(pattern="^color", scale=0.0), ParamGroup(pattern="mat", scale=0.5)))
-    params = {"color": jnp.ones(3), "matrix": jnp.ones((3, 3))}
-    plain, grouped = optimizer.build(OptimizerConfig(), 10), optimizer.build(config_, 10)
-    updates = [o.update(params, o.init(params), params)[0] for o in (plain, grouped)]
-    np.testing.assert_array_equal(updates[1]["color"], 0.0)
-    np.testing.assert_allclose(updates[1]["matrix"], 0.5 * updates[0]["matrix"])
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"), [("decoder", "matches no parameter"), ("(", "is no regular expression")]
-)
-def test_groups_that_cannot_be_meant(pattern, message):
-    with pytest.raises(UserError, match=message):
-        optimizer.build(OptimizerConfig(groups=(ParamGroup(pattern=pattern, scale=0.0),)), 10).init({"w": jnp.ones(2)})
 
 
 def test_weight_decay_spares_all_but_matrices():

@@ -13,7 +13,7 @@ import pytest
 from motionaura_jax import export
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.trees import parted
+from motionaura_jax.core.trees import partition
 from motionaura_jax.pipelines.text_to_video import TextToVideo
 from motionaura_jax.systems.loading import load, load_autoencoder, open_autoencoder
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
@@ -63,7 +63,7 @@ def test_weights_stay_in_host_memory_until_somebody_places_them(places, tmp_path
     opened = [load(place) for place in (places["model"], places["release"], exported)]
     pipeline = TextToVideo(places["release"])
     assert opened and pipeline and placed_since(known) == 0
-    adapters, frozen = parted(load_start(system)[0], system.recipe.trained)
+    adapters, frozen = partition(load_start(system)[0], system.recipe.added)
     assert placed_since(known) == sum(leaf.nbytes for leaf in jax.tree.leaves(adapters)) > 0
     assert_same(frozen, opened[0].params)
 

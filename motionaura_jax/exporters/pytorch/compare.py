@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Cond
-from motionaura_jax.models.autoencoders.padding import padded_size
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
@@ -70,7 +69,7 @@ def _tokenizer_case(tokenizer: Loaded) -> tuple[Arrays, Arrays]:
     config = dataclasses.replace(tokenizer.recipe.model, dtype="float32")  # type: ignore[attr-defined]
     ours = Tokenizer(config=config, params=tokenizer.params["tokenizer"], extra=tokenizer.extra)
     size = tuple(cells * stride for cells, stride in zip(_GRID, config.strides, strict=True))
-    shape = (2, *padded_size(config, size), 3)
+    shape = (2, *config.geometry.padded_size(size), 3)
     video = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
 
     @jax.jit

@@ -1,7 +1,9 @@
 """Settings of the 3D-MBQ-VAE and their presets, without jax.  MotionAura appendix B, sizes fitted to its counts."""
 
 import dataclasses
+import itertools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -128,6 +130,26 @@ class MBQVAEConfig(Checked):
         """Return the token grid (t, h, w) of a video of this size, after padding."""
         return self.geometry.latent_shape(frames, height, width)
 
+    @property
+    def encoder_reach(self) -> int:
+        """Return how many latent cells a temporal border of the encoder's input can affect; an upper bound."""
+        return self._reach(self.enc_mb, self.enc_inc)
+
+    @property
+    def decoder_reach(self) -> int:
+        """Return how many latent cells a temporal border of the decoder's input can affect; an upper bound."""
+        return self._reach(self.dec_mb, self.dec_inc)
+
+    def _reach(self, num_mb: tuple[int, ...], num_inception: tuple[int, ...]) -> int:
+        # Count temporal kernels of radius 1, in video frames: two per MBConv, two or three per inception block, one per
+        # resampling, one next to the latent.  Causal kernels reach twice as far, into the past alone, and the first
+        # cell is short.
+        inception = 3 if self.inception_final == 3 else 2
+        spacings = list(itertools.accumulate((1, *self.time_factors), operator.mul))
+        blocks = sum(n * (2 * mb + inception * inc) for n, mb, inc in zip(spacings, num_mb, num_inception, strict=True))
+        frames = blocks + sum(spacings[1:]) + spacings[-1]
+        return 1 + -(-2 * frames // self.t_stride) if self.causal else -(-frames // self.t_stride)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskConfig(Checked):
@@ -150,11 +172,15 @@ class MaskConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig(Checked):
-    """PatchGAN for the optional adversarial term: `2d` judges single frames, `3d` space-time patches."""
+    """PatchGAN for the optional adversarial loss: `2d` judges single frames, `3d` space-time patches.
+
+    `weight` multiplies the weight of its generator term, for recipes with several discriminators.
+    """
 
     kind: Literal["2d", "3d"] = "3d"
     channels: tuple[Count, ...] = (64, 128, 256)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    weight: NonNegative = 1.0
 
 
 _BASE: dict[str, Any] = {

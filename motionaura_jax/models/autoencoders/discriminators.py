@@ -1,15 +1,17 @@
-"""PatchGAN discriminators and their losses for the optional adversarial term.  Isola et al. 2017."""
+"""PatchGAN discriminators, their losses, and the game that they play against a decoder.  Isola et al. 2017."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Key
 
+from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.config import DiscriminatorConfig
 from motionaura_jax.models.layers.norms import GroupNorm
-from motionaura_jax.parallel import rules
+from motionaura_jax.parallel import constraints, rules
 
 _SLOPE = 0.2
 
@@ -42,19 +44,106 @@ class Discriminator(nn.Module):
 
 
 def generator_loss(fake_logits: Float[Array, "*shape"]) -> Float[Array, ""]:
-    """Non-saturating loss of the tokenizer: mean softplus(-D(fake)).  Goodfellow et al. 2014."""
+    """Return the non-saturating loss of the autoencoder: mean softplus(-D(fake)).  Goodfellow et al. 2014."""
     return nn.softplus(-fake_logits).mean()
 
 
 def discriminator_loss(real_logits: Float[Array, "*shape"], fake_logits: Float[Array, "*shape"]) -> Float[Array, ""]:
-    """Cross-entropy of real against fake patches; give it logits of a reconstruction under `stop_gradient`."""
+    """Return the cross-entropy of real against fake patches; stop the gradient of the reconstruction before."""
     return nn.softplus(-real_logits).mean() + nn.softplus(fake_logits).mean()
 
 
 def r1_penalty(apply_fn: Callable[[Array], Array], real: Float[Array, "b t h w 3"]) -> Float[Array, ""]:
-    """Mean over real clips of |d D(x) / d x|^2, D the mean logit of a clip.  Mescheder et al. 2018, equation 9."""
+    """Return the mean over real clips of |d D(x) / d x|^2, D the mean logit of a clip.  Mescheder et al. 2018, eq. 9."""
 
     def total(video: Array) -> Array:
         return apply_fn(video).mean((1, 2, 3)).sum()
 
     return jnp.square(jax.grad(total)(real)).sum((1, 2, 3, 4)).mean()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdversarialLoss:
+    """An autoencoder against several discriminators.
+
+    Attributes:
+      discriminators: settings of each; their `weight` multiplies `weight`.
+      weight: of the generator terms in the loss.
+      r1: weight of the gradient penalty on real clips; 0 leaves it out.
+    """
+
+    discriminators: Sequence[DiscriminatorConfig]
+    weight: float
+    r1: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the discriminators' parameters: "discriminator", "discriminator_1", ..."""
+        return tuple(_numbered("discriminator", index) for index in range(len(self.discriminators)))
+
+    def init(self, key: Key[Array, ""], video: Float[Array, "1 t h w 3"]) -> dict[str, PyTree]:
+        """Return fresh parameters by name for clips like `video`."""
+        keys = [key, *(jax.random.fold_in(key, index) for index in range(1, len(self.discriminators)))]
+        parts = zip(self.names, self.discriminators, keys, strict=True)
+        return {name: Discriminator(config).init(key, video)["params"] for name, config, key in parts}
+
+    def __call__(
+        self,
+        params: Mapping[str, PyTree],
+        real: Float[Array, "b t h w 3"],
+        fake: Float[Array, "b t h w 3"],
+        active: Bool[Array, ""],
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Return the losses of all players as one scalar, and each term for the log.
+
+        Every term trains its own player alone: a discriminator's terms train its parameters in `params`, the generator
+        terms those behind `fake`.  Unless `active`, nothing is computed: loss, terms and gradients are 0.
+        """
+        inputs = {name: params[name] for name in self.names}, fake
+
+        def on(*inputs: PyTree) -> tuple[Array, dict[str, Array], PyTree]:
+            (total, terms), gradients = jax.value_and_grad(self._losses, argnums=(0, 1), has_aux=True)(*inputs)
+            return total, terms, gradients
+
+        def off(*inputs: PyTree) -> tuple[Array, dict[str, Array], PyTree]:
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(on, *inputs))
+
+        # The branch returns the gradients itself.  Differentiating the `cond` would instead carry all activations of
+        # the discriminators out of it, as zeros before the start.
+        total, terms, gradients = jax.lax.cond(active, on, off, *jax.lax.stop_gradient((*inputs, real)))
+        return _with_gradients(inputs, total, gradients), terms
+
+    def _losses(self, params: Mapping[str, PyTree], fake: Array, real: Array) -> tuple[Array, dict[str, Array]]:
+        total, terms = jnp.zeros(()), {}
+        for index, (name, config) in enumerate(zip(self.names, self.discriminators, strict=True)):
+            weights = constraints.gathered(params[name])
+
+            def judge(video: Array, weights: PyTree = weights, config: DiscriminatorConfig = config) -> Array:
+                return Discriminator(config).apply({"params": weights}, video)
+
+            generator = generator_loss(judge(fake, jax.lax.stop_gradient(weights)))
+            discriminator = discriminator_loss(judge(real), judge(jax.lax.stop_gradient(fake)))
+            total += self.weight * config.weight * generator + discriminator
+            found = {"generator": generator, "discriminator": discriminator}
+            if self.r1:
+                found["r1"] = r1_penalty(judge, real)
+                total += 0.5 * self.r1 * found["r1"]
+            terms |= {_numbered(term, index): value for term, value in found.items()}
+        return total, terms
+
+
+@jax.custom_vjp
+def _with_gradients(inputs: PyTree, value: Array, gradients: PyTree) -> Array:
+    """Return `value`, with `gradients` as its derivatives with respect to `inputs`."""
+    return value
+
+
+def _backward(gradients: PyTree, cotangent: Array) -> tuple[PyTree, None, None]:
+    return jax.tree.map(lambda gradient: cotangent * gradient, gradients), None, None
+
+
+_with_gradients.defvjp(lambda inputs, value, gradients: (value, gradients), _backward)
+
+
+def _numbered(name: str, index: int) -> str:
+    return f"{name}_{index}" if index else name

@@ -30,3 +30,14 @@ class Geometry:
         t, h, w = self.latent_shape(*size)
         time, rows, columns = self.strides
         return (1 + (t - 1) * time if self.causal else t * time, h * rows, w * columns)
+
+    def check(self, size: Size) -> None:
+        """Raise ValueError unless (frames, height, width) fill whole latent cells."""
+        if self.padded_size(size) != size:
+            time, rows, columns = self.strides
+            rule = f"1 + k * {time}" if self.causal else f"k * {time}"
+            sides = f"multiples of {rows}" if rows == columns else f"multiples of {rows} and {columns}"
+            raise ValueError(
+                f"video of {size} (frames, height, width): frames must be {rule}, height and width {sides}; "
+                f"call tiling.pad first"
+            )

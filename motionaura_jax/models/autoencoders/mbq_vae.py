@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int, Key
 from motionaura_jax.models.autoencoders.blocks import Level, Upsample, conv
 from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
-from motionaura_jax.models.autoencoders.padding import check_size, padded_size
 from motionaura_jax.models.layers.conv import TransposedConv1x4x4
 from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
 from motionaura_jax.models.layers.norms import GroupNorm
@@ -109,7 +108,7 @@ class MBQVAE(nn.Module):
         Raises ValueError unless height and width are multiples of `config.s_stride` and the frame count is one of
         `config.t_stride` (causal: one more); see `padding.pad_to_multiple`.
         """
-        check_size(self.config, (video.shape[1], video.shape[2], video.shape[3]))
+        self.config.geometry.check((video.shape[1], video.shape[2], video.shape[3]))
         return self.encoder(video)
 
     def decode(self, z: Float[Array, "b t h w d"]) -> Float[Array, "b T H W 3"]:
@@ -135,7 +134,7 @@ def init_tokenizer(config: MBQVAEConfig, key: Key[Array, ""]) -> tuple[dict, dic
       extra: state of the quantizer without a gradient.
     """
     network_key, quantizer_key = jax.random.split(key)
-    video = jnp.zeros((1, *padded_size(config, (1, 1, 1)), 3))
+    video = jnp.zeros((1, *config.geometry.padded_size((1, 1, 1)), 3))
     quantizer, extra = init_quantizer(config, quantizer_key)
     network = from_one_draw(lambda key: MBQVAE(config).init(key, video)["params"], network_key)
     return {"network": network, "quantizer": quantizer, "mask_fill": jnp.zeros(3)}, extra

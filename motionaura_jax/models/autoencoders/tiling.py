@@ -1,22 +1,95 @@
-"""Long and large videos in tiles: linear blending, and exact temporal chunks."""
+"""Videos of any size: padding to whole latent cells, and tiles for what does not fit on a device at once."""
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from motionaura_jax.models.autoencoders.config import MBQVAEConfig
+from motionaura_jax.models.autoencoders.geometry import Geometry, Size
 
-Triple = tuple[int, int, int]
 Apply = Callable[[Array], Array]
 Given = Array | np.ndarray
+Video = TypeVar("Video", Float[Array, "b t h w c"], Float[np.ndarray, "b t h w c"])
+
+
+def pad(geometry: Geometry, video: Video) -> tuple[Video, Size]:
+    """Repeat the last frame, row and column until the video fills whole latent cells.
+
+    A single image becomes `strides[0]` equal frames; it stays one frame if the autoencoder is causal.  A NumPy video
+    stays on the host.
+
+    Returns:
+      (padded video, size to `crop` back to).
+    """
+    size = (video.shape[1], video.shape[2], video.shape[3])
+    missing = [(0, new - old) for new, old in zip(geometry.padded_size(size), size, strict=True)]
+    if not any(after for _, after in missing):
+        return video, size
+    widths = [(0, 0), *missing, (0, 0)]
+    if isinstance(video, np.ndarray):
+        return np.pad(video, widths, mode="edge"), size
+    return jnp.pad(video, widths, mode="edge"), size
+
+
+def crop(video: Video, size: Size) -> Video:
+    """Undo `pad`."""
+    return video[:, : size[0], : size[1], : size[2]]
+
+
+def tiled_encode(
+    geometry: Geometry,
+    apply_fn: Apply,
+    video: Float[Given, "b T H W 3"],
+    *,
+    tile: Size,
+    overlap: Size | None = None,
+    reach: int = 0,
+) -> Float[np.ndarray, "b t h w c"]:
+    """Encode a video that fills whole latent cells tile by tile.  Quantize the blended result, not the tiles.
+
+    Args:
+      apply_fn: `VideoAutoencoder.features`, jitted; all tiles have one shape.
+      video: a NumPy array if it does not fit on the device; then only its tiles go there.
+      tile: latent cells (t, h, w) per tile.
+      overlap: latent cells that neighbors share; by default half a tile, and in time what `reach` needs.
+      reach: latent cells next to a temporal border that the border can affect (`MBQVAEConfig.encoder_reach`).  Tiles do
+        not contribute them.  With per-frame statistics and tiles as large as the frame, the result then equals the
+        untiled one up to rounding.  0 blends over the whole overlap.
+
+    Space is never exact: GroupNorm and squeeze-excitation average over the whole frame.  Overlaps are blended linearly.
+
+    Raises:
+      ValueError: an overlap that is not smaller than the tile, or smaller than `reach` needs.
+    """
+    return _tiled(geometry, apply_fn, video, tile, overlap, geometry.strides, (1, 1, 1), reach)
+
+
+def tiled_decode(
+    geometry: Geometry,
+    apply_fn: Apply,
+    z: Float[Given, "b t h w d"],
+    *,
+    tile: Size,
+    overlap: Size | None = None,
+    reach: int = 0,
+) -> Float[np.ndarray, "b T H W 3"]:
+    """Decode latent values tile by tile; `apply_fn` is `VideoAutoencoder.decode_values`, the rest as in `tiled_encode`."""
+    return _tiled(geometry, apply_fn, z, tile, overlap, (1, 1, 1), geometry.strides, reach)
 
 
 class _Axis(NamedTuple):
-    """One axis in latent cells; `unit_in` and `unit_out` are array elements per cell before and after `apply_fn`."""
+    """Tiles along one axis, in latent cells.
+
+    Attributes:
+      starts: first cell of each tile.
+      margin: cells at the start and at the end of a tile that do not contribute.
+      unit_in, unit_out: array elements per cell before and after `apply_fn`.
+      causal: the first cell holds a single frame.
+    """
 
     starts: tuple[int, ...]
     tile: int
@@ -30,7 +103,7 @@ class _Axis(NamedTuple):
         return slice(start * unit, start * unit + _elements(self.tile, unit, self.causal))
 
     def weights(self, start: int) -> np.ndarray:
-        """Ramps over the overlap on both sides, zero in the margins, flat where the video itself ends."""
+        """Return linear ramps over the overlaps: zero in the margins, flat where the video itself begins or ends."""
         size = _elements(self.tile, self.unit_out, self.causal)
         before, after, overlap = (_elements(n, self.unit_out, self.causal) for n in (*self.margin, self.overlap))
         slope = 1.0 / max(overlap - before - after, 1)
@@ -43,73 +116,21 @@ class _Axis(NamedTuple):
         return weights
 
 
-def tiled_encode(
-    config: MBQVAEConfig,
-    apply_fn: Apply,
-    video: Float[Given, "b T H W 3"],
-    *,
-    tile: Triple,
-    overlap: Triple | None = None,
-    exact_time: bool = False,
-) -> Float[np.ndarray, "b t h w d"]:
-    """Encodes `video` (padded, see `padding`) tile by tile; quantize the blended latent, not the tiles.
-
-    Args:
-      apply_fn: `MBQVAE.encode` bound to weights; jit it, all tiles have one shape.
-      video: NumPy for one that does not fit on the device; only tiles of it go there then.
-      tile: latent cells (t, h, w) per tile.
-      overlap: latent cells that neighbors share; by default half a tile, in time what `exact_time` needs.
-      exact_time: each tile contributes only frames that its temporal borders cannot reach.  With `config.per_frame`
-        statistics and tiles as large as the frame the result equals the whole up to rounding.
-
-    Space is never exact: GroupNorm and squeeze-excitation average over the whole frame; overlaps are blended linearly.
-    Raises ValueError for an overlap that is not smaller than the tile, or too small for `exact_time`.
-    """
-    reach = receptive_cells(config, config.enc_mb, config.enc_inc) if exact_time else 0
-    return _tiled(config, apply_fn, video, tile, overlap, config.strides, (1, 1, 1), reach)
-
-
-def tiled_decode(
-    config: MBQVAEConfig,
-    apply_fn: Apply,
-    z: Float[Given, "b t h w d"],
-    *,
-    tile: Triple,
-    overlap: Triple | None = None,
-    exact_time: bool = False,
-) -> Float[np.ndarray, "b T H W 3"]:
-    """Decodes latents tile by tile with `apply_fn`, `MBQVAE.decode` bound to weights; the rest as in `tiled_encode`."""
-    reach = receptive_cells(config, config.dec_mb, config.dec_inc) if exact_time else 0
-    return _tiled(config, apply_fn, z, tile, overlap, (1, 1, 1), config.strides, reach)
-
-
-def receptive_cells(config: MBQVAEConfig, num_mb: tuple[int, ...], num_inception: tuple[int, ...]) -> int:
-    """Latent cells next to a temporal border that the border can reach, for the given blocks per level; an upper bound.
-
-    An MBConv has two temporal kernels of radius 1, an inception block two or three, each resampling one, and so has the
-    convolution next to the latent.  Causal kernels reach twice as far, into the past only, and the first cell is short.
-    """
-    inception = 3 if config.inception_final == 3 else 2
-    spacings = np.cumprod([1, *config.time_factors])
-    blocks = sum(n * (2 * mb + inception * inc) for n, mb, inc in zip(spacings, num_mb, num_inception, strict=True))
-    frames = int(blocks + spacings[1:].sum() + spacings[-1])
-    return 1 + -(-2 * frames // config.t_stride) if config.causal else -(-frames // config.t_stride)
-
-
 def _tiled(
-    config: MBQVAEConfig,
+    geometry: Geometry,
     apply_fn: Apply,
     x: Given,
-    tile: Triple,
-    overlap: Triple | None,
-    units_in: Triple,
-    units_out: Triple,
+    tile: Size,
+    overlap: Size | None,
+    units_in: Size,
+    units_out: Size,
     reach: int,
 ) -> np.ndarray:
     axes = []
     for index, name in enumerate(("time", "height", "width")):
-        causal = config.causal and index == 0
+        causal = geometry.causal and index == 0
         cells = (x.shape[index + 1] - 1) // units_in[index] + 1
+        # A causal network looks only back, so only the start of a tile lacks context.
         margin = (reach, 0 if causal else reach) if index == 0 else (0, 0)
         shared = overlap[index] if overlap else sum(margin) or tile[index] // 2
         starts = _starts(name, cells, tile[index], shared, sum(margin))
@@ -125,7 +146,7 @@ def _blend(axes: list[_Axis], apply_fn: Apply, x: Given) -> np.ndarray:
 
     channels = jax.eval_shape(apply_fn, window(corners[0])).shape[-1]
     shape = [_elements(axis.starts[-1] + axis.tile, axis.unit_out, axis.causal) for axis in axes]
-    # On the host: the whole video may not fit on the device, which is why it is cut into tiles.
+    # The sums stay on the host: the whole video may not fit on the device.
     total = np.zeros((x.shape[0], *shape, channels), np.float32)
     weight_sum = np.zeros((1, *shape, 1), np.float32)
     for corner in corners:
@@ -151,5 +172,5 @@ def _starts(name: str, cells: int, tile: int, overlap: int, needed: int) -> tupl
 
 
 def _elements(cells: int, unit: int, causal: bool) -> int:
-    """Array elements of `cells` cells; the first cell of a causal axis holds a single frame."""
+    """Return the array elements of `cells` cells; the first cell of a causal axis holds a single frame."""
     return 1 + (cells - 1) * unit if causal and cells else cells * unit

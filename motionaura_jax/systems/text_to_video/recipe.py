@@ -175,7 +175,7 @@ class TextToVideoRecipe(Recipe):
         make_process(self)
 
     @property
-    def trained(self) -> str:
+    def added(self) -> str:
         """The adapters, where there are any."""
         return "lora_(down|up)$" if self.model.lora.rank else ""
 

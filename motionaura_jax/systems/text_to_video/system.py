@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.parts import Component, Part
-from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.core.recipe import ParamGroup
+from motionaura_jax.core.trees import merge, partition
 from motionaura_jax.core.types import Cond, Latent, PyTree
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.data.token_cache import TokenCache
@@ -143,14 +144,19 @@ class TextToVideoSystem(System):
         text_key, denoiser_key = jax.random.split(key)
         return {"text": self.text.init(text_key), "denoiser": self._initialized({}, denoiser_key)}, {}
 
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """Freeze everything but the adapters, if the model has any."""
+        added = self.recipe.added
+        return (ParamGroup(pattern=f"^(?!.*{added})", scale=0.0),) if added else ()
+
     def extended(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
         """Adds adapters, which start as the frozen weights do and change nothing yet."""
 
         def fresh(denoiser: PyTree, key: Key[Array, ""]) -> PyTree:
-            return parted({"denoiser": self._initialized(denoiser, key)}, self.recipe.trained)[0]
+            return partition({"denoiser": self._initialized(denoiser, key)}, self.recipe.added)[0]
 
         # The frozen weights stay where they are: nothing that this returns depends on them.
-        return joined(params, jax.jit(fresh)(params["denoiser"], key))
+        return merge(params, jax.jit(fresh)(params["denoiser"], key))
 
     def _initialized(self, denoiser: PyTree, key: Key[Array, ""]) -> PyTree:
         """The parameters of the denoiser, with fresh ones in the place of those that are missing."""
@@ -169,7 +175,7 @@ class TextToVideoSystem(System):
         Raises:
           UserError: captions that cannot teach any text, clips that the mesh cannot share, or adapters to nothing.
         """
-        if self.recipe.trained and not self.recipe.init_from:
+        if self.recipe.added and not self.recipe.init_from:
             raise UserError(
                 f"config.model.lora.rank={self.recipe.model.lora.rank}: adapters need a trained model; name it with "
                 f"--config.init_from=CHECKPOINT"

@@ -6,7 +6,6 @@ appendix B).  What remat computes again, and elementwise work, do not count.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax
 from motionaura_jax.core.trees import leaf_types
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.systems.base import Batch, System
+from motionaura_jax.training.groups import Groups
 from motionaura_jax.training.state import TrainState
 
 # Dense bfloat16 (float16 before Ampere) FLOPs a second of one device, by the beginning of its kind; from data sheets.
@@ -80,7 +80,7 @@ def model_flops(system: System, state: TrainState, frozen: PyTree, batch: Batch)
     """FLOPs of one step of `system`, over all devices; the arguments may be abstract."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.make_jaxpr(system.loss)(state.params, state.extra, frozen, batch, key, state.step)
-    learned = [bool(re.search(system.recipe.trained, name)) for name in leaf_types(state.params)]
+    learned = [Groups.of(system).is_trained(name) for name in leaf_types(state.params)]
     return step_flops(traced.jaxpr, [*learned, *[False] * (len(traced.in_avals) - len(learned))])
 
 
@@ -105,7 +105,8 @@ def _walk(jaxpr: Any, learned: Sequence[bool]) -> tuple[float, list[bool]]:
         if plain_call and len(inner.invars) == len(inputs):
             count, outputs = _walk(inner, inputs)
         else:
-            count, outputs = _forward(eqn) * (1 + _BACKWARD * any(inputs)), [any(inputs)] * len(eqn.outvars)
+            count = _forward(eqn) * (1 + _BACKWARD * any(inputs))
+            outputs = [any(inputs) and eqn.primitive.name != "stop_gradient"] * len(eqn.outvars)
         total += count
         known.update(zip(eqn.outvars, outputs, strict=True))
     return total, [depends(atom) for atom in jaxpr.outvars]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax import export
-from motionaura_jax.core.trees import joined, parted
+from motionaura_jax.core.trees import merge, partition
 from motionaura_jax.exporters import adapter
 from motionaura_jax.exporters.pytorch import compare
 from motionaura_jax.models.layers.config import LoraConfig
@@ -34,9 +34,9 @@ def folders(tmp_path_factory):
     recipe = dataclasses.replace(base.recipe, model=model)
     shapes = jax.eval_shape(TextToVideoSystem(recipe).init, jax.random.key(0))[0]
     rng = np.random.default_rng(0)
-    fresh, _ = parted(shapes, recipe.trained)
+    fresh, _ = partition(shapes, recipe.added)
     drawn = jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape, np.float32), fresh)
-    adapted = dataclasses.replace(base, recipe=recipe, params=joined(base.params, drawn))
+    adapted = dataclasses.replace(base, recipe=recipe, params=merge(base.params, drawn))
     (folder / "adapter").mkdir()
     adapter.write(folder / "adapter", adapted)
     return folder, adapted

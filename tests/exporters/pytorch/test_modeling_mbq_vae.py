@@ -6,6 +6,7 @@ import pytest
 
 from motionaura_jax.core.types import Latent
 from motionaura_jax.models.autoencoders.config import preset
+from motionaura_jax.models.autoencoders.tiling import pad
 from tests.exporters.pytorch import parity
 from tests.systems.tiny import TOKENIZER
 
@@ -53,7 +54,8 @@ def assert_equal(config, size):
     ours = parity.tokenizer(config)
     theirs = parity.torch_tokenizer(ours)
     video = video_of(size)
-    wanted = jax.jit(lambda v: ours.encode(v, quantized=False))(video)
+    features = jax.jit(lambda v: ours.features(pad(ours.geometry, v)[0]))(video)
+    wanted = ours.bottleneck(features, size, quantized=False)
     latent, found = jax.jit(ours.encode)(video), theirs.encode(first(video))
     assert found.size == latent.size == size
     with torch.inference_mode():
