@@ -67,6 +67,8 @@ def strings_of(kind, prefix=""):
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from strings_of(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+            yield from strings_of(typing.get_args(hint)[0], f"{prefix}{name}.")
         elif hint is str:
             yield prefix + name
 

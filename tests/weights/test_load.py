@@ -80,7 +80,7 @@ def test_a_release_of_another_system_or_of_other_settings_is_one_line(places, tm
     with pytest.raises(UserError, match=r"release.*model: holds a text_to_video; a mbq_vae is needed here"):
         load(places["release"], "mbq_vae")
     place = re.escape(f"{places['release']}/tokenizer")
-    with pytest.raises(UserError, match=f"a mbq_vae is needed here; its tokenizer is {place}$"):
+    with pytest.raises(UserError, match=f"an autoencoder is needed here; its tokenizer is {place}$"):
         load_autoencoder(places["release"])
     folder = shutil.copytree(places["release"], tmp_path / "changed")
     meta = json.loads((folder / "config.json").read_text())

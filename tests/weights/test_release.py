@@ -81,7 +81,7 @@ def test_a_damaged_weights_file_is_one_line(folder, damage):
         ({key: META[key] for key in META if key != "recipe"}, "'recipe' is missing"),
         ({**META, "system": "other"}, "'system' and the recipe differ"),
         ({**META, "weights": "best"}, "'weights' is 'best'"),
-        ({**META, "recipe": {"system": "toy", "tokenizer": 3}}, "tokenizer must be paths"),
+        ({**META, "recipe": {"system": "toy", "tokenizer": 3}}, "tokenizer must be a path"),
     ],
 )
 def test_a_damaged_config_is_one_line(folder, content, fault):
@@ -172,5 +172,11 @@ def test_tensors_of_others_are_not_left_over(folder):
 )
 def test_of_paths_of_the_machine_the_last_name_stays(place, left):
     recipe = {"init_from": place, "data": {"manifest": place, "fps": 8.0}, "text": {"vocabulary": [place]}}
-    kept = release.without_places(recipe)
-    assert kept == {"init_from": left, "data": {"manifest": left, "fps": 8.0}, "text": {"vocabulary": [place]}}
+    recipe["features"] = [{"weights": place, "weight": 1.0}]
+    kept = release.without_places(recipe, ("init_from", "data.manifest", "features.weights", "text.absent"))
+    assert kept == {
+        "init_from": left,
+        "data": {"manifest": left, "fps": 8.0},
+        "text": {"vocabulary": [place]},
+        "features": [{"weights": left, "weight": 1.0}],
+    }
