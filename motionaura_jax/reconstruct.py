@@ -41,8 +41,8 @@ def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     result = reconstruct(tokenizer, frames)
     seconds = time.perf_counter() - started
     written = media.write_video(args.output, result.frames, fps, overwrite=args.overwrite)
-    rows = [("input", frames), ("reconstruction", result.frames), ("without quantization", result.continuous)]
-    media.contact_sheet(rows, sheet)
+    rows = [("input", frames), ("reconstruction", result.frames)]
+    media.contact_sheet([*rows, ("without quantization", result.continuous)] if tokenizer.vocab_size else rows, sheet)
     return {
         "outputs": [str(path) for path in written],
         "sheet": sheet,
