@@ -1,4 +1,4 @@
-"""Encodes and decodes a video with a trained tokenizer and shows what is kept.
+"""Encode and decode a video with a trained tokenizer and measure what is lost.
 
 python -m motionaura_jax.reconstruct --checkpoint=runs/tokenizer --input=clip.mp4 --output=recon.mp4
 """
@@ -14,8 +14,8 @@ from motionaura_jax.core.limits import Count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    parser = cli.Parser("reconstruct", "Encode and decode a video; writes the result beside a contact sheet.")
+    """Run the command; return the exit status."""
+    parser = cli.Parser("reconstruct", "Encode and decode a video; write the result and a contact sheet.")
     parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release of a tokenizer")
     parser.add_argument("--input", required=True, type=pathlib.Path, help="video or image")
     parser.add_argument("--output", required=True, type=pathlib.Path, help=".mp4, .gif, .npz or .png (numbered frames)")
@@ -41,8 +41,8 @@ def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     result = reconstruct(tokenizer, frames)
     seconds = time.perf_counter() - started
     written = media.write_video(args.output, result.frames, fps, overwrite=args.overwrite)
-    rows = [("input", frames), ("reconstruction", result.frames), ("without quantization", result.continuous)]
-    media.contact_sheet(rows, sheet)
+    rows = [("input", frames), ("reconstruction", result.frames)]
+    media.contact_sheet([*rows, ("without quantization", result.continuous)] if tokenizer.vocab_size else rows, sheet)
     return {
         "outputs": [str(path) for path in written],
         "sheet": sheet,

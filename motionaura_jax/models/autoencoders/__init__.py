@@ -1,1 +1,1 @@
-"""Video tokenizers: settings in `config`, the network in `mbq_vae`, everything without weights as pure functions."""
+"""Video autoencoders: the contract in `base` and `geometry`, the 3D-MBQ-VAE, and tools without weights for all."""

@@ -18,14 +18,14 @@ _INCEPTION_KERNELS = ((3, 3, 1), (3, 1, 3), (1, 3, 3))
 
 
 def conv(config: MBQVAEConfig, features: int, kernel: tuple[int, int, int], **kwargs: Any) -> Conv3d:
-    """A dense convolution with the causality, precision and implementation of the network."""
+    """Return a dense convolution with the causality, precision and implementation of the network."""
     return Conv3d(
         features, kernel, causal=config.causal, impl=config.conv_impl, dtype=jnp.dtype(config.dtype), **kwargs
     )
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by a gate computed from their mean over space-time, or over each frame."""
+    """Gate on the channels, computed from their mean over space-time or over each frame."""
 
     hidden: int
     per_frame: bool
@@ -119,7 +119,7 @@ class Level(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width and multiplies the frames by `time_factor`; causal: 1 + k become 1 + time_factor * k."""
+    """Upsampling by 2 in space and by `time_factor` in time; if causal, 1 + k frames become 1 + time_factor * k."""
 
     config: MBQVAEConfig
     features: int
@@ -143,5 +143,5 @@ class Upsample(nn.Module):
 
     @property
     def _surplus(self) -> int:
-        # The first latent frame stands for one frame only, its earlier copies belong to no input frame.
+        # The first latent frame of a causal tokenizer stands for one video frame: drop the copies before it.
         return self.time_factor - 1 if self.config.causal else 0

@@ -1,4 +1,4 @@
-"""Life of a codebook: start, k-means, exponential averages and restarts of dead codes.  docs/fidelity.md."""
+"""Training of a codebook: start, k-means, exponential averages and restarts of dead codes.  docs/fidelity.md."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ _JITTER = 1e-3  # of the standard deviation; keeps two centers from coinciding
 
 
 def init_quantizer(config: MBQVAEConfig, key: Key[Array, ""]) -> tuple[Tree, Tree]:
-    """Fresh (params, extra) of the quantizer: random codes, nothing used yet; both empty without a codebook."""
+    """Return fresh (params, extra) of the quantizer: random, unused codes; both are empty without a codebook."""
     if config.quantizer not in ("vq", "vq_ema"):
         return {}, {}
     shape = (config.codebook_size, config.latent_dim)
@@ -23,20 +23,20 @@ def init_quantizer(config: MBQVAEConfig, key: Key[Array, ""]) -> tuple[Tree, Tre
 
 
 def set_codebook(config: MBQVAEConfig, params: Tree, extra: Tree, codes: Float[Array, "k d"]) -> tuple[Tree, Tree]:
-    """Replaces all codes, e.g. by the centers of `kmeans`, and forgets what was averaged before."""
+    """Replace all codes, e.g. by the centers of `kmeans`, and forget their averages."""
     codes = codes.astype(jnp.float32)
     if config.quantizer == "vq":
         return {**params, "codebook": codes}, extra
-    # Two buffers: a training step donates both.
+    # Copy: a training step donates both buffers.
     return params, {**extra, "codebook": codes, "count": jnp.ones(codes.shape[0]), "sum": jnp.copy(codes)}
 
 
 def kmeans(
     config: MBQVAEConfig, key: Key[Array, ""], vectors: Float[Array, "n d"], *, iterations: int = 10
 ) -> Float[Array, "k d"]:
-    """Lloyd's algorithm from a random subset of encoder outputs, on the unit sphere if `config.l2`.
+    """Run Lloyd's algorithm from a random subset of encoder outputs, on the unit sphere if `config.l2`.
 
-    No iteration raises the distortion: empty clusters move to random vectors, which can only help.  With n < k the
+    No iteration raises the distortion: empty clusters move to random vectors, which can only lower it.  With n < k the
     surplus centers are jittered copies of vectors.
     """
     vectors = normalize(config, vectors)
@@ -70,13 +70,13 @@ def advance(
     step: Int[Array, ""] | int,
     total_steps: int,
 ) -> tuple[Tree, Tree, Tree]:
-    """One update per optimizer step, after the gradient: averages, usage counters, restarts.
+    """Update averages and usage counters and restart dead codes, once per optimizer step after the gradient.
 
-    The last step of a continuous phase starts the codebook anew, by k-means over the candidates.
+    The last step of a continuous phase replaces the codebook by k-means over the candidates.
 
     Args:
       stats: `Quantized.stats` of all microbatches on a new leading axis; their number does not change the result.
-      key: decides which candidates replace dead codes.
+      key: chooses the candidates that replace dead codes.
 
     Returns:
       (params, extra, metrics); metrics are `perplexity`, `usage` and, with a codebook, `restarts`; empty for 'none'.
@@ -92,7 +92,7 @@ def advance(
     extra, dead = _find_dead(config, extra, counts, step, total_steps)
     pool = jax.random.permutation(key, stats["candidates"].reshape(-1, config.latent_dim))
     rank = jnp.cumsum(dead) - 1
-    # One candidate per dead code: codes beyond the pool wait for the next step, they would only be duplicates.
+    # The i-th dead code takes the i-th candidate.  Codes beyond the pool wait for the next step: no two may be equal.
     dead = dead & (rank < pool.shape[0])
     fresh = pool[jnp.clip(rank, 0, pool.shape[0] - 1)]
     params, extra = _replace(config, params, extra, dead, fresh, counts.mean())
@@ -112,6 +112,7 @@ def _average(config: MBQVAEConfig, extra: Tree, counts: Float[Array, " k"], sums
     decay, epsilon = config.ema_decay, config.ema_epsilon
     count = decay * extra["count"] + (1 - decay) * counts
     total = decay * extra["sum"] + (1 - decay) * sums
+    # Laplace smoothing keeps rarely used codes from dividing by almost nothing.
     smoothed = (count + epsilon) / (count.sum() + epsilon * count.shape[0]) * count.sum()
     return {**extra, "count": count, "sum": total, "codebook": total / smoothed[:, None]}
 
@@ -119,7 +120,7 @@ def _average(config: MBQVAEConfig, extra: Tree, counts: Float[Array, " k"], sums
 def _find_dead(
     config: MBQVAEConfig, extra: Tree, counts: Float[Array, " k"], step: Int[Array, ""] | int, total_steps: int
 ) -> tuple[Tree, Array]:
-    relative = counts / jnp.maximum(counts.mean(), 1e-9)
+    relative = counts / jnp.maximum(counts.mean(), 1e-9)  # 1 for every code under uniform use
     usage = config.usage_decay * extra["usage"] + (1 - config.usage_decay) * relative
     idle = jnp.where(usage < config.restart_threshold, extra["idle"] + 1, 0)
     dead = (idle >= config.restart_patience) & (step < config.restart_until * total_steps)

@@ -12,17 +12,20 @@ from motionaura_jax.core.limits import Checked, Count, Natural, NonNegative, Pos
 from motionaura_jax.models.autoencoders.geometry import Geometry
 
 IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl", "remat")
-"""Keys of MBQVAEConfig that change speed, memory and rounding only: weights and latents mean the same all the same."""
+"""Keys of MBQVAEConfig that change speed, memory and rounding only, not the meaning of weights and latents."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MBQVAEConfig(Checked):
-    """Everything that fixes the network and its quantizer; the defaults are the `paper` preset.
+    """Settings of the network and its quantizer; the defaults are the `paper` preset.
 
-    Level i works on `channels[i]` at 1 / 2 ** (i + 1) of the input height and width (the stem has the first factor 2).
-    With `remat="full"` the backward pass computes the inside of each block once more instead of keeping it.
-    For the fraction `continuous_until` of training the decoder reads unquantized latents, and the codebook starts after it.
-    Raises UserError for values that contradict each other.
+    Attributes:
+      channels: of level i, which works at 1 / 2 ** (i + 1) of the input's height and width (the stem halves them first).
+      remat: "full" computes the inside of each block again in the backward pass instead of keeping it.
+      continuous_until: fraction of training in which the decoder reads unquantized latents; the codebook starts after it.
+
+    Raises:
+      UserError: values that contradict each other.
     """
 
     # Trunk (appendix B.1-B.5).
@@ -45,7 +48,7 @@ class MBQVAEConfig(Checked):
     mfi_hidden: Count = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    # Which of several equal implementations computes it: `IMPLEMENTATION_KEYS`, see `ops`.
+    # Choices among equal implementations (`IMPLEMENTATION_KEYS`), see `ops`.
     conv_impl: Literal["auto", "taps2d", "lax"] = "auto"
     depthwise_impl: Literal["auto", "shift", "lax"] = "auto"
     transpose_impl: Literal["auto", "polyphase", "lax"] = "auto"
@@ -92,33 +95,33 @@ class MBQVAEConfig(Checked):
 
     @property
     def s_stride(self) -> int:
-        """Pixels per latent cell along height and width."""
+        """Return the pixels per latent cell along height and width."""
         return 2 ** len(self.channels)
 
     @property
     def strides(self) -> tuple[int, int, int]:
-        """Frames, rows and columns per latent cell."""
+        """Return the frames, rows and columns per latent cell."""
         return (self.t_stride, self.s_stride, self.s_stride)
 
     @property
     def time_factors(self) -> tuple[int, ...]:
-        """Temporal stride between level i and i + 1: the deepest stages shrink time."""
+        """Return the temporal strides between levels: the deepest stages shrink time."""
         stages, halvings = len(self.channels) - 1, int(math.log2(self.t_stride))
         return (1,) * (stages - halvings) + (2,) * halvings
 
     @property
     def per_frame(self) -> bool:
-        """Whether GroupNorm and squeeze-excitation pool over one frame; causality forces it."""
+        """Return True if GroupNorm and squeeze-excitation pool over one frame; causality forces it."""
         return self.causal or self.norm == "frame_gn"
 
     @property
     def vocab_size(self) -> int:
-        """Number of codes; 0 for the continuous bottleneck."""
+        """Return the number of codes; 0 for the continuous bottleneck."""
         sizes = {"fsq": math.prod(self.fsq_levels), "lfq": 2**self.latent_dim, "none": 0}
         return sizes.get(self.quantizer, self.codebook_size)
 
     def first_quantized_step(self, total_steps: int) -> int:
-        """Training steps before this one decode unquantized latents; 0 where there is no such phase."""
+        """Return the first step that decodes quantized latents; 0 without a continuous phase."""
         return round(self.continuous_until * total_steps)
 
     @property
@@ -153,12 +156,15 @@ class MBQVAEConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskConfig(Checked):
-    """Training-time masking (section 3.1); the ratios are ours, the paper gives none.
+    """Masking during training (section 3.1); the ratios are ours, the paper gives none.
 
-    `frame_probability` 1.0 is the paper, 0.5 leaves half of the clips whole in time.  `frame_fill` says what stands in
-    for the masked frame: the fill color, its neighbor, or another frame of the clip.  `learned_fill` trains the fill
-    color; without it masked pixels are 0, the paper's reading.  `anneal` is the last part of training in which masking
-    fades out.
+    Attributes:
+      frame_probability: share of clips that lose a frame; 1.0 is the paper.
+      frame_fill: replacement of the masked frame: the fill color, its neighbor, or another frame of the clip.
+      learned_fill: train the fill color; without it masked pixels are 0, as in the paper.
+      patch_probability, patch_ratio, patch_sizes: share of clips that lose patches, share of their patches, and the sides
+        in pixels to choose from.
+      anneal: last part of training in which masking fades out.
     """
 
     frame_probability: Share = 0.5
@@ -239,7 +245,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def preset(name: str, **overrides: Any) -> MBQVAEConfig:
-    """Settings of a named preset with fields replaced.  Raises UserError for an unknown preset."""
+    """Return the settings of a named preset with fields replaced.  Raises UserError for an unknown preset."""
     if name not in PRESETS:
         raise UserError(f"unknown tokenizer preset {name!r}{nearest(name, PRESETS)}")
     return MBQVAEConfig(**{**PRESETS[name], **overrides})

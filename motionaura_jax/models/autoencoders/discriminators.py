@@ -83,7 +83,7 @@ class AdversarialLoss:
 
     def init(self, key: Key[Array, ""], video: Float[Array, "1 t h w 3"]) -> dict[str, PyTree]:
         """Return fresh parameters by name for clips like `video`."""
-        keys = [key, *(jax.random.fold_in(key, index) for index in range(1, len(self.discriminators)))]
+        keys = [jax.random.fold_in(key, index) if index else key for index in range(len(self.discriminators))]
         parts = zip(self.names, self.discriminators, keys, strict=True)
         return {name: Discriminator(config).init(key, video)["params"] for name, config, key in parts}
 

@@ -8,9 +8,9 @@ from motionaura_jax.models.autoencoders.config import MaskConfig
 
 
 def mask_strength(config: MaskConfig, progress: Float[Array, ""] | float) -> Float[Array, ""]:
-    """Factor on all masking probabilities: 1, then linearly to 0 over the last `config.anneal` of training.
+    """Return the factor on all masking probabilities: 1, then linearly to 0 over the last `config.anneal` of training.
 
-    The end of training sees whole clips, as inference does.  `progress` is step / total_steps in [0, 1].
+    Training thus ends on whole clips, as inference sees them.  `progress` is step / total_steps in [0, 1].
     """
     if not config.anneal:
         return jnp.ones(())
@@ -24,18 +24,19 @@ def mask_video(
     fill: Float[Array, "3"],
     strength: Float[Array, ""] | float = 1.0,
 ) -> tuple[Float[Array, "b t h w 3"], Int[Array, " b"]]:
-    """Masks patches, then one whole frame, of each clip independently.
+    """Mask patches, then one whole frame, of each clip independently.
 
     Args:
-      keys: one key per clip (b,), so that the result does not depend on the batch.
+      keys: one key per clip, so that the result does not depend on the batch.
       video: values in [-1, 1].
       fill: RGB value of masked pixels: the learned vector, or zeros for plain gray.
-      strength: from `mask_strength`; 0 switches masking off.
+      strength: from `mask_strength`; 0 turns masking off.
 
     Returns:
-      (masked video, index of the masked frame or -1).  A clip of one frame never loses it.
+      (masked video, index of the masked frame or -1).  The only frame of an image is never masked.
     """
-    # A color for each clip: its gradient is summed over the pixels of a clip first, then over clips and devices.
+    # Broadcast the color to clips first: its gradient is then summed over the pixels of each clip, then over clips and
+    # devices, so that one pixel-sized sum does not cross devices.
     fills = jnp.broadcast_to(fill, (video.shape[0], 3))
     return jax.vmap(lambda key, clip, color: _mask_clip(config, key, clip, color, strength))(keys, video, fills)
 
@@ -73,7 +74,7 @@ def _replacement(
         return jnp.broadcast_to(fill.astype(clip.dtype), clip.shape[1:])
     if config.frame_fill == "copy_neighbour":
         return clip[jnp.where(index == 0, 1, index - 1)]
-    return clip[(index + jax.random.randint(key, (), 1, frames)) % frames]
+    return clip[(index + jax.random.randint(key, (), 1, frames)) % frames]  # any frame but the masked one
 
 
 def _patch_mask(

@@ -38,7 +38,7 @@ def _centered(config: MBQVAEConfig) -> Any:
 
 
 class Encoder(nn.Module):
-    """Stem, levels with strided convolutions between them, and a projection to `latent_dim` (appendix B.1)."""
+    """Encoder: stem, levels with strided convolutions between them, projection to `latent_dim` (appendix B.1)."""
 
     config: MBQVAEConfig
 
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder mirrored, with upsampling between levels and a transposed convolution at the end (appendix B.2)."""
+    """Mirrored encoder with upsampling between levels and a transposed convolution at the end (appendix B.2)."""
 
     config: MBQVAEConfig
 
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
 
 
 class MaskedFrameHead(nn.Module):
-    """Which frame was masked: spatial mean, two-layer MLP, t_stride logits per latent frame (section 3.1)."""
+    """Classifier of the masked frame: spatial mean, two-layer MLP, t_stride logits per latent frame (section 3.1)."""
 
     config: MBQVAEConfig
 
@@ -89,11 +89,12 @@ class MaskedFrameHead(nn.Module):
         hidden = nn.silu(nn.Dense(self.config.mfi_hidden, kernel_init=fan_in_normal, name="hidden")(pooled))
         logits = nn.Dense(self.config.t_stride, kernel_init=fan_in_normal, name="logits")(hidden)
         logits = logits.reshape(z.shape[0], -1)
+        # The first latent frame of a causal tokenizer holds one video frame, so only its last logit has a meaning.
         return logits[:, self.config.t_stride - 1 :] if self.config.causal else logits
 
 
 class MBQVAE(nn.Module):
-    """All weights of the tokenizer but the codebook; the quantizer stands between `encode` and `decode`."""
+    """All weights of the tokenizer except the codebook; the quantizer runs between `encode` and `decode`."""
 
     config: MBQVAEConfig
 
@@ -103,35 +104,35 @@ class MBQVAE(nn.Module):
         self.mfi_head = MaskedFrameHead(self.config)
 
     def encode(self, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w d"]:
-        """Video in [-1, 1] to continuous latents, float32.
+        """Encode video in [-1, 1] to continuous latents, float32.
 
-        Raises ValueError unless height and width are multiples of `config.s_stride` and the frame count is one of
-        `config.t_stride` (causal: one more); see `padding.pad_to_multiple`.
+        Raises:
+          ValueError: the video does not fill whole latent cells; see `tiling.pad`.
         """
         self.config.geometry.check((video.shape[1], video.shape[2], video.shape[3]))
         return self.encoder(video)
 
     def decode(self, z: Float[Array, "b t h w d"]) -> Float[Array, "b T H W 3"]:
-        """Quantized or continuous latents to video, float32, nominally in [-1, 1] but not clipped."""
+        """Decode quantized or continuous latents to video, float32, nominally in [-1, 1] but not clipped."""
         return self.decoder(z)
 
     def mfi_logits(self, z: Float[Array, "b t h w d"], num_frames: int | None = None) -> Float[Array, "b N"]:
-        """Logits over the index of the masked frame, for the first `num_frames` frames where the clip was padded."""
+        """Return logits over the index of the masked frame, for the first `num_frames` frames of a padded clip."""
         return self.mfi_head(z)[:, :num_frames]
 
     def __call__(self, video: Float[Array, "b T H W 3"]) -> tuple[Float[Array, "b T H W 3"], Float[Array, "b N"]]:
-        """Reconstruction without quantizer and frame logits; `init` traces every weight through it."""
+        """Return an unquantized reconstruction and frame logits; `init` reaches every weight through it."""
         z = self.encode(video)
         return self.decode(z), self.mfi_logits(z)
 
 
 def init_tokenizer(config: MBQVAEConfig, key: Key[Array, ""]) -> tuple[dict, dict]:
-    """Fresh (params, extra) of a tokenizer; abstract-evaluable, cheap under `jax.jit`.
+    """Return fresh (params, extra) of a tokenizer; abstract-evaluable, cheap under `jax.jit`.
 
     Returns:
       params: `network` (weights of `MBQVAE`), `quantizer` (trained codebook, see `quantizers.quantize`) and `mask_fill`
         (3,), the learned RGB value of masked pixels, gray at the start.
-      extra: state of the quantizer without a gradient.
+      extra: state of the quantizer that has no gradient.
     """
     network_key, quantizer_key = jax.random.split(key)
     video = jnp.zeros((1, *config.geometry.padded_size((1, 1, 1)), 3))
@@ -141,7 +142,7 @@ def init_tokenizer(config: MBQVAEConfig, key: Key[Array, ""]) -> tuple[dict, dic
 
 
 def masked_frame_index_loss(logits: Float[Array, "b N"], index: Int[Array, " b"]) -> Float[Array, " b"]:
-    """-log P(f_i) per clip in nats, 0 where no frame was masked (`index` -1).  Equation 1, last term."""
+    """Return -log P(f_i) per clip in nats; 0 for clips without a masked frame (`index` -1).  Equation 1, last term."""
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(log_probabilities, jnp.maximum(index, 0)[:, None], axis=1)[:, 0]
     return jnp.where(index >= 0, -chosen, 0.0)

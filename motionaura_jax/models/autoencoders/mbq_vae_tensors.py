@@ -67,6 +67,6 @@ MBQ_VAE = TensorMap(
         Rule("quantizer.codebook", "params/tokenizer/quantizer/codebook"),
         Rule("quantizer.codebook", "extra/codebook"),
     ),
-    # What only training reads: usage counters and averages of the codebook, and the discriminator.
-    new=("extra/usage", "extra/idle", "extra/count", "extra/sum", "params/discriminator/*"),
+    # What only training reads: usage counters and averages of the codebook, and discriminators.
+    new=("extra/usage", "extra/idle", "extra/count", "extra/sum", "params/discriminator*/*"),
 )

@@ -16,14 +16,14 @@ Tree = dict[str, Array]
 
 
 class Quantized(NamedTuple):
-    """What a quantizer returns.
+    """Result of a quantizer.
 
     Attributes:
-      values: float32 (b t h w d), what the decoder receives; the gradient passes straight through to z.
-      codes: int32 (b t h w) in [0, vocab_size), or None for the continuous bottleneck.
+      values: float32 decoder inputs; their gradient passes straight through to z.
+      codes: int32 in [0, vocab_size); None for the continuous bottleneck.
       losses: unweighted scalars among `codebook`, `commitment`, `entropy`; `auxiliary_loss` weighs them.
-      stats: what `codebook.advance` needs; sums of `counts` and `sums` and concatenated `candidates` of several
-        microbatches equal those of their union.
+      stats: inputs of `codebook.advance`.  Those of several microbatches, `counts` and `sums` added up and `candidates`
+        concatenated, equal those of their union.
     """
 
     values: Float[Array, "b t h w d"]
@@ -33,7 +33,7 @@ class Quantized(NamedTuple):
 
 
 def normalize(config: MBQVAEConfig, vectors: Float[Array, "*shape d"]) -> Float[Array, "*shape d"]:
-    """Maps encoder outputs or code vectors to where distances are taken: the unit sphere if `l2`.  Float32."""
+    """Map encoder outputs or code vectors to the space of distances: the unit sphere if `config.l2`.  Float32."""
     vectors = jnp.asarray(vectors, jnp.float32)
     if not config.l2:
         return vectors
@@ -41,14 +41,14 @@ def normalize(config: MBQVAEConfig, vectors: Float[Array, "*shape d"]) -> Float[
 
 
 def code_vectors(config: MBQVAEConfig, params: Tree, extra: Tree) -> Float[Array, "k d"]:
-    """The codebook as the decoder sees it; only `vq` has a gradient."""
+    """Return the codebook as the decoder sees it; only that of `vq` has a gradient."""
     if config.quantizer == "vq":
         return normalize(config, params["codebook"])
     return normalize(config, jax.lax.stop_gradient(extra["codebook"]))
 
 
 def quantize(config: MBQVAEConfig, params: Tree, extra: Tree, z: Float[Array, "b t h w d"]) -> Quantized:
-    """Maps encoder outputs to codes; never changes `extra` (see `codebook.advance`).
+    """Map encoder outputs to codes.  Never changes `extra`; `codebook.advance` does.
 
     Args:
       params: `codebook` (k d) for `vq`, else empty.
@@ -60,7 +60,7 @@ def quantize(config: MBQVAEConfig, params: Tree, extra: Tree, z: Float[Array, "b
 def codes_to_values(
     config: MBQVAEConfig, params: Tree, extra: Tree, codes: Int[Array, "*shape"]
 ) -> Float[Array, "*shape d"]:
-    """Decoder input of given codes; equals `Quantized.values` of the clip they came from."""
+    """Return the decoder inputs of codes; they equal `Quantized.values` of the clip that the codes came from."""
     if config.quantizer == "fsq":
         return scalar.fsq_values(codes, config.fsq_levels)
     if config.quantizer == "lfq":
@@ -71,7 +71,7 @@ def codes_to_values(
 
 
 def continuous_values(config: MBQVAEConfig, z: Float[Array, "*shape d"]) -> Float[Array, "*shape d"]:
-    """What the decoder would receive with infinitely many codes: shows how much quantization itself costs."""
+    """Return what the decoder would read with infinitely many codes, to measure the cost of quantization."""
     if config.quantizer == "fsq":
         return scalar.fsq_scale(scalar.fsq_bound(z, config.fsq_levels), config.fsq_levels)
     if config.quantizer in ("vq", "vq_ema"):
@@ -80,7 +80,7 @@ def continuous_values(config: MBQVAEConfig, z: Float[Array, "*shape d"]) -> Floa
 
 
 def auxiliary_loss(config: MBQVAEConfig, losses: Tree, progress: Float[Array, ""] | float) -> Float[Array, ""]:
-    """L_codebook + beta * L_commit + w * L_entropy at `progress` = step / total_steps in [0, 1].
+    """Return L_codebook + beta * L_commit + w * L_entropy at `progress` = step / total_steps in [0, 1].
 
     The entropy weight falls linearly from `entropy_boost` times its value over the first `entropy_boost_until` of
     training.
@@ -95,7 +95,7 @@ def auxiliary_loss(config: MBQVAEConfig, losses: Tree, progress: Float[Array, ""
 
 
 def code_metrics(counts: Float[Array, " k"]) -> Tree:
-    """`perplexity` (1 .. k) and `usage`, the fraction of codes that occur."""
+    """Return `perplexity` (1 .. k) and `usage`, the fraction of codes that occur."""
     share = counts / jnp.maximum(counts.sum(), 1.0)
     entropy = -(share * jnp.log(jnp.where(share > 0, share, 1.0))).sum()
     return {"perplexity": jnp.exp(entropy), "usage": (counts > 0).mean(dtype=jnp.float32)}
@@ -148,7 +148,7 @@ def _counts(codes: Int[Array, "*shape"], size: int) -> Float[Array, " k"]:
 
 
 def _candidates(config: MBQVAEConfig, z: Float[Array, "b t h w d"]) -> Float[Array, "n d"]:
-    # Chosen per clip, so that the pool of several microbatches is the pool of their union.
+    # Choose the same positions in every clip, so that the pool of several microbatches is the pool of their union.
     flat = jax.lax.stop_gradient(z).reshape(z.shape[0], -1, z.shape[-1])
     positions = np.random.default_rng(0).permutation(flat.shape[1])[: config.restart_pool]
     return flat[:, np.sort(positions)].reshape(-1, z.shape[-1])
