@@ -78,7 +78,8 @@ def test_every_key_that_may_be_a_place_is_known_as_one():
     keys = {key for recipe in recipes for key in strings_of(recipe)}
     places = {key for recipe in recipes for key in recipe.places}
     assert places <= keys
-    names = ("system", "latent_space", "text.tower_hash", "checkpoint.best")
+    names = ("system", "latent_space", "text.tower_hash", "checkpoint.best", "features.network")
+    names += ("optimizer.groups.pattern", "optimizer.groups.clip")
     assert keys - places - set(names) == {"diffusion.schedule", "sample.schedule"}
 
 
