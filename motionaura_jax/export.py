@@ -239,7 +239,7 @@ def _takes_text_encoder_along(model: "Loaded") -> bool:
 
 
 def _copy_text_encoder(folder: pathlib.Path, model: "Loaded", shard_bytes: int) -> None:
-    from motionaura_jax.systems.text_to_video.conditioners import FrozenText
+    from motionaura_jax.conditioning.text import FrozenText
     from motionaura_jax.weights import release
 
     if _takes_text_encoder_along(model):
@@ -276,12 +276,13 @@ def _meta(model: "Loaded", tokenizer: str = "") -> dict[str, Any]:
 
 def _check(model: "Loaded", folder: pathlib.Path) -> None:
     """Reads a written folder as any command would and compares every bit."""
-    from motionaura_jax.systems.text_to_video.conditioners import make_conditioner
+    from motionaura_jax.conditioning.text import make_text
     from motionaura_jax.weights.load import load
 
     again = load(folder, model.recipe.system)
-    if getattr(again.recipe, "text", None) is not None:
-        make_conditioner(again.recipe).frozen()  # type: ignore[arg-type] # a published text encoder has to be the one of training
+    recipe: Any = again.recipe
+    if getattr(recipe, "text", None) is not None:
+        make_text(recipe.text, recipe.model).frozen()  # a published text encoder has to be the one of training
     _compare(model, again, folder)
 
 

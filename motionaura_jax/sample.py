@@ -20,8 +20,9 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.limits import Count, KeySeed, Natural, NonNegative, OneOrMore, Positive, PositiveShare
 
 if TYPE_CHECKING:
+    from motionaura_jax.pipelines.base import Settings
     from motionaura_jax.pipelines.prompts import Prompt
-    from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
+    from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
     from motionaura_jax.systems.text_to_video.recipe import SampleConfig
 
 logger = logging.getLogger(__name__)
@@ -158,10 +159,10 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
 
 def _settings(pipeline: "TextToVideo", args: argparse.Namespace, prompts: int) -> "Settings":
     """Flags over the defaults of the checkpoint; all that can be refused is refused here."""
-    from motionaura_jax.pipelines.text_to_video import Settings
+    from motionaura_jax.pipelines.base import Settings
 
     sample: SampleConfig = pipeline.recipe.sample
-    given = {name: value for name, value in vars(args).items() if name in sample.drawing and value is not None}
+    given = {name: value for name, value in vars(args).items() if name in sample.sampling and value is not None}
     sample = dataclasses.replace(sample, **given)
     size = pipeline.size(args.num_frames, args.height, args.width)
     return Settings(
@@ -194,12 +195,12 @@ def _targets(
         "fps": settings.fps,
         **dict(zip(("num_frames", "height", "width"), settings.size, strict=True)),
         "window_frames": settings.window,
-        **settings.sample.drawing,
+        **settings.sample.sampling,
         "checkpoint": str(args.checkpoint),
         "lora": args.lora,
         "checkpoint_step": pipeline.step,
         "checkpoint_hash": pipeline.digest,
-        "latent_space": pipeline.tokenizer.latent_space,
+        "latent_space": pipeline.autoencoder.latent_space,
         "versions": {"motionaura_jax": motionaura_jax.__version__, "jax": jax.__version__},
     }
     targets = []
@@ -238,7 +239,7 @@ def _draw(
     from motionaura_jax.data import media
 
     first, drawn = targets[:SHEET_ROWS], {}
-    videos = pipeline.draw([target.job for target in left], settings)
+    videos = pipeline.generate([target.job for target in left], settings)
     for target, video in zip(left, _with_progress(videos, len(left)), strict=True):
         # What --overwrite replaces must never lie beside a sidecar that is not its own.
         for file in {*target.files, *target.recorded_files}:

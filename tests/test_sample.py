@@ -154,7 +154,7 @@ def test_a_line_has_the_same_video_however_many_are_drawn_of_each(checkpoint, tm
 
 def test_flags_and_settings_agree():
     flags = vars(sample._parser().parse_args(["--prompt=a"]))
-    assert SampleConfig().drawing.keys() - flags.keys() == {"schedule"}  # without a flag of its own
+    assert SampleConfig().sampling.keys() - flags.keys() == {"schedule"}  # without a flag of its own
     assert typing.get_args(typing.get_type_hints(SampleConfig)["sampler"]) == sample.SAMPLERS
 
 

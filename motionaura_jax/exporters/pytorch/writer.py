@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import motionaura_jax
+from motionaura_jax.conditioning.text import TrainedText, make_text
 from motionaura_jax.data.media import write_json
 from motionaura_jax.exporters.pytorch import settings
 from motionaura_jax.exporters.pytorch.model_card import model_card
-from motionaura_jax.systems.text_to_video.conditioners import TrainedText, make_conditioner
 from motionaura_jax.weights import exported
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import Loaded
@@ -64,7 +64,7 @@ def write_text_to_video(
         (folder / name).mkdir()
     text = _write_text(folder, recipe)
     _write_config(folder / "transformer", settings.denoiser_settings(recipe.model))
-    sampler = {"vocab_size": recipe.model.vocab_size, **recipe.sample.drawing}
+    sampler = {"vocab_size": recipe.model.vocab_size, **recipe.sample.sampling}
     _write_config(folder / "scheduler", sampler, "scheduler_config.json")
     clip = recipe.data.all_buckets()[0]
     index = {
@@ -95,7 +95,7 @@ def write_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mappin
 
 def _write_text(folder: pathlib.Path, recipe: Any) -> Mapping[str, Any]:
     """Writes the tokenizer of texts, and settings of an encoder of our own; returns what `model_index.json` says."""
-    text = make_conditioner(recipe)
+    text = make_text(recipe.text, recipe.model)
     text.words.save(folder / "tokenizer")
     if isinstance(text, TrainedText):
         place = folder / "text_encoder"
