@@ -18,7 +18,7 @@ from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 from motionaura_jax.parallel import rules
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import batch_shards, make_mesh
-from motionaura_jax.pipelines.decoding import Decoder
+from motionaura_jax.pipelines.decoding import decode_video
 from motionaura_jax.systems.diffusion import DiffusionSystem
 from motionaura_jax.weights import hub, steps
 from motionaura_jax.weights.checksum import digest
@@ -104,7 +104,7 @@ class Pipeline(abc.ABC):
         for start in range(0, len(jobs), size):
             part = list(jobs[start : start + size])
             latents = self.latents([*part, *part[-1:] * (size - len(part))], settings)[: len(part)]
-            yield from self._decode(latents, settings.size)
+            yield from decode_video(self._decoder, self._system.latent(latents, settings.size), mesh=self._mesh)
 
     def size(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size:
         """Check a size; None takes that of the first training bucket.
@@ -141,8 +141,8 @@ class Pipeline(abc.ABC):
         return params
 
     @functools.cached_property
-    def _decode(self) -> Decoder:
-        return Decoder(self.autoencoder, self._mesh)
+    def _decoder(self) -> VideoAutoencoder:
+        return jax.device_put(self.autoencoder, rules.shardings(self.autoencoder, self._mesh))
 
     def _length(self, name: str, given: int | None, flag: str = "") -> int:
         """Check frames, height or width (`name`), which `flag` sets; see `size`."""

@@ -1,75 +1,65 @@
-"""From latents back to video: whole, or in tiles if the video is large."""
+"""From latents to frames, whole or in tiles: the one way in which pipelines decode."""
 
+import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Num, UInt8
+from jaxtyping import Array, UInt8
 
 from motionaura_jax.core.types import Latent
 from motionaura_jax.data.frames import to_uint8
-from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 from motionaura_jax.models.autoencoders.padding import crop
 from motionaura_jax.models.autoencoders.tiling import tiled_decode
-from motionaura_jax.parallel import constraints, rules
+from motionaura_jax.parallel import constraints
 from motionaura_jax.parallel.mesh import batch_shards
 from motionaura_jax.pipelines.reconstruct import TILE, WHOLE_PIXELS
 
-Size = tuple[int, int, int]
+
+def decode_video(
+    autoencoder: Any, latent: Latent, *, mesh: jax.sharding.Mesh
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+    """Yield the videos of a latent one by one on each device, and large ones in tiles; memory does not grow with the batch.
+
+    Args:
+      autoencoder: on the devices of `mesh`.
+      latent: tokens or values; its `size` is that of the videos.
+    """
+    in_tiles = math.prod(latent.size) > WHOLE_PIXELS
+    shards = 1 if in_tiles else batch_shards(mesh)
+    count = len(jax.tree.leaves((latent.values, latent.tokens))[0])
+    for start in range(0, count, shards):
+        # The last video is repeated to a full batch, so that one program serves all.
+        rows = np.minimum(start + np.arange(shards), count - 1)
+        part = jax.tree.map(lambda x, rows=rows: jnp.asarray(x[rows]), latent)
+        with jax.set_mesh(mesh):
+            videos = _decode_tiles(autoencoder, part) if in_tiles else _decode(autoencoder, part)
+        yield from map(to_uint8, np.asarray(videos)[: count - start])
 
 
-class Decoder:
-    """An autoencoder placed on a mesh, ready to decode latents of any size."""
-
-    def __init__(self, autoencoder: VideoAutoencoder, mesh: jax.sharding.Mesh):
-        self._mesh = mesh
-        self._autoencoder = jax.device_put(autoencoder, rules.shardings(autoencoder, mesh))
-
-    def __call__(self, latents: Num[np.ndarray, "b t h w *c"], size: Size) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
-        """Decode latents to videos of `size` (frames, height, width).
-
-        Each device decodes one video at a time, and large videos go in tiles, so memory does not grow with the batch.
-        """
-        if math.prod(size) > WHOLE_PIXELS:
-            for one in latents[:, None]:
-                yield to_uint8(np.asarray(crop(jnp.asarray(self._in_tiles(one)), size)[0]))
-            return
-        shards = batch_shards(self._mesh)
-        for start in range(0, len(latents), shards):
-            part = latents[start : start + shards]
-            # Filled up to one size, so that one program serves all.
-            filled = part[np.minimum(np.arange(shards), len(part) - 1)]
-            with jax.set_mesh(self._mesh):
-                videos = _decode(self._autoencoder, self._latent(jnp.asarray(filled), size))
-            yield from map(to_uint8, np.asarray(videos)[: len(part)])
-
-    def _latent(self, x: Array, size: Size) -> Latent:
-        values = {"tokens" if jnp.issubdtype(x.dtype, jnp.integer) else "values": x}
-        return Latent(**values, size=size, latent_space=self._autoencoder.latent_space)
-
-    def _in_tiles(self, one: Num[np.ndarray, "1 t h w *c"]) -> np.ndarray:
-        geometry = self._autoencoder.geometry
-        tile = tuple(max(2, pixels // stride) for pixels, stride in zip(TILE, geometry.strides, strict=True))
-        overlap = tuple(max(1, cells // 4) for cells in tile)
-
-        def decode(piece: Array) -> Array:
-            t, h, w = (cells * stride for cells, stride in zip(piece.shape[1:4], geometry.strides, strict=True))
-            # The first latent frame of a causal autoencoder holds one video frame alone.
-            frames = t - geometry.strides[0] + 1 if geometry.causal else t
-            return _decode(self._autoencoder, self._latent(jnp.asarray(piece), (frames, h, w)))
-
-        with jax.set_mesh(self._mesh):
-            return tiled_decode(
-                geometry,  # type: ignore[arg-type]
-                decode,
-                one,
-                tile=tile,  # type: ignore[arg-type]
-                overlap=overlap,  # type: ignore[arg-type]
-            )
+def _decode_tiles(autoencoder: Any, latent: Latent) -> np.ndarray:
+    geometry = autoencoder.geometry
+    tile = tuple(max(2, pixels // stride) for pixels, stride in zip(TILE, geometry.strides, strict=True))
+    overlap = tuple(max(1, cells // 4) for cells in tile)
+    values = _embed(autoencoder, latent.tokens) if latent.values is None else latent.values
+    decode = functools.partial(_decode_values, autoencoder)
+    video = tiled_decode(geometry, decode, values, tile=tile, overlap=overlap)  # type: ignore[arg-type]
+    return np.asarray(crop(jnp.asarray(video), latent.size))
 
 
 @jax.jit
-def _decode(autoencoder: VideoAutoencoder, latent: Latent) -> Array:
+def _decode(autoencoder: Any, latent: Latent) -> Array:
     return autoencoder.decode(constraints.batch(latent))
+
+
+@jax.jit
+def _decode_values(autoencoder: Any, values: Array) -> Array:
+    return autoencoder.decode_values(values)
+
+
+@jax.jit
+def _embed(autoencoder: Any, tokens: Array) -> Array:
+    return autoencoder.embed(tokens)

@@ -29,7 +29,7 @@ from motionaura_jax.systems.diffusion_recipe import SampleConfig
 from motionaura_jax.systems.latent import LatentSystem, Size
 
 _TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers
-_EXAMPLE = 2**32 - 2  # of the keys of a sample, the one for `example`
+_EXAMPLE = 2**32 - 2  # of the keys of a sample, the one for `example` and `start`
 
 
 class DiffusionSystem(LatentSystem):
@@ -300,7 +300,7 @@ class DiffusionSystem(LatentSystem):
         autoencoder = frozen[self.recipe.autoencoder_role]
         count = len(rows["sample"])
         keys = _keys(jax.random.key(self.recipe.seed), jnp.arange(count))
-        x_init, known, raw = self.start(frozen, rows, size, keys)
+        x_init, known, raw = self.start(frozen, rows, size, _folded(keys, _EXAMPLE))
         raw = self.conditioners.read(frozen, raw)
         samples = self.sample(
             self.for_inference(params),
