@@ -27,8 +27,8 @@ from benchmarks.timing import Timing, interleave
 from motionaura_jax.core import config, process
 from motionaura_jax.core.types import Cond
 from motionaura_jax.diffusion.absorbing import Absorbing
-from motionaura_jax.diffusion.guidance import Guidance, guided
-from motionaura_jax.diffusion.samplers import Confidence, sample
+from motionaura_jax.diffusion.samplers.absorbing import Confidence
+from motionaura_jax.diffusion.sampling import Guidance, guided, sample
 from motionaura_jax.diffusion.schedules import Cosine
 from motionaura_jax.models.autoencoders.config import preset
 from motionaura_jax.models.autoencoders.mbq_vae import init_tokenizer
@@ -88,7 +88,7 @@ def forward_program(spectral: str, folded: bool) -> tuple[jax.stages.Compiled, t
     model, params = network(spectral, folded)
     tokens = jax.random.randint(jax.random.key(2), (1, *FORWARD_GRID), 0, SIZE["vocab_size"] + 1)
     arguments = params, tokens, jnp.full(1, 0.5), condition(1)
-    call = lambda params, *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
+    call = lambda params, *inputs: model.apply({"params": params}, *inputs).dense()  # type: ignore[union-attr]  # noqa: E731
     return jax.jit(call).lower(*arguments).compile(), arguments
 
 
@@ -144,7 +144,7 @@ def forward(rounds: int) -> None:
 
 
 def sampling_case() -> tuple[Callable[[int], object], Any]:
-    """Returns seed -> tokens, as `TextToVideoSystem.sample_tokens` draws them, and its jitted function."""
+    """Return seed -> tokens, as `TextToVideoSystem.sample` samples them, and its jitted function."""
     model, params = network("re_fft2", True)
     weights = {"params": params}
     sampler, guidance = Confidence(vocab_size=SIZE["vocab_size"]), Guidance(scale=GUIDANCE_SCALE - 1)
@@ -154,10 +154,9 @@ def sampling_case() -> tuple[Callable[[int], object], Any]:
     @jax.jit
     def draw(weights, cond, keys):
         both = Cond(tokens=cond.tokens.repeat(2, axis=0), token_mask=given, scalars={"fps": jnp.full(2, 8.0)})
-        memory = model.apply(weights, both, method="encode_text")
-        denoise = lambda x, m, fps: model.apply(weights, x, m, Cond(scalars={"fps": fps}), memory)  # noqa: E731
-        rates = cond.scalars["fps"]
-        return sample(guided(denoise, rates, rates, guidance), sampler, keys, start, steps=STEPS).tokens
+        memory = model.apply(weights, both, method="encode_cond")
+        denoise = lambda x, m: model.apply(weights, x, m, both, memory).dense()  # type: ignore[union-attr]  # noqa: E731
+        return sample(guided(denoise, guidance), sampler, keys, start, steps=STEPS).x
 
     prompts = {seed: (condition(seed), jax.random.split(jax.random.key(seed), 1)) for seed in (1, 2)}
     return lambda seed: jax.block_until_ready(draw(weights, *prompts[seed])), draw

@@ -68,7 +68,7 @@ def shared_cases() -> dict[str, tuple[int, Call]]:
     turn = lambda x: rotary.rotate(normalize(x), angle)  # noqa: E731
     flat, mlp = noise(1, LENGTH, WIDTH), Mlp(4 * WIDTH, FLOAT, LoraConfig())
     model, params = denoiser.network("re_fft2", True)
-    encode = lambda params, cond: model.apply({"params": params}, cond, method="encode_text")  # noqa: E731
+    encode = lambda params, cond: model.apply({"params": params}, cond, method="encode_cond")  # noqa: E731
     return {
         "self-attention": (BLOCKS, compile_case(lambda q, k, v: attend(turn(q), turn(k), v), x, x + 1, x + 2).call),
         "cross-attention": (BLOCKS, compile_case(lambda q, k, v: attend(normalize(q), k, v), x, text, text + 1).call),

@@ -61,11 +61,11 @@ def _texts(args: argparse.Namespace, records: Sequence["Record"]) -> dict[str, A
     """Features of every caption, of further prompts and of the empty text, which stands for none."""
     import numpy as np
 
+    from motionaura_jax.conditioning import text as conditioners
     from motionaura_jax.data import array_cache
     from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
     from motionaura_jax.parallel.local import by_rows
     from motionaura_jax.pipelines.prompts import read_prompts
-    from motionaura_jax.systems.text_to_video import conditioners
     from motionaura_jax.weights import hub, towers
 
     words = TowerTokenizer(hub.model_folder(args.text_encoder), args.limit, args.limit)

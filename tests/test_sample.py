@@ -75,7 +75,7 @@ def test_a_prompts_file_resumes_and_leaves_out_broken_lines(checkpoint, tmp_path
     assert (result["drawn"], result["kept"]) == (1, 1)
     np.testing.assert_array_equal(np.load(tmp_path / "o_0001.npz")["video"], first)
     assert run(checkpoint, *flags, "--seed=1") == 2
-    assert "was drawn with other settings" in capsys.readouterr().err
+    assert "was generated with other settings" in capsys.readouterr().err
     assert run(checkpoint, *flags, "--seed=1", "--overwrite") == 0
 
 
@@ -154,7 +154,7 @@ def test_a_line_has_the_same_video_however_many_are_drawn_of_each(checkpoint, tm
 
 def test_flags_and_settings_agree():
     flags = vars(sample._parser().parse_args(["--prompt=a"]))
-    assert SampleConfig().drawing.keys() - flags.keys() == {"schedule"}  # without a flag of its own
+    assert SampleConfig().sampling.keys() - flags.keys() == {"schedule"}  # without a flag of its own
     assert typing.get_args(typing.get_type_hints(SampleConfig)["sampler"]) == sample.SAMPLERS
 
 
@@ -184,7 +184,7 @@ def test_longer_videos_and_revised_tokens(checkpoint, tmp_path):
 )
 def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TextToVideoSystem, "folded", None)  # the first work of the device
+    monkeypatch.setattr(TextToVideoSystem, "for_inference", None)  # the first work of the device
     assert run(checkpoint, *flags) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0] and not list(tmp_path.iterdir())

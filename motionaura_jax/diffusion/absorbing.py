@@ -1,24 +1,28 @@
 """Absorbing-state ("masked") discrete diffusion.  MotionAura section 3.2; Austin et al. 2021, section 3.1."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.diffusion.likelihood import nelbo
+from motionaura_jax.diffusion.process import Predict, Shape, stratified
 from motionaura_jax.diffusion.schedules import Schedule
-from motionaura_jax.ops.cross_entropy import cross_entropy
+from motionaura_jax.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from motionaura_jax.ops.prediction import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Absorbing:
-    """Tokens turn into MASK and never change otherwise.
+    """Process that replaces tokens by MASK and never changes them otherwise; see `process.Process`.
 
-    MASK is the id `vocab_size`: denoisers embed `vocab_size + 1` ids but predict only `vocab_size`, so that MASK has
-    no probability.
+    MASK is the id `vocab_size`: denoisers embed `vocab_size + 1` ids but predict only `vocab_size`, so MASK has no
+    probability.
 
     Attributes:
       vocab_size: number of codes K; tokens lie in [0, K).
@@ -29,10 +33,13 @@ class Absorbing:
       label_smoothing: share of the target spread over all codes, in [0, 1).
       corrupt_visible: share of the visible tokens replaced by random codes, in [0, 1]; teaches the model to doubt its
         context, which a sampler with `remask` relies on.
+      chunk: codes whose logits the loss holds at a time, if the prediction is factored; 0 holds all.
 
     Raises:
       UserError: settings under which "elbo" would be no bound, or out of range.
     """
+
+    metric: ClassVar[str] = "nelbo"
 
     vocab_size: int
     schedule: Schedule
@@ -40,6 +47,7 @@ class Absorbing:
     min_masked: int = 1
     label_smoothing: float = 0.0
     corrupt_visible: float = 0.0
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         if self.objective not in ("ce_masked", "elbo"):
@@ -53,44 +61,53 @@ class Absorbing:
 
     @property
     def mask_id(self) -> int:
-        """The id of MASK."""
+        """Return the id of MASK."""
         return self.vocab_size
 
-    def prior(self, shape: tuple[int, ...]) -> Int[Array, "b t h w"]:
-        """Returns z at u = 1: MASK everywhere."""
+    def sample_time(self, key: Key[Array, ""], sample: Int[Array, " b"], batch_size: int) -> Float[Array, " b"]:
+        """Sample stratified times; see `process.stratified`."""
+        return stratified(key, sample, batch_size)
+
+    def prior(self, shape: Shape, keys: Key[Array, " b"] | None = None) -> Int[Array, "b t h w"]:
+        """Return z at time 1: MASK everywhere."""
         return jnp.full(shape, self.mask_id, jnp.int32)
 
-    def level(self, u: Float[Array, " b"], size: int) -> Float[Array, " b"]:
-        """Returns the masked fraction m at time u for grids of `size` tokens; what the denoiser is conditioned on.
+    def statistics(self, x_t: Int[Array, "b t h w"]) -> Mapping[str, Float[Array, ""]]:
+        """Return the share of tokens that are masked."""
+        return {"masked": jnp.mean(x_t == self.mask_id)}
 
-        For "ce_masked" it is at least 1 / size, the smallest level at which a token is expected to be masked.
+    def level(self, time: Float[Array, " b"], shape: Shape) -> Float[Array, " b"]:
+        """Return the masked fraction m at `time` for grids of `shape`.
+
+        For "ce_masked" it is at least 1 / tokens, the smallest level at which a token is expected to be masked.
         """
-        m = self.schedule.masked(u)
-        return m if self.objective == "elbo" else jnp.maximum(m, 1.0 / size)
+        m = self.schedule.masked(time)
+        return m if self.objective == "elbo" else jnp.maximum(m, 1.0 / math.prod(shape))
 
     def corrupt(
         self,
         x0: Int[Array, "b t h w"],
-        u: Float[Array, " b"],
+        time: Float[Array, " b"],
         keys: Key[Array, " b"],
         mask: Bool[Array, "b t h w"] | None = None,
     ) -> tuple[Int[Array, "b t h w"], Int[Array, "b t h w"]]:
-        """Draws z_u ~ q(. | x0) and returns it with the target of the loss, which is x0.
+        """Sample z_t ~ q(. | x0) and return it with the target of the loss, which is x0.
 
         Args:
           x0: clean tokens in [0, vocab_size).
-          u: times in (0, 1].
+          time: in (0, 1].
           keys: one key per sample; sample i depends on keys[i] alone.
           mask: positions where it is False stay clean.
         """
         allowed = jnp.ones(x0.shape, bool) if mask is None else mask
-        m = self.level(u, math.prod(x0.shape[1:]))
+        m = self.level(time, x0.shape[1:])
 
         def one(x: Array, m: Array, key: Array, allowed: Array) -> Array:
             mask_key, replace_key, code_key = jax.random.split(key, 3)
             noise = jnp.where(allowed, jax.random.uniform(mask_key, x.shape), jnp.inf)
             masked = noise < m
             if self.objective == "ce_masked":
+                # The tokens with the least noise are masked in any case, so that every sample has something to predict.
                 count = min(self.min_masked, x.size)
                 masked |= noise <= -jax.lax.top_k(-noise.ravel(), count)[0][-1]
             if self.corrupt_visible:
@@ -102,34 +119,53 @@ class Absorbing:
 
     def loss(
         self,
-        logits: Float[Array, "b t h w k"],
+        prediction: Prediction,
         target: Int[Array, "b t h w"],
         x_t: Int[Array, "b t h w"],
-        u: Float[Array, " b"],
+        time: Float[Array, " b"],
         mask: Bool[Array, "b t h w"] | None = None,
     ) -> Float[Array, " b"]:
-        """Returns one loss per sample, in nats per token, float32: `reduce` of the cross entropies of all tokens."""
-        return self.reduce(cross_entropy(logits, target, label_smoothing=self.label_smoothing), x_t, u, mask)
-
-    def reduce(
-        self,
-        entropy: Float[Array, "b t h w"],
-        x_t: Int[Array, "b t h w"],
-        u: Float[Array, " b"],
-        mask: Bool[Array, "b t h w"] | None = None,
-    ) -> Float[Array, " b"]:
-        """Returns one loss per sample from the cross entropy of each token, for denoisers that compute it themselves.
+        """Return one loss per sample, in nats per token, float32.
 
         "ce_masked": mean over the masked tokens of the sample.  "elbo": m'(u) / m(u) times the sum over them, divided
         by the number of tokens that may be masked; its mean over uniform u bounds -log p(x0) per token.  Both are
         normalized within the sample, so the mean over equal microbatches is the mean over the whole batch.
         """
+        entropy = self._entropy(prediction, target, self.label_smoothing)
         allowed = jnp.ones(x_t.shape, bool) if mask is None else mask
         masked = (x_t == self.mask_id) & allowed
         total = _per_sample(jnp.where(masked, entropy, 0.0))
         if self.objective == "elbo":
-            return self.schedule.weight(u) * total / jnp.maximum(_per_sample(allowed), 1.0)
+            return self.schedule.weight(time) * total / jnp.maximum(_per_sample(allowed), 1.0)
         return total / jnp.maximum(_per_sample(masked), 1.0)
+
+    def loss_by_level(
+        self,
+        predict: Predict,
+        x0: Int[Array, "b t h w"],
+        keys: Key[Array, " b"],
+        *,
+        levels: int,
+        mask: Bool[Array, "b t h w"] | None = None,
+    ) -> Float[Array, "levels b"]:
+        """Return the bound of the negative log likelihood by masked share, in nats per token; see `likelihood.nelbo`."""
+
+        def entropy(x_t: Array, m: Array) -> Array:
+            return self._entropy(predict(x_t, m), x0, 0.0)
+
+        return nelbo(entropy, x0, keys, mask_id=self.mask_id, levels=levels, mask=mask)
+
+    def _entropy(
+        self, prediction: Prediction, target: Int[Array, "b t h w"], label_smoothing: float
+    ) -> Float[Array, "b t h w"]:
+        """Return -log p(target) of each token; the logits of a factored prediction never exist all at once."""
+        if prediction.table is None:
+            return cross_entropy(prediction.values, target, label_smoothing=label_smoothing)
+        flat = target.reshape(len(target), -1)
+        values = linear_cross_entropy(
+            prediction.values, prediction.table, flat, chunk=self.chunk, label_smoothing=label_smoothing
+        )
+        return values.reshape(target.shape)
 
 
 def _per_sample(values: Array) -> Float[Array, " b"]:

@@ -1,4 +1,4 @@
-"""Draws from large categorical distributions: Gumbel noise, top-k, top-p.  Zheng et al. 2024 (2409.02908)."""
+"""Sampling from large categorical distributions: Gumbel noise, top-k, top-p.  Zheng et al. 2024 (2409.02908)."""
 
 import math
 
@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-Scalar = float | Float[Array, ""]
+from motionaura_jax.diffusion.sampling import Scalar
 
 
 def gumbel(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """Returns standard Gumbel noise of `shape` for each key, in float32.
+    """Return standard Gumbel noise of `shape` for each key, in float32.
 
     The default mode of JAX has 23 random bits, which cuts off the upper tail and acts like a lower temperature.
     """
@@ -25,7 +25,7 @@ def draw(
     top_k: Int[Array, ""] | int | None = None,
     top_p: Scalar | None = None,
 ) -> Int[Array, "b t h w"]:
-    """Draws one code per token from softmax(logits / temperature), restricted to `top_k` codes, then to mass `top_p`.
+    """Sample one code per token from softmax(logits / temperature), restricted to `top_k` codes, then to mass `top_p`.
 
     Args:
       keys: sample i depends on keys[i] alone.
@@ -47,7 +47,7 @@ def draw(
 def log_prob(
     logits: Float[Array, "b t h w k"], tokens: Int[Array, "b t h w"], *, temperature: Scalar = 1.0
 ) -> Float[Array, "b t h w"]:
-    """Returns the log probability of `tokens` under softmax(logits / temperature); a temperature of 0 counts as 1."""
+    """Return the log probability of `tokens` under softmax(logits / temperature); a temperature of 0 counts as 1."""
     scaled = _scale(logits, temperature)
     return jnp.take_along_axis(scaled, tokens[..., None], -1)[..., 0] - jax.nn.logsumexp(scaled, -1)
 
@@ -57,7 +57,7 @@ def _scale(logits: Array, temperature: Scalar) -> Float[Array, "..."]:
 
 
 def _gumbel_max(keys: Key[Array, " b"], logits: Float[Array, "b ... k"], *, greedy: Bool[Array, ""]) -> Array:
-    """Gumbel-max in two stages, first a block of about sqrt(K) codes by its mass, then a code within it.
+    """Sample by Gumbel-max in two stages: first a block of about sqrt(K) codes by its mass, then a code within it.
 
     The law is the same; the noise per token shrinks from K to 2 sqrt(K) numbers (ten times faster on a CPU).
     """
@@ -76,9 +76,9 @@ def _gumbel_max(keys: Key[Array, " b"], logits: Float[Array, "b ... k"], *, gree
 def _most_likely(
     logits: Float[Array, "... k"], weight: Float[Array, "... k"], target: Scalar | Int[Array, ""] | int
 ) -> Bool[Array, "... k"]:
-    """Marks the fewest largest logits whose weights sum to `target` (all, if they never do).
+    """Mark the fewest largest logits whose weights sum to `target` (all, if they never do).
 
-    Builds the threshold bit by bit in an integer order of float32, 32 sums instead of a sort: exact, and fifteen times
+    The threshold is built bit by bit in an integer order of float32, 32 sums instead of a sort: exact, and fifteen times
     faster than sorting on a CPU.
     """
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)

@@ -6,19 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from motionaura_jax.diffusion.absorbing import Absorbing
-
 
 def nelbo(
-    process: Absorbing,
     entropy: Callable[[Int[Array, "b t h w"], Float[Array, " b"]], Float[Array, "b t h w"]],
     x0: Int[Array, "b t h w"],
     keys: Key[Array, " b"],
     *,
+    mask_id: int,
     levels: int = 16,
     mask: Bool[Array, "b t h w"] | None = None,
 ) -> Float[Array, "levels b"]:
-    """Returns the mean cross entropy of the masked tokens, nats per token, at `levels` rising shares of masking.
+    """Return the mean cross entropy of the masked tokens, nats per token, at `levels` rising shares of masking.
 
     The bound equals the mean over n = 1..S of the cross entropy with exactly n of S tokens masked, whatever the
     schedule, because the weights m'/m turn the binomial counts into a uniform one.  Row l draws n uniformly from the
@@ -27,7 +25,8 @@ def nelbo(
 
     Args:
       entropy: `(x_t, m) -> -log p(x0)` of each token, called once per level with m = n / S.
-      keys: one key per sample; use the same ones in every report to compare models on the same masks.
+      keys: one key per sample; use the same keys in every report to compare models on the same masks.
+      mask_id: id of MASK.
       levels: number of rows; each costs one forward pass.
       mask: tokens that may be masked (S of them); the others are context.
     """
@@ -41,7 +40,7 @@ def nelbo(
         noise = jnp.where(allowed, jax.random.uniform(order_key, x.shape), jnp.inf)
         rank = jnp.argsort(jnp.argsort(noise.ravel())).reshape(x.shape)
         masked = (rank < count) & allowed
-        return jnp.where(masked, process.mask_id, x), masked, count / jnp.maximum(size, 1)
+        return jnp.where(masked, mask_id, x), masked, count / jnp.maximum(size, 1)
 
     def one(row: Array) -> Array:
         x_t, masked, m = jax.vmap(corrupt, (0, 0, 0, 0, None))(keys, x0, allowed, size, row)

@@ -19,14 +19,14 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from motionaura_jax import assets
+from motionaura_jax.conditioning.text import FrozenText, TrainedText, make_text
 from motionaura_jax.core.trees import path_name
 from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.media import write_json
-from motionaura_jax.diffusion.guidance import Guidance
-from motionaura_jax.diffusion.samplers import State
+from motionaura_jax.diffusion.samplers.absorbing import State
+from motionaura_jax.diffusion.sampling import Guidance
 from motionaura_jax.exporters.base import Opened, Options
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
-from motionaura_jax.systems.text_to_video.conditioners import Conditioner, make_conditioner
 from motionaura_jax.systems.text_to_video.recipe import make_sampler
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.weights.load import Loaded
@@ -67,7 +67,8 @@ def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) 
     """
     model, tokenizer = opened.model, opened.parts["tokenizer"].model
     graphs = tokenizer_graphs(tokenizer, _clip(model)) | denoiser_graphs(model, tokenizer)
-    make_conditioner(model.recipe).words.save(folder)  # type: ignore[arg-type]
+    recipe: Any = model.recipe
+    make_text(recipe.text, recipe.model).words.save(folder)
     _write(folder, opened, graphs, _hints(model))
     shutil.copyfile(assets.FOLDER / EXAMPLE, folder / EXAMPLE)
 
@@ -166,24 +167,26 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
         found = {name: inputs[f"{prefix}{name}"][None] for name in parts}
         return found if isinstance(null, Mapping) else found["ids"]
 
-    def arguments(inputs: Mapping[str, Array]) -> tuple[Any, Any, tuple[PyTree, PyTree, Array]]:
+    def arguments(inputs: Mapping[str, Array]) -> tuple[Any, Any, tuple[PyTree, PyTree]]:
         sampler = dataclasses.replace(make_sampler(config, recipe.model.vocab_size), temperature=inputs["temperature"])  # type: ignore[type-var]
         guidance = Guidance(scale=inputs["guidance_scale"] - 1, ramp=config.guidance_ramp)
-        return sampler, guidance, (text_of(inputs), text_of(inputs, NEGATIVE), inputs["fps"][None])
+        both = ({"text": text_of(inputs, prefix), "fps": inputs["fps"][None]} for prefix in ("", NEGATIVE))
+        return sampler, guidance, (next(both), next(both))
 
     def sample(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        sampler, guidance, text = arguments(inputs)
+        sampler, guidance, conditions = arguments(inputs)
         keys, start = _key(inputs["seed"])[None], inputs["tokens"][None]
-        drawn = system.sample_tokens(weights, *text, keys, start, sampler, guidance, steps=steps)
-        return {"tokens": drawn.tokens[0]}
+        sampled = system.sample(weights, *conditions, keys, start, sampler, guidance, steps=steps)
+        return {"tokens": sampled.x[0]}
 
     def step(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        sampler, guidance, text = arguments(inputs)
-        state: State = sampler.init(_key(inputs["seed"])[None], inputs["tokens"][None], inputs["free"][None])
-        denoise = system.denoise(weights, *text, guidance)
+        sampler, guidance, conditions = arguments(inputs)
+        start: State = sampler.init(_key(inputs["seed"])[None], inputs["tokens"][None])
+        state = start._replace(free=inputs["free"][None])  # what earlier steps revealed is sampled too
+        denoise = system.denoise(weights, *conditions, guidance)
         return {"tokens": sampler.step(denoise, state, inputs["index"], sampler.timesteps(steps)).x[0]}
 
-    weights = jax.jit(system.folded)(loaded.params)
+    weights = jax.jit(system.for_inference)(loaded.params)
     shared = ("guidance_scale", "temperature")
     more = {"free": jax.ShapeDtypeStruct(grid, jnp.bool_), "index": jax.ShapeDtypeStruct((), jnp.int32)}
     return {
@@ -193,17 +196,17 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
     }
 
 
-def text_graphs(text: Conditioner, parts: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Graph]:
+def text_graphs(text: TrainedText | FrozenText, parts: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Graph]:
     """Build `text`, ids to features of a published encoder; a text encoder of our own is part of `sample`."""
-    frozen = text.frozen()
-    if not frozen:
+    tower = text.frozen()
+    if tower is None:
         return {}
 
     def read(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        tower = dataclasses.replace(frozen["text"], params=weights["text"])
-        return {"features": text.read({"text": tower}, inputs["ids"][None])["features"][0]}
+        given = dataclasses.replace(tower, params=weights["text"])
+        return {"features": text.read(given, inputs["ids"][None])["features"][0]}
 
-    return {"text": Graph(function=read, weights={"text": frozen["text"].params}, inputs={"ids": parts["ids"]})}
+    return {"text": Graph(function=read, weights={"text": tower.params}, inputs={"ids": parts["ids"]})}
 
 
 def _parts(text: PyTree) -> Mapping[str, Array]:
@@ -226,7 +229,7 @@ def _hints(model: Loaded) -> dict[str, Any]:
     recipe: Any = model.recipe
     sample = recipe.sample
     defaults = {"guidance_scale": sample.guidance_scale, "temperature": sample.temperature, "fps": recipe.data.rates[0]}
-    words = make_conditioner(recipe).words
+    words = make_text(recipe.text, recipe.model).words
     text = {"pad": words.pad, "limit": words.limit, "length": words.length}
     return {"defaults": defaults, "steps": sample.num_inference_steps, "mask_id": recipe.model.vocab_size, "text": text}
 

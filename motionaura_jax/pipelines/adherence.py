@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from motionaura_jax.metrics.frame import psnr
+from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.reconstruct import reconstruct
-from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
+from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from motionaura_jax.scenes.adherence import Adherence, adherence
 from motionaura_jax.scenes.dataset import PRESETS, SceneOptions, held_out_prompts
 from motionaura_jax.scenes.reader import SceneReading, read_scene, score_reading
@@ -93,7 +94,7 @@ def measure(
     pipeline.check([job.prompt for job in jobs], sample)
     pairs: list[tuple[Scene, SceneReading]] = []
     shown: list[Shown] = []
-    for job, video in zip(jobs, pipeline.draw(jobs, settings), strict=True):
+    for job, video in zip(jobs, pipeline.generate(jobs, settings), strict=True):
         scene = prompts[job.prompt.position][1]
         pairs.append((scene, read_scene(video)))
         if job.number == 0 and len(shown) < keep:
@@ -104,7 +105,7 @@ def measure(
 def measure_tokenizer(pipeline: TextToVideo, prompts: Sequence[ScenePrompt], *, keep: int = 8) -> Kept:
     """Renders the scenes of `prompts` and sends them through the tokenizer: no drawn video can obey better than these."""
     num_frames, height, width = pipeline.size()
-    tokenizer = jax.device_put(pipeline.tokenizer)
+    tokenizer = jax.device_put(pipeline.autoencoder)
     pairs: list[tuple[Scene, SceneReading]] = []
     shown: list[Shown] = []
     ratios: list[float] = []

@@ -1,5 +1,9 @@
 """Trained models by path: any system of the registry, and autoencoders for the systems that build on one."""
 
+from typing import Any
+
+import jax
+
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
@@ -68,6 +72,21 @@ def open_autoencoder(path: steps.Location, latent_space: str = "", *, tokens: bo
     if tokens and not autoencoder.vocab_size:
         raise UserError(f"{path}: this tokenizer has no codebook; train one with another model.quantizer than 'none'")
     return autoencoder
+
+
+def planned_autoencoder(path: steps.Location, latent_space: str) -> VideoAutoencoder:
+    """Return a trained autoencoder whose weights are shapes alone, by its recipe.
+
+    Args:
+      latent_space: the one to mark it with, as only weights tell their own.
+
+    Raises:
+      UserError: no autoencoder there.
+    """
+    source = open_checkpoint(path)
+    cls: Any = _autoencoder_class(source)
+    system = cls(source.recipe(cls.Recipe))
+    return system.bind(*jax.eval_shape(system.init, jax.random.key(0)), latent_space)
 
 
 def _autoencoder_class(source: Checkpoint) -> type:

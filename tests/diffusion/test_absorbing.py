@@ -14,6 +14,7 @@ from motionaura_jax.diffusion.absorbing import Absorbing
 from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.diffusion.schedules import Cosine, Discrete, Linear
 from motionaura_jax.ops.cross_entropy import cross_entropy
+from motionaura_jax.ops.prediction import Prediction
 
 VOCAB, GRID, SIZE = 5, (1, 2, 4), 8
 ELBO = Absorbing(vocab_size=VOCAB, schedule=Cosine(), objective="elbo")
@@ -23,7 +24,7 @@ TABLE = RNG.normal(size=(VOCAB + 1, VOCAB))
 PLACES = RNG.normal(size=(SIZE, VOCAB))
 
 corrupt = jax.jit(Absorbing.corrupt, static_argnums=0)
-loss = jax.jit(Absorbing.loss, static_argnums=0)
+loss = jax.jit(lambda process, logits, *rest: process.loss(Prediction(values=logits), *rest), static_argnums=0)
 
 
 def keys(count, seed=0):
@@ -81,7 +82,7 @@ def test_training_masks_at_least_one_token_at_clipped_level():
     three = Absorbing(vocab_size=VOCAB, schedule=Linear(), min_masked=3)
     x_t, _ = corrupt(three, x0, jnp.full(count, 1e-6), keys(count))
     assert (x_t == VOCAB).sum((1, 2, 3)).min() == 3
-    np.testing.assert_allclose(TRAIN.level(jnp.array([0.01, 0.5]), SIZE), [1 / SIZE, 0.5])
+    np.testing.assert_allclose(TRAIN.level(jnp.array([0.01, 0.5]), GRID), [1 / SIZE, 0.5])
 
 
 @pytest.mark.parametrize("process", [TRAIN, ELBO, Absorbing(vocab_size=VOCAB, schedule=Linear(), corrupt_visible=0.5)])
@@ -173,7 +174,7 @@ def test_nelbo_by_level_is_unbiased_and_exact_at_full_masking():
     count = 3000
     batch = jnp.asarray(np.broadcast_to(x0, (count, *x0.shape[1:])))
     entropy = lambda x, m: cross_entropy(toy_denoise(x, m), batch)  # noqa: E731
-    by_level = jax.jit(functools.partial(nelbo, ELBO, entropy), static_argnames="levels")
+    by_level = jax.jit(functools.partial(nelbo, entropy, mask_id=VOCAB), static_argnames="levels")
     for levels in (4, 2):
         rows = np.asarray(by_level(batch, keys(count), levels=levels))
         estimate = rows.mean(0)
@@ -192,7 +193,7 @@ def test_nelbo_masks_only_what_it_may():
 
     x0 = jnp.asarray(RNG.integers(0, VOCAB, (64, *GRID)))
     mask = jnp.zeros(x0.shape, bool).at[:, :, 0].set(True)
-    jax.block_until_ready(jax.jit(functools.partial(nelbo, TRAIN, entropy, levels=2))(x0, keys(64), mask=mask))
+    jax.block_until_ready(jax.jit(functools.partial(nelbo, entropy, mask_id=VOCAB, levels=2))(x0, keys(64), mask=mask))
     jax.effects_barrier()
     for x, m in seen:
         np.testing.assert_array_equal(x[:, :, 1], x0[:, :, 1])

@@ -7,8 +7,8 @@ import pytest
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Cond
-from motionaura_jax.diffusion.guidance import Guidance, guided
-from motionaura_jax.diffusion.samplers import Ancestral, Confidence, sample
+from motionaura_jax.diffusion.samplers.absorbing import Ancestral, Confidence
+from motionaura_jax.diffusion.sampling import Guidance, guided, sample, stacked
 
 VOCAB, BATCH, GRID = 4, 3, (1, 2, 2)
 RNG = np.random.default_rng(2)
@@ -21,6 +21,12 @@ TABLE = jnp.asarray(RNG.normal(size=(VOCAB + 1, VOCAB)), jnp.float32)
 def model(x, m, cond):
     shift = (cond.tokens * cond.token_mask[..., None]).sum(1) + cond.scalars["fps"][:, None] * m[:, None]
     return TABLE[x] + shift[:, None, None, None]
+
+
+def guide(model, cond, uncond=None, guidance=None):
+    """The guided denoiser of a model `(x, m, cond)`."""
+    both = cond if guidance is None else stacked(cond, uncond)
+    return guided(lambda x, m: model(x, m, both), guidance)
 
 
 def condition(seed, batch=BATCH):
@@ -39,21 +45,21 @@ def test_logits_are_extrapolated_from_one_call_of_twice_the_batch():
         shapes.append(x.shape)
         return model(x, m, cond)
 
-    denoise = guided(counted, condition(0), condition(1), Guidance(scale=2.0, ramp="constant"))
+    denoise = guide(counted, condition(0), condition(1), Guidance(scale=2.0, ramp="constant"))
     want = 3.0 * np.asarray(model(X, M, condition(0))) - 2.0 * np.asarray(model(X, M, condition(1)))
     np.testing.assert_allclose(denoise(X, M, HALFWAY), want, atol=1e-5)
     assert shapes == [(2 * BATCH, *GRID)]
 
 
 def test_zero_scale_is_the_condition_alone_exactly():
-    alone = guided(model, condition(0))(X, M, HALFWAY)
-    off = guided(model, condition(0), condition(1), Guidance(scale=0.0))
+    alone = guide(model, condition(0))(X, M, HALFWAY)
+    off = guide(model, condition(0), condition(1), Guidance(scale=0.0))
     np.testing.assert_array_equal(off(X, M, HALFWAY), alone)
     np.testing.assert_array_equal(alone, model(X, M, condition(0)))
 
 
 def test_equal_conditions_cancel_at_any_scale():
-    same = guided(model, condition(0), condition(0), Guidance(scale=5.0, ramp="constant"))(X, M, HALFWAY)
+    same = guide(model, condition(0), condition(0), Guidance(scale=5.0, ramp="constant"))(X, M, HALFWAY)
     np.testing.assert_allclose(same, model(X, M, condition(0)), atol=1e-5)
 
 
@@ -61,13 +67,13 @@ def test_one_null_condition_serves_the_whole_batch():
     null = condition(1, batch=1)
     spread = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (BATCH, *leaf.shape[1:])), null)
     settings = Guidance(scale=1.5)
-    one, many = (guided(model, condition(0), each, settings)(X, M, HALFWAY) for each in (null, spread))
+    one, many = (guide(model, condition(0), each, settings)(X, M, HALFWAY) for each in (null, spread))
     np.testing.assert_array_equal(one, many)
 
 
 def test_a_negative_prompt_takes_the_place_of_the_null_condition():
     settings = Guidance(scale=1.0, ramp="constant")
-    negative = guided(model, condition(0), condition(9), settings)(X, M, HALFWAY)
+    negative = guide(model, condition(0), condition(9), settings)(X, M, HALFWAY)
     want = 2.0 * model(X, M, condition(0)) - model(X, M, condition(9))
     np.testing.assert_allclose(negative, want, atol=1e-5)
 
@@ -101,8 +107,8 @@ def test_scale_is_traced_and_strengthens_the_condition():
     @jax.jit
     def run(guidance, keys):
         traces.append(1)
-        denoise = guided(model, prompt, null, guidance)
-        return sample(denoise, Confidence(vocab_size=VOCAB), keys, jnp.full((BATCH, 1, 8, 8), VOCAB), steps=6).tokens
+        denoise = guide(model, prompt, null, guidance)
+        return sample(denoise, Confidence(vocab_size=VOCAB), keys, jnp.full((BATCH, 1, 8, 8), VOCAB), steps=6).x
 
     keys = jax.random.split(jax.random.key(0), BATCH)
     shares = [float((run(Guidance(scale=s, ramp="constant"), keys) == 2).mean()) for s in (0.0, 2.0, 20.0)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.diffusion.process import stratified
 from motionaura_jax.diffusion.schedules import Cosine, Discrete, Linear, schedule
-from motionaura_jax.diffusion.times import stratified
 
 CLOSED_FORM = {"linear": lambda u: u, "cosine": lambda u: np.sin(np.pi * u / 2)}
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.diffusion.samplers import Ancestral, Confidence, sample
+from motionaura_jax.diffusion.samplers.absorbing import Ancestral, Confidence
+from motionaura_jax.diffusion.sampling import sample
 from motionaura_jax.diffusion.schedules import Cosine, Discrete, Linear
 
 VOCAB, BATCH, GRID, SIZE = 5, 3, (2, 3, 3), 18
@@ -56,12 +57,11 @@ def test_everything_is_revealed_and_nothing_known_is_touched(name, steps, seed, 
     known = rng.random(x.shape) < share
     known[0] = False
     sampler = type(SAMPLERS[name])(**{**vars(SAMPLERS[name]), "temperature": temperature, "top_p": top_p})
-    run = functools.partial(compiled(neighbor_logits), sampler, keys(BATCH, seed), steps=steps, known=known)
-    result = run(x)
-    tokens, masked = np.asarray(result.tokens), np.asarray(result.masked)
+    start = np.where(known, x, VOCAB)
+    result = compiled(neighbor_logits)(sampler, keys(BATCH, seed), start, steps=steps)
+    tokens, masked = np.asarray(result.x), np.asarray(result.trace.masked)
     assert tokens.min() >= 0 and tokens.max() < VOCAB
     np.testing.assert_array_equal(tokens[known], x[known])
-    np.testing.assert_array_equal(run(np.where(known, x, VOCAB)).tokens, tokens)
     counts = np.concatenate([(~known).sum((1, 2, 3))[None], masked])
     assert (counts[-1] == 0).all()
     assert (np.diff(counts, axis=0) <= 0).all()
@@ -72,9 +72,9 @@ def test_everything_is_revealed_and_nothing_known_is_touched(name, steps, seed, 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sample_depends_on_its_key_alone(name):
     run, order = compiled(neighbor_logits), jnp.array([2, 0, 1])
-    whole = run(SAMPLERS[name], keys(3), blank(3, GRID), steps=7).tokens
-    np.testing.assert_array_equal(run(SAMPLERS[name], keys(3)[order], blank(3, GRID), steps=7).tokens, whole[order])
-    np.testing.assert_array_equal(run(SAMPLERS[name], keys(3)[2:], blank(1, GRID), steps=7).tokens[0], whole[2])
+    whole = run(SAMPLERS[name], keys(3), blank(3, GRID), steps=7).x
+    np.testing.assert_array_equal(run(SAMPLERS[name], keys(3)[order], blank(3, GRID), steps=7).x, whole[order])
+    np.testing.assert_array_equal(run(SAMPLERS[name], keys(3)[2:], blank(1, GRID), steps=7).x[0], whole[2])
     assert not np.array_equal(whole[0], whole[1])
 
 
@@ -117,8 +117,8 @@ def test_confidence_equals_its_reference(steps):
     result = compiled(neighbor_logits)(greedy, keys(BATCH), x, steps=steps)
     for i in range(BATCH):
         tokens, counts = reference_confidence(x[i], steps)
-        np.testing.assert_array_equal(result.tokens[i], tokens)
-        np.testing.assert_array_equal(result.masked[:, i], counts)
+        np.testing.assert_array_equal(result.x[i], tokens)
+        np.testing.assert_array_equal(result.trace.masked[:, i], counts)
 
 
 @pytest.mark.parametrize("sampler", [Confidence(vocab_size=VOCAB, schedule=Linear()), Ancestral(vocab_size=VOCAB)])
@@ -134,7 +134,7 @@ def test_the_denoiser_is_told_the_masked_share_of_all_tokens(sampler):
     known = np.zeros((2, *grid), bool)
     known[0, :2], known[1, :1] = True, True
     x = RNG.integers(0, VOCAB, known.shape)
-    jax.block_until_ready(sample(denoise, sampler, keys(2), x, steps=4, known=known))
+    jax.block_until_ready(sample(denoise, sampler, keys(2), np.where(known, x, VOCAB), steps=4))
     jax.effects_barrier()
     told, masked = np.array(seen).transpose(1, 0, 2)
     levels = np.asarray(sampler.schedule.masked(1 - np.arange(4) / 4))
@@ -151,7 +151,7 @@ def test_choice_noise_follows_its_annealed_temperature():
         return jnp.stack([sign * margin, jnp.zeros((len(x), 1, 1, 2))], -1)
 
     sampler = Confidence(vocab_size=2, schedule=Linear(), temperature=0.0, choice_temperature=1.6)
-    tokens = compiled(denoise)(sampler, keys(3000), blank(3000, (1, 1, 2), 2), steps=2).tokens
+    tokens = compiled(denoise)(sampler, keys(3000), blank(3000, (1, 1, 2), 2), steps=2).x
     gap = np.log1p(np.exp(-0.5)) - np.log1p(np.exp(-2.0))
     first = int((tokens[..., 0] == 0).sum())
     assert bool((tokens.sum((1, 2, 3)) == 1).all())
@@ -178,7 +178,7 @@ def pair_counts(tokens):
 def test_ancestral_reproduces_the_law_of_its_steps(steps):
     """Both tokens of a pair fall into one step with probability sum (dm)^2 and are then independent."""
     sampler = Ancestral(vocab_size=3, schedule=Cosine())
-    tokens = compiled(pair_logits)(sampler, keys(8), blank(8, (1, 16, 64), 3), steps=steps).tokens
+    tokens = compiled(pair_logits)(sampler, keys(8), blank(8, (1, 16, 64), 3), steps=steps).x
     together = (np.diff(np.sin(np.pi / 2 * np.linspace(0, 1, steps + 1))) ** 2).sum()
     law = (1 - together) * PAIR + together * np.outer(PAIR.sum(1), PAIR.sum(0))
     assert stats.chisquare(pair_counts(tokens), 8 * 16 * 32 * law.ravel()).pvalue > 1e-3
@@ -187,7 +187,7 @@ def test_ancestral_reproduces_the_law_of_its_steps(steps):
 @pytest.mark.parametrize("reveal", ["random", "halton"])
 def test_one_token_a_step_in_a_blind_order_is_exact(reveal):
     sampler = Confidence(vocab_size=3, reveal=reveal)
-    tokens = compiled(pair_logits)(sampler, keys(1000), blank(1000, (1, 1, 4), 3), steps=4).tokens
+    tokens = compiled(pair_logits)(sampler, keys(1000), blank(1000, (1, 1, 4), 3), steps=4).x
     assert stats.chisquare(pair_counts(tokens), 2000 * PAIR.ravel()).pvalue > 1e-3
 
 
@@ -197,7 +197,7 @@ def test_temperature_sharpens_the_drawn_law():
 
     half = {"vocab_size": 3, "temperature": 0.5}
     for sampler in (Ancestral(**half), Confidence(reveal="halton", **half)):
-        tokens = compiled(denoise)(sampler, keys(2), blank(2, (1, 32, 32), 3), steps=4).tokens
+        tokens = compiled(denoise)(sampler, keys(2), blank(2, (1, 32, 32), 3), steps=4).x
         law = np.array([0.36, 0.09, 0.01]) / 0.46
         assert stats.chisquare(np.bincount(np.ravel(tokens), minlength=3), 2048 * law).pvalue > 1e-3
 
@@ -213,13 +213,13 @@ def test_steps_without_a_new_token_take_no_forward_pass():
     result = compiled(denoise)(Ancestral(vocab_size=VOCAB), keys(1), x, steps=100)
     jax.block_until_ready(result)
     jax.effects_barrier()
-    revealing = (np.diff(np.asarray(result.masked)[:, 0], prepend=9) < 0).sum()
-    assert len(calls) == result.evaluations == revealing <= 9
+    revealing = (np.diff(np.asarray(result.trace.masked)[:, 0], prepend=9) < 0).sum()
+    assert len(calls) == result.trace.evaluations[-1] == revealing <= 9
     calls.clear()
     result = compiled(denoise)(Confidence(vocab_size=VOCAB), keys(1), x, steps=30)
     jax.block_until_ready(result)
     jax.effects_barrier()
-    assert len(calls) == result.evaluations == 9  # one token a step, then nothing is left
+    assert len(calls) == result.trace.evaluations[-1] == 9  # one token a step, then nothing is left
 
 
 def one_object(x, m, _):
@@ -235,8 +235,8 @@ def test_blind_orders_leave_the_object_out_half_as_often(reveal):
     """16 places in 4 steps of 1, 3, 5 and 7 tokens.  By confidence the object can only appear in the last step."""
     sampler = Confidence(vocab_size=2, reveal=reveal, choice_temperature=0.0)
     result = compiled(one_object)(sampler, keys(3000), blank(3000, (1, 4, 4), 2), steps=4)
-    np.testing.assert_array_equal(result.masked[:, 0], [15, 12, 7, 0])
-    absent = int((result.tokens.sum((1, 2, 3)) == 0).sum())
+    np.testing.assert_array_equal(result.trace.masked[:, 0], [15, 12, 7, 0])
+    absent = int((result.x.sum((1, 2, 3)) == 0).sum())
     last = (6 / 7) ** 7
     rate = last if reveal == "confidence" else 15 / 16 * (14 / 15) ** 3 * (11 / 12) ** 5 * last
     assert stats.binomtest(absent, 3000, rate).pvalue > 1e-3
@@ -252,7 +252,7 @@ def test_halton_draws_fewer_neighbors_together():
     broken = {}
     for reveal in ("halton", "random"):
         sampler = Confidence(vocab_size=2, reveal=reveal)
-        tokens = np.asarray(compiled(denoise)(sampler, keys(128), blank(128, (1, 8, 8), 2), steps=6).tokens)
+        tokens = np.asarray(compiled(denoise)(sampler, keys(128), blank(128, (1, 8, 8), 2), steps=6).x)
         broken[reveal] = (tokens[..., 0::2] != tokens[..., 1::2]).sum()
     assert broken["halton"] < 0.75 * broken["random"]
 
@@ -266,9 +266,9 @@ def test_remasking_replaces_tokens_the_denoiser_no_longer_believes():
     for remask in (0, 1, 3):
         sampler = Confidence(vocab_size=2, remask=remask, schedule=Linear(), choice_temperature=0.0)
         result = compiled(denoise)(sampler, keys(8), x, steps=8)
-        assert (np.diff(result.masked, axis=0) < 0).all()
-        assert bool((result.tokens[:, 0, 0] == 0).all())
-        zeros[remask] = int((result.tokens[:, 0, 1:] == 0).sum())
+        assert (np.diff(result.trace.masked, axis=0) < 0).all()
+        assert bool((result.x[:, 0, 0] == 0).all())
+        zeros[remask] = int((result.x[:, 0, 1:] == 0).sum())
     assert zeros[3] < zeros[1] < zeros[0]
 
 

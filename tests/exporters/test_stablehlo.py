@@ -15,9 +15,9 @@ from motionaura_jax import export
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.exporters import stablehlo
 from motionaura_jax.models.encoders.text_tokenizer import PAD
+from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
-from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
-from motionaura_jax.systems.loading import load_autoencoder
+from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from tests.models import published
 from tests.systems import tiny
 from tests.written import local_paths
@@ -74,13 +74,13 @@ def pipeline(runs):
 def start(pipeline, seeds):
     """Inputs of `sample` for the first prompts."""
     words, count = pipeline._system.text.words, len(seeds)
-    grid = pipeline.tokenizer.config.latent_shape(*pipeline.size())
+    grid = pipeline.autoencoder.geometry.latent_shape(*pipeline.size())
     return {
         "ids": words.batch(PROMPTS[:count]),
         "negative_ids": np.full((count, words.length), PAD, np.int32),
         "fps": np.full(count, 8.0, np.float32),
         "seed": np.array(seeds, np.uint32),
-        "tokens": np.full((count, *grid), pipeline.tokenizer.config.vocab_size, np.int32),
+        "tokens": np.full((count, *grid), pipeline.autoencoder.vocab_size, np.int32),
         "guidance_scale": np.float32(3.0),
         "temperature": np.float32(1.0),
     }
@@ -91,13 +91,15 @@ def test_the_loop_draws_what_the_pipeline_draws_at_any_batch_size(run, pipeline)
     both = run("sample", **start(pipeline, seeds))["tokens"]
     for row, (seed, prompt) in enumerate(zip(seeds, PROMPTS, strict=True)):
         settings = Settings(size=size, fps=8.0, seed=seed, sample=pipeline.recipe.sample, window=size[0], batch_size=1)
-        np.testing.assert_array_equal(both[row : row + 1], pipeline.tokens([Job(prompt=Prompt(text=prompt))], settings))
+        np.testing.assert_array_equal(
+            both[row : row + 1], pipeline.latents([Job(prompt=Prompt(text=prompt))], settings)
+        )
     np.testing.assert_array_equal(run("sample", **start(pipeline, seeds[:1]))["tokens"], both[:1])
 
 
 def test_steps_one_by_one_are_the_loop(run, pipeline):
     inputs = start(pipeline, (5, 9))
-    wanted, free = run("sample", **inputs)["tokens"], inputs["tokens"] == pipeline.tokenizer.config.vocab_size
+    wanted, free = run("sample", **inputs)["tokens"], inputs["tokens"] == pipeline.autoencoder.vocab_size
     for index in range(STEPS):
         inputs["tokens"] = run("step", **inputs, free=free, index=np.int32(index))["tokens"]
     np.testing.assert_array_equal(inputs["tokens"], wanted)
@@ -139,7 +141,7 @@ def test_a_published_text_encoder_is_a_graph_of_its_own(tmp_path):
     ours, place = TextToVideo(tmp_path / "model"), tmp_path / "place"
     size = ours.size()
     settings = Settings(size=size, fps=8.0, seed=5, sample=ours.recipe.sample, window=size[0], batch_size=1)
-    (wanted,) = ours.draw([Job(prompt=Prompt(text=PROMPTS[0]))], settings)
+    (wanted,) = ours.generate([Job(prompt=Prompt(text=PROMPTS[0]))], settings)
     assert export.main([f"--checkpoint={tmp_path / 'model'}", f"--output={place}", "--format=stablehlo"]) == 0
     shutil.rmtree(tmp_path / "t5")
     about = json.loads((place / stablehlo.MANIFEST).read_text())["graphs"]

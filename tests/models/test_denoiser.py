@@ -42,7 +42,7 @@ def random_params(config: SpectralTransformerConfig):
 
 def logits(config, params, cond, tokens=TOKENS, time=TIME, memory=None):
     model = SpectralTransformer(config)
-    return np.asarray(jax.jit(model.apply)({"params": params}, tokens, time, cond, memory))
+    return np.asarray(jax.jit(model.apply)({"params": params}, tokens, time, cond, memory).dense())
 
 
 class Reference:
@@ -176,11 +176,11 @@ def test_identity_blocks_start_as_the_identity():
 
 @pytest.mark.parametrize("cross_spectral", [True, False])
 def test_text_padding_and_null(cross_spectral):
-    """Padding never counts, whatever it holds; no text means the learned null, alone or beside a sample with text."""
+    """Padding never counts, whatever it holds; no text means the learned null, alone or next to a sample with text."""
     config = small(cross_spectral=cross_spectral)
     params = random_params(config)
     model = SpectralTransformer(config)
-    encode = jax.jit(lambda cond: model.apply({"params": params}, cond, method="encode_text"))
+    encode = jax.jit(lambda cond: model.apply({"params": params}, cond, method="encode_cond"))
 
     def equal(a, b):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
@@ -202,7 +202,7 @@ def test_encoded_text_replaces_the_text(cross_spectral):
     config = small(cross_spectral=cross_spectral)
     params = random_params(config)
     one = condition(np.tile(text(2)[:1], (2, 1, 1)))
-    encode = jax.jit(functools.partial(SpectralTransformer(config).apply, method="encode_text"))
+    encode = jax.jit(functools.partial(SpectralTransformer(config).apply, method="encode_cond"))
     memory = encode({"params": params}, Cond(tokens=one.tokens[:1]))
     assert memory.keys.shape == (2, 1, 4, 2, 6)
     np.testing.assert_allclose(
@@ -229,7 +229,7 @@ def test_variants_use_everything_they_are_given(overrides):
     def gradients(params, time, features, fps):
         def loss(params, time, features, fps):
             cond = Cond(tokens=features, token_mask=jnp.array([[True] * 3, [False] * 3]), scalars={"fps": fps})
-            logits = model.apply({"params": params}, tokens, time, cond)
+            logits = model.apply({"params": params}, tokens, time, cond).dense()
             return jnp.sum(jnp.sin(logits)), logits
 
         return jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(params, time, features, fps)
@@ -253,7 +253,7 @@ def test_loop_and_recomputation_change_nothing():
     def gradient(config):
         model = SpectralTransformer(config)
         inputs = TOKENS, TIME, condition(text())
-        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, *inputs)))))(params)
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, *inputs).dense()))))(params)
 
     expected = gradient(base)
     for overrides in ({"scan": False, "remat": "full"}, {"remat": "dots"}, {"remat": "offload"}):

@@ -23,7 +23,7 @@ def denoiser(remat):
     model = SpectralTransformer(preset("tiny", **settings, remat=remat))
     inputs = jnp.zeros((2, 4, 8, 8), jnp.int32), jnp.ones(2), Cond(scalars={"fps": jnp.ones(2)})
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    return lambda params: jnp.square(model.apply({"params": params}, *inputs)).mean(), shapes
+    return lambda params: jnp.square(model.apply({"params": params}, *inputs).dense()).mean(), shapes
 
 
 def tokenizer(remat):

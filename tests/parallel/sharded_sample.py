@@ -14,9 +14,10 @@ import numpy as np
 from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.parallel.local import by_rows
 from motionaura_jax.parallel.mesh import make_mesh
-from motionaura_jax.pipelines import text_to_video
+from motionaura_jax.pipelines import base
+from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
-from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
+from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from tests.systems import tiny
 
 MESH = "fsdp:2,tensor:2,sequence:2"
@@ -25,11 +26,11 @@ JOBS = [Job(prompt=Prompt(text=text, position=position)) for position, text in e
 
 def draw(checkpoint, mesh, devices):
     """Three videos, in batches of two."""
-    with mock.patch.object(text_to_video, "make_mesh", lambda sizes, _: make_mesh(sizes, devices)):
+    with mock.patch.object(base, "make_mesh", lambda sizes, _: make_mesh(sizes, devices)):
         pipeline = TextToVideo(checkpoint, mesh=mesh)
     size = pipeline.size(4)
     settings = Settings(size=size, fps=8.0, seed=3, sample=pipeline.recipe.sample, window=4, batch_size=1)
-    return pipeline, np.stack(list(pipeline.draw(JOBS, settings)))
+    return pipeline, np.stack(list(pipeline.generate(JOBS, settings)))
 
 
 def main(folder):
@@ -40,8 +41,8 @@ def main(folder):
     sharded, shared = draw(folder / "model", parse(MESH), jax.devices())
     split = max(jax.tree.leaves(sharded._params), key=lambda leaf: leaf.size).sharding
     clips = np.random.default_rng(0).uniform(-1, 1, (5, 4, 16, 16, 3)).astype(np.float32)
-    encode = by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, pipeline.tokenizer)
-    expected = jax.jit(lambda tokenizer, video: tokenizer.encode(video).tokens)(pipeline.tokenizer, clips)
+    encode = by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, pipeline.autoencoder)
+    expected = jax.jit(lambda tokenizer, video: tokenizer.encode(video).tokens)(pipeline.autoencoder, clips)
     return {
         "videos": list(alone.shape),
         "spread": float(alone.std()),

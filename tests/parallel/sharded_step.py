@@ -77,7 +77,7 @@ def batch_of(system):
     if system.recipe.system == "mbq_vae":
         return batch
     tokens = rng.integers(0, DENOISER["vocab_size"], (CLIPS, *GRID)).astype(np.int32)
-    text = system.text.batch([tiny.CAPTIONS[index % 4] for index in range(CLIPS)])
+    text = system.conditioners["text"].batch([tiny.CAPTIONS[index % 4] for index in range(CLIPS)])
     return {**batch, "fps": np.full(CLIPS, 8.0, np.float32), "tokens": tokens, "text": text}
 
 

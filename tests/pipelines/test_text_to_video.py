@@ -11,8 +11,9 @@ from motionaura_jax import assets
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.pipelines import decoding
 from motionaura_jax.pipelines.adherence import prompts_for
+from motionaura_jax.pipelines.base import Settings, window_starts
 from motionaura_jax.pipelines.prompts import Prompt, read_prompts
-from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo, window_starts
+from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.systems import tiny
 
@@ -30,14 +31,14 @@ def workdirs(tmp_path_factory):
 def traced(workdirs):
     """How often a program was traced; one trace is one compilation."""
     counts = []
-    original = TextToVideoSystem.sample_tokens
+    original = TextToVideoSystem.sample
 
     def counting(self, *args, **kwargs):
         counts.append(1)
         return original(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextToVideoSystem, "sample_tokens", counting)
+        patch.setattr(TextToVideoSystem, "sample", counting)
         yield counts
 
 
@@ -62,28 +63,28 @@ JOBS = [Job(prompt=Prompt(text=text, position=position)) for position, text in e
 
 
 def test_a_seed_gives_the_same_video_whatever_it_is_drawn_with(pipeline):
-    together = list(pipeline.draw(JOBS, settings(pipeline)))
-    alone = [next(pipeline.draw([job], settings(pipeline))) for job in reversed(JOBS)]
+    together = list(pipeline.generate(JOBS, settings(pipeline)))
+    alone = [next(pipeline.generate([job], settings(pipeline))) for job in reversed(JOBS)]
     assert together[0].shape == (4, 16, 16, 3) and together[0].dtype == np.uint8
     for video, again in zip(together, reversed(alone), strict=True):
         np.testing.assert_array_equal(video, again)
-    one_by_one = list(pipeline.draw(JOBS, settings(pipeline, batch_size=1)))
+    one_by_one = list(pipeline.generate(JOBS, settings(pipeline, batch_size=1)))
     assert [np.abs(a.astype(int) - b).max() for a, b in zip(together, one_by_one, strict=True)] == [0, 0, 0]
 
 
 def test_position_and_number_each_make_another_video(pipeline):
     places = itertools.product((0, 1, 2), (0, 1, 2))
     jobs = [Job(prompt=Prompt(text=tiny.CAPTIONS[0], position=p), number=n) for p, n in places]
-    tokens = pipeline.tokens(jobs, settings(pipeline))
+    tokens = pipeline.latents(jobs, settings(pipeline))
     assert len(np.unique(tokens.reshape(len(jobs), -1), axis=0)) == len(jobs)
 
 
 def test_nothing_runs_on_the_device_before_something_is_drawn(workdirs, monkeypatch):
-    monkeypatch.setattr(TextToVideoSystem, "folded", None)
+    monkeypatch.setattr(TextToVideoSystem, "for_inference", None)
     fresh = TextToVideo(workdirs[1])
-    assert fresh.size() == (4, 16, 16) and list(fresh.draw([], settings(fresh))) == []
+    assert fresh.size() == (4, 16, 16) and list(fresh.generate([], settings(fresh))) == []
     with pytest.raises(TypeError):
-        next(fresh.draw(JOBS[:1], settings(fresh)))
+        next(fresh.generate(JOBS[:1], settings(fresh)))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_the_committed_model_draws_the_same_at_any_batch_size(trained, sampler):
     videos, sample = [], dataclasses.replace(trained.recipe.sample, sampler=sampler)
     for batch_size in (1, 3):
         chosen = Settings(size=size, fps=8.0, seed=0, sample=sample, window=size[0], batch_size=batch_size)
-        videos.append(list(trained.draw(jobs, chosen)))
+        videos.append(list(trained.generate(jobs, chosen)))
     np.testing.assert_array_equal(*videos)
 
 
@@ -116,7 +117,7 @@ def lively(workdirs, tmp_path_factory):
 def test_a_negative_prompt_guides(lively):
     def tokens(negative, scale):
         jobs = [Job(prompt=dataclasses.replace(job.prompt, negative=negative or job.prompt.text)) for job in JOBS]
-        return lively.tokens(jobs, settings(lively, guidance_scale=scale, temperature=0.5))
+        return lively.latents(jobs, settings(lively, guidance_scale=scale, temperature=0.5))
 
     alone = tokens("", 1.0)
     np.testing.assert_array_equal(tokens("", 6.0), alone)  # away from the prompt itself is nowhere
@@ -125,28 +126,28 @@ def test_a_negative_prompt_guides(lively):
 
 
 def test_prompts_temperatures_and_guidance_strengths_do_not_recompile(pipeline, traced):
-    list(pipeline.draw(JOBS[:1], settings(pipeline)))
+    list(pipeline.generate(JOBS[:1], settings(pipeline)))
     before = len(traced)
     for change in ({}, {"temperature": 0.5}, {"guidance_scale": 2.0}, {"choice_temperature": 1.0}):
-        list(pipeline.draw(JOBS, settings(pipeline, **change)))
+        list(pipeline.generate(JOBS, settings(pipeline, **change)))
     assert len(traced) == before
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "halton"])
 def test_every_sampler_fills_the_video(pipeline, sampler):
-    tokens = pipeline.tokens(JOBS[:2], settings(pipeline, sampler=sampler, guidance_scale=1.0))
+    tokens = pipeline.latents(JOBS[:2], settings(pipeline, sampler=sampler, guidance_scale=1.0))
     assert tokens.shape == (2, 2, 4, 4) and tokens.min() >= 0 and tokens.max() < 16
 
 
 def test_long_videos_are_continued_window_by_window(pipeline, traced):
     chosen = settings(pipeline, num_frames=10)
     assert (chosen.window, chosen.size[0]) == (4, 10)
-    long = pipeline.tokens(JOBS[:2], chosen)
+    long = pipeline.latents(JOBS[:2], chosen)
     before = len(traced)
-    short = pipeline.tokens(JOBS[:2], settings(pipeline))
+    short = pipeline.latents(JOBS[:2], settings(pipeline))
     assert long.shape == (2, 5, 4, 4) and long.max() < 16 and len(traced) == before
     np.testing.assert_array_equal(long[:, :2], short)
-    assert next(pipeline.draw(JOBS[:1], chosen)).shape == (10, 16, 16, 3)
+    assert next(pipeline.generate(JOBS[:1], chosen)).shape == (10, 16, 16, 3)
 
 
 @pytest.mark.parametrize(("total", "length"), [(5, 2), (5, 5), (3, 8), (9, 4), (7, 1)])
@@ -159,10 +160,10 @@ def test_windows_cover_everything_and_overlap(total, length):
 
 def test_large_videos_decode_in_tiles(pipeline, monkeypatch):
     chosen = settings(pipeline)
-    whole = next(pipeline.draw(JOBS[:1], chosen))
+    whole = next(pipeline.generate(JOBS[:1], chosen))
     monkeypatch.setattr(decoding, "WHOLE_PIXELS", 1)
     monkeypatch.setattr(decoding, "TILE", (4, 12, 12))
-    tiles = next(pipeline.draw(JOBS[:1], chosen))
+    tiles = next(pipeline.generate(JOBS[:1], chosen))
     assert tiles.shape == whole.shape and np.abs(tiles.astype(int) - whole).mean() < 25
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax import encode
+from motionaura_jax.conditioning.text import identity
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.array_cache import ArrayCache
@@ -15,7 +16,6 @@ from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh
-from motionaura_jax.systems.text_to_video.conditioners import identity
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import optimizer, state
 from motionaura_jax.training.monitoring import flops
@@ -186,8 +186,9 @@ def test_the_cache_of_something_else_is_refused(places, tmp_path):
 
 
 def test_a_checkpoint_draws_prompts_that_no_cache_has(places, tmp_path):
+    from motionaura_jax.pipelines.base import Settings
     from motionaura_jax.pipelines.prompts import Prompt
-    from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
+    from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 
     values = text_to_video(places / "tokenizer", data={"manifest": str(places / "clips.jsonl")})
     values["text"] = {"tower": str(places / "t5"), "cache": str(places / "cache")}
@@ -195,7 +196,7 @@ def test_a_checkpoint_draws_prompts_that_no_cache_has(places, tmp_path):
     model = TextToVideo(tmp_path / "run")
     settings = Settings(size=model.size(), fps=8.0, seed=0, sample=model.recipe.sample, window=4, batch_size=2)
     jobs = [Job(prompt=Prompt(text=text)) for text in ("a red circle", "two green squares stay")]
-    a, b = model.tokens(jobs, settings)
+    a, b = model.latents(jobs, settings)
     assert a.shape == b.shape and (a != b).any()
     model.check([job.prompt for job in jobs], settings.sample)
 

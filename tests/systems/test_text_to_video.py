@@ -14,7 +14,7 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.trees import leaf_types
 from motionaura_jax.core.types import Cond
 from motionaura_jax.data.media import write_video
-from motionaura_jax.diffusion.times import stratified
+from motionaura_jax.diffusion.process import stratified
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
@@ -90,8 +90,8 @@ def test_the_loss_is_the_masked_cross_entropy_by_numpy(tokenizer, weights, froze
     features = jax.jit(encoder.apply)({"params": weights["text"]}, data["text"])
     cond = Cond(tokens=features, token_mask=data["text"] != 0, scalars={"fps": data["fps"]})
     m = np.maximum(u, 1 / 32) if objective == "ce_masked" else u
-    logits = jax.jit(SpectralTransformer(system.recipe.model).apply)({"params": weights["denoiser"]}, x_t, m, cond)
-    logits = np.asarray(logits, np.float64)
+    denoise = jax.jit(SpectralTransformer(system.recipe.model).apply)
+    logits = np.asarray(denoise({"params": weights["denoiser"]}, x_t, m, cond).dense(), np.float64)
     entropy = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, x0[..., None], -1)[..., 0]
     masked = np.asarray(x_t) == 16
     sums = (entropy * masked).sum((1, 2, 3))

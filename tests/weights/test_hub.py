@@ -124,7 +124,7 @@ def test_an_export_is_uploaded_and_its_pinned_id_is_a_checkpoint(tokenizer, tmp_
     opened, loaded = load_autoencoder("me/tokenizer@0123abc")
     assert opened.latent_space == load_autoencoder(tokenizer)[0].latent_space and loaded.path == tmp_path / "there"
     tiny.save_untrained(tmp_path / "run", **tiny.text_to_video("me/tokenizer@0123abc"))
-    assert TextToVideo(tmp_path / "run").tokenizer.latent_space == opened.latent_space
+    assert TextToVideo(tmp_path / "run").autoencoder.latent_space == opened.latent_space
 
 
 def test_a_hub_that_lets_nobody_in_is_one_line_before_any_work(tokenizer, tmp_path, api, capsys):

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from motionaura_jax.conditioning import text as conditioners
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Cond
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.text import TextEncoder
 from motionaura_jax.models.encoders.text_tokenizer import PAD
-from motionaura_jax.systems.text_to_video import conditioners
 from motionaura_jax.weights.load import Loaded
 from motionaura_jax.weights.towers import open_tower
 
@@ -96,7 +96,7 @@ def _denoiser_case(model: Loaded) -> tuple[Arrays, Arrays]:
     @jax.jit
     def run(params: Any, features: Any) -> Any:
         cond = Cond(tokens=features, token_mask=jnp.asarray(seen), scalars={"fps": jnp.asarray(fps)})
-        return SpectralTransformer(config).apply({"params": params}, tokens, level, cond)
+        return SpectralTransformer(config).apply({"params": params}, tokens, level, cond).dense()  # type: ignore[union-attr]
 
     logits = run(model.params["denoiser"], features)
     given: Arrays = {"tokens": tokens.astype(np.int64), "level": level, "fps": fps}
@@ -108,7 +108,7 @@ def _denoiser_case(model: Loaded) -> tuple[Arrays, Arrays]:
 def _text_case(model: Loaded, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids, where there is text, and features in float32, of which those elsewhere mean nothing."""
     recipe: Any = model.recipe
-    text = conditioners.make_conditioner(recipe)
+    text = conditioners.make_text(recipe.text, recipe.model)
     ids = text.words.batch(texts)[:, : text.words.limit]
     if isinstance(text, conditioners.FrozenText):
         pad = text.words.pad

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import motionaura_jax
+from motionaura_jax.conditioning.text import TrainedText, make_text
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_json
 from motionaura_jax.exporters.base import Opened, Options, check
 from motionaura_jax.exporters.pytorch import settings
 from motionaura_jax.exporters.pytorch.compare import can_compare, compare
 from motionaura_jax.exporters.pytorch.model_card import model_card
-from motionaura_jax.systems.text_to_video.conditioners import TrainedText, make_conditioner
 from motionaura_jax.weights import exported
 from motionaura_jax.weights.checksum import digest
 
@@ -52,7 +52,7 @@ def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) 
         (folder / name).mkdir()
     text = _write_text(folder, recipe)
     _write_config(folder / "transformer", settings.denoiser_settings(recipe.model))
-    sampler = {"vocab_size": recipe.model.vocab_size, **recipe.sample.drawing}
+    sampler = {"vocab_size": recipe.model.vocab_size, **recipe.sample.sampling}
     _write_config(folder / "scheduler", sampler, "scheduler_config.json")
     clip = recipe.data.all_buckets()[0]
     index = {
@@ -99,7 +99,7 @@ def _finish(folder: pathlib.Path, opened: Opened, vae: Opened, meta: Mapping[str
 
 def _write_text(folder: pathlib.Path, recipe: Any) -> Mapping[str, Any]:
     """Write the text tokenizer and the settings of a text encoder of our own; return the entries of `model_index.json`."""
-    text = make_conditioner(recipe)
+    text = make_text(recipe.text, recipe.model)
     text.words.save(folder / "tokenizer")
     if isinstance(text, TrainedText):
         place = folder / "text_encoder"

@@ -26,7 +26,7 @@ _EPSILON = 1e-6
 
 
 class TextMemory(NamedTuple):
-    """What cross-attention reads of a text: all that depends on it, computed once per prompt.
+    """Keys and values that cross-attention reads: all that depends on a text, computed once per prompt.
 
     Attributes:
       keys, values: `(block, batch, length, head, channel)`; keys are normalized.
@@ -66,7 +66,7 @@ class KeysValues(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Splits the condition into `count` vectors of width d: shifts, scales and gates of one block.
+    """Split of the condition into `count` vectors of width d: shifts, scales and gates of one block.
 
     All start at zero, so that scales are 1 and gates 0.
     """
@@ -88,7 +88,7 @@ class Modulation(nn.Module):
 
 
 def _evaluated(x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    """Computes `x` once on a CPU, where XLA would fuse it into all that reads it and slice and add anew for each token.
+    """Compute `x` once on a CPU, where XLA would fuse it into all that reads it and slice and add anew for each token.
 
     XLA drops a mere barrier before it fuses; it does not fuse across a loop.
     """
@@ -96,12 +96,12 @@ def _evaluated(x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
 
 
 def modulation_count(config: SpectralTransformerConfig) -> int:
-    """Returns how many vectors condition a block: shift and scale of three norms, and the gates that `residual` has."""
+    """Return how many vectors condition a block: shift and scale of three norms, and the gates that `residual` has."""
     return 9 if config.residual == "identity" else 7
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear; an adapter reads what comes out, and is added to it."""
+    """Linear, GELU, Linear, and an adapter that reads the output and adds to it."""
 
     hidden: int
     dtype: jnp.dtype
@@ -184,12 +184,16 @@ class Block(nn.Module):
 
 
 def remat(block: type[nn.Module], what: str) -> type[nn.Module]:
-    """Wraps `block` so that the backward pass recomputes what `config.remat` says."""
+    """Wrap `block` so that the backward pass recomputes what `config.remat` says."""
     return block if what == "none" else nn.remat(block, prevent_cse=False, policy=_policy(what))
 
 
 def _policy(what: str) -> Callable[..., Any] | None:
-    """What a block keeps for the backward pass beside its inputs.  Raises UserError without a host memory to offload to."""
+    """Return the policy for what a block keeps for the backward pass next to its inputs.
+
+    Raises:
+      UserError: no host memory to offload to.
+    """
     policies = jax.checkpoint_policies
     if what == "full":
         return None

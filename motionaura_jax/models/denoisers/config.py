@@ -1,17 +1,21 @@
 """Settings and presets of the spectral transformer, free of jax imports.  MotionAura table 2, section 3.3."""
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.limits import Checked, Count, Natural, Positive
 from motionaura_jax.models.layers.config import LoraConfig
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpectralTransformerConfig(Checked):
-    """Everything that fixes the network; the defaults are those we recommend, `FAITHFUL` restores the paper's.
+    """Settings that fix the network; the defaults are those we recommend, `FAITHFUL` restores the paper's.
 
     Attributes:
       vocab_size: number of codes K of the tokenizer; MASK is id K.
@@ -27,15 +31,15 @@ class SpectralTransformerConfig(Checked):
         flat positions added to the embedding: ablation D.4), `auto` (`axial` with the grid, else `signed`).
       abs_pos: adds absolute t, h, w positions to the embedding.
       qk_gain: initial gain of normalized query-key products; None for 12 / sqrt(head width), which bounds logits by 12.
-      adaln: where shift, scale and gate come from: one shared projection plus a table per block, a rank-256 projection
+      adaln: source of shift, scale and gate: one shared projection plus a table per block, a rank-256 projection
         per block, or a full one per block.
-      time_cond: whether the masked fraction conditions the network; the frame rate always does.
+      time_cond: condition the network on the masked fraction; the frame rate always conditions it.
       text_dim, text_len: width of text features and number of text positions.
       lora: adapters, which train in place of all other weights.
       remat: what the backward pass recomputes: nothing (`none`), each block (`full`), or each block except its matrix
         products, which are kept on the device (`dots`) or in host memory (`offload`).
-      folded_training: whether training computes the folded form too, as sampling always does: the same values and
-        gradients with less work on long sequences (`denoisers.fold`); the kernels are folded in every step.
+      folded_training: train in the folded form too, as sampling always runs: the same values and gradients with less
+        work on long sequences (`denoisers.fold`); the kernels are folded in every step.
       loss_chunk: codes whose logits the loss holds at a time, so that those of all codes never exist; 0 holds all.
       scan: one compiled block in a loop; False writes all blocks out. The parameters are the same.
       dtype: compute precision; parameters, FFT, softmax, norms and logits are float32.
@@ -87,30 +91,59 @@ class SpectralTransformerConfig(Checked):
 
     @property
     def inner(self) -> int:
-        """Width of all attention heads together."""
+        """Return the width of all attention heads together."""
         return round(self.width * self.attention_ratio)
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Return the width of one attention head."""
         return self.inner // self.heads
 
     @property
     def initial_gain(self) -> float:
-        """Start of the learned gain of query-key products."""
+        """Return the initial value of the learned gain of query-key products."""
         return 12.0 / self.head_dim**0.5 if self.qk_gain is None else self.qk_gain
 
     @property
     def rotary(self) -> str:
-        """`rope` with `auto` resolved."""
+        """Return `rope` with `auto` resolved."""
         if self.rope != "auto":
             return self.rope
         return "axial" if self.spectral in ("none", "hartley3d") else "signed"
 
     @property
     def cross_kind(self) -> str:
-        """Transform around cross-attention; `none` where there is none."""
+        """Return the transform around cross-attention, or `none`."""
         return self.spectral if self.cross_spectral else "none"
+
+    def check_mesh(self, sizes: Mapping[str, int], grid: Sequence[int]) -> None:
+        """Check a mesh with axes of `sizes` for clips of `grid` (t, h, w) tokens.
+
+        Warns of heads that do not divide: their devices then all attend with every head.
+
+        Raises:
+          UserError: `sequence` does not divide the tokens, or the transform cannot be split along them.
+        """
+        devices, tokens = sizes.get("sequence", 1), math.prod(grid)
+        if devices > 1 and self.spectral == "hartley3d":
+            raise UserError(
+                f"config.mesh.sequence={devices}: hartley3d transforms all axes of a clip at once and cannot share its "
+                f"tokens; use sequence=1, or another model.spectral"
+            )
+        if tokens % devices:
+            fitting = [str(count) for count in range(2, devices + 1) if tokens % count == 0]
+            raise UserError(
+                f"config.mesh.sequence={devices}: does not divide the {tokens} tokens of a clip "
+                f"({' x '.join(map(str, grid))}); use {' or '.join(fitting[-2:]) or '1'}"
+            )
+        together = devices * sizes.get("tensor", 1)
+        if self.heads % together:
+            logger.warning(
+                "%d heads do not divide over tensor x sequence = %d devices, which partly repeat each other's attention; "
+                "choose a mesh where they do",
+                self.heads,
+                together,
+            )
 
 
 FAITHFUL: Mapping[str, Any] = {"spectral": "re_fft2", "residual": "paper", "rope": "flat1d", "abs_pos": False}
@@ -139,7 +172,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def preset(name: str, **overrides: Any) -> SpectralTransformerConfig:
-    """Returns a named preset with fields replaced.
+    """Return a named preset with fields replaced.
 
     Raises:
       UserError: no such preset (with the nearest name), or values that do not fit.

@@ -1,4 +1,4 @@
-"""Merges the transform along the embedding into the attention kernels."""
+"""Folding: the transform along the embedding, merged into the attention kernels."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ Kernel = Float[Array, "*n i o"]
 
 
 def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
-    """Returns the parameters of `SpectralTransformer(config, folded=True)` equal to the given ones.
+    """Return the parameters of `SpectralTransformer(config, folded=True)` equal to the given ones.
 
     Linear in the kernels and differentiable, so that a training step may fold inside its loss.  Sampling folds once.
     Kinds outside `spectral.FOLDED_KINDS` come back unchanged.
@@ -26,7 +26,7 @@ def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
         path = ("trunk", "blocks", layer)
         weight = flat.pop((*path, "into", "filter"), None)
         names = ("q", "k", "v") if layer == "self_attention" else ("q",)
-        # Of an adapter the map next to the transform is folded; the activation keeps the other one out.
+        # Only the map of an adapter that touches the transform is folded; the activation separates the other one.
         inputs, outputs = [part for name in names for part in (name, f"{name}_lora_down")], ["o", "o_lora_up"]
         folded = {
             ("into", name): _fold_input(flat.pop((*path, "into", name)), weight, kind)
@@ -44,7 +44,7 @@ def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
 
 
 def _fold_input(kernel: Kernel, weight: Float[Array, "*n 2 i"] | None, kind: str) -> tuple[Kernel, Kernel]:
-    """Returns E = Re(F diag(w) W) and O = -Im(F diag(w) W), for which T(x) W has rows re(u) E +- im(u) O.
+    """Return E = Re(F diag(w) W) and O = -Im(F diag(w) W), for which T(x) W has rows re(u) E +- im(u) O.
 
     Without learned weight `re_fft2` sees the point-even half of x, where columns d and -d are conjugates: 0..d/2 do.
     """
@@ -62,7 +62,7 @@ def _fold_input(kernel: Kernel, weight: Float[Array, "*n 2 i"] | None, kind: str
 
 
 def _fold_output(kernel: Kernel, kind: str) -> tuple[Kernel, Kernel]:
-    """Returns Re(W F w) / 2 and -Im(W F w) / 2, which meet sums and differences of rows n and -n."""
+    """Return Re(W F w) / 2 and -Im(W F w) / 2, which meet sums and differences of rows n and -n."""
     even, odd = (0.5 * part for part in _weigh(fft.dft(kernel, -1), kind))
     if kind != "hartley":
         columns = kernel.shape[-1] // 2 + 1
@@ -71,14 +71,14 @@ def _fold_output(kernel: Kernel, kind: str) -> tuple[Kernel, Kernel]:
 
 
 def _weigh(spectrum: Array, kind: str) -> tuple[Array, Array]:
-    """Returns real and imaginary part of the spectrum times the fixed weight of `kind`: 1 + i for Hartley, else 1."""
+    """Return real and imaginary part of the spectrum times the fixed weight of `kind`: 1 + i for Hartley, else 1."""
     if kind == "hartley":
         return spectrum.real - spectrum.imag, spectrum.real + spectrum.imag
     return spectrum.real, spectrum.imag
 
 
 def _multiplicity(width: int) -> np.ndarray:
-    """Returns how many of the `width` columns each of the columns 0..width/2 stands for."""
+    """Return how many of the `width` columns each of the columns 0..width/2 stands for."""
     index = np.arange(width // 2 + 1)
     return np.where((index == 0) | (2 * index == width), 1.0, 2.0).astype(np.float32)
 

@@ -1,17 +1,22 @@
 """The spectral transformer: predicts clean tokens from partly masked ones and a text.  MotionAura 3.3."""
 
+from collections.abc import Mapping
+from typing import Self
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.types import Cond
+from motionaura_jax.core.types import Cond, PyTree
 from motionaura_jax.models.denoisers import block
+from motionaura_jax.models.denoisers.base import Denoiser, Size
 from motionaura_jax.models.denoisers.block import TextMemory
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
+from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.layers import rotary, spectral
 from motionaura_jax.models.layers.embeddings import GridEmbedding, ScalarEmbedding, sinusoid
-from motionaura_jax.ops.cross_entropy import linear_logits
+from motionaura_jax.ops.prediction import Prediction
 from motionaura_jax.parallel import constraints, rules
 
 _STDDEV = 0.02
@@ -38,10 +43,12 @@ rules.declare(
 )
 
 
-class SpectralTransformer(nn.Module):
+class SpectralTransformer(Denoiser):
     """Denoiser over token grids of any size.
 
-    With `folded` it takes the parameters that `fold` returns and computes the same values with less work.
+    With `folded` it takes the parameters that `fold` returns and computes the same values with less work.  Sampling always
+    runs that form.  Training runs it with `config.folded_training`, and on a mesh that splits the tokens: there, only
+    transforms along the sequence alone leave channels to split.
     """
 
     config: SpectralTransformerConfig
@@ -56,40 +63,71 @@ class SpectralTransformer(nn.Module):
         self.head = Head(config)
 
     def __call__(
-        self, x_t: Int[Array, "b t h w"], m: Float[Array, " b"], cond: Cond, text: TextMemory | None = None
-    ) -> Float[Array, "b t h w k"]:
-        """Returns float32 logits over the K codes at every position.
+        self, x_t: Int[Array, "b t h w"], level: Float[Array, " b"], cond: Cond, memory: TextMemory | None = None
+    ) -> Prediction:
+        """Return the factors of the logits over the K codes at every position.
 
         Args:
           x_t: tokens in [0, K]; K is MASK.
-          m: masked fraction in [0, 1] that the process aims at.
+          level: masked fraction in [0, 1] that the process aims at.
           cond: `scalars["fps"]` (frames a second, positive), `tokens` (text features) and `token_mask`.  A sample
             whose mask is False everywhere, or `tokens` of None, means the learned null text.
-          text: what `encode_text` made of `cond`, which is then not read for text; batch 1 serves any batch.
+          memory: what `encode_cond` made of `cond`, which is then not read for text; batch 1 serves any batch.
 
         Raises:
           UserError: no fps, or text features that do not fit the settings.
         """
-        features, table = self.features(x_t, m, cond, text)
-        return linear_logits(features, table).reshape(*x_t.shape, self.config.vocab_size)
-
-    def features(
-        self, x_t: Int[Array, "b t h w"], m: Float[Array, " b"], cond: Cond, text: TextMemory | None = None
-    ) -> tuple[Float[Array, "b s d"], Float[Array, "k d"]]:
-        """Returns what the logits are the product of: features of the flat grid, and the table of the codes."""
         batch, *grid = x_t.shape
-        memory = self.encode_text(cond) if text is None else text
+        memory = self.encode_cond(cond) if memory is None else memory
         z = self.embedding(x_t).reshape(batch, -1, self.config.width)
-        z = self.trunk(z, (grid[0], grid[1], grid[2]), self.condition(m, cond), memory)
-        return self.head(z), self.embedding.table
+        z = self.trunk(z, (grid[0], grid[1], grid[2]), self.condition(level, cond), memory)
+        return Prediction(values=self.head(z), table=self.embedding.table, grid=tuple(grid))
 
-    def encode_text(self, cond: Cond) -> TextMemory:
-        """Returns keys and values of the text for all blocks; it depends neither on time nor on the tokens."""
+    def encode_cond(self, cond: Cond) -> TextMemory:
+        """Return keys and values of the text for all blocks; they depend neither on the level nor on the tokens."""
         return self.text(cond)
+
+    @property
+    def training(self) -> Self:
+        """Return the form of the network that training runs."""
+        return self.inference if self._trains_folded else self
+
+    @property
+    def inference(self) -> Self:
+        """Return the folded network."""
+        return self.clone(folded=True)
+
+    @nn.nowrap
+    def for_training(self, params: PyTree) -> PyTree:
+        """Return the parameters of `training`."""
+        return self.for_inference(params) if self._trains_folded else params
+
+    @nn.nowrap
+    def for_inference(self, params: PyTree) -> PyTree:
+        """Return the parameters with transforms along the embedding merged into the kernels."""
+        return constraints.placed(fold(params, self.config))
+
+    @property
+    def _trains_folded(self) -> bool:
+        return self.config.folded_training or constraints.axis_size("sequence") > 1
+
+    @nn.nowrap
+    def example(self) -> tuple[Int[Array, "1 t h w"], Float[Array, " 1"], Cond]:
+        """Return arguments of a call on few tokens."""
+        config = self.config
+        text = jnp.zeros((1, config.text_len, config.text_dim), config.dtype)
+        cond = Cond(tokens=text, token_mask=jnp.zeros(text.shape[:2], bool), scalars={"fps": jnp.ones(1)})
+        devices = constraints.axis_size("sequence")  # which have to divide the tokens of any clip
+        return jnp.zeros((1, 2, 2, 2 * devices), jnp.int32), jnp.ones(1), cond
+
+    @nn.nowrap
+    def check_mesh(self, sizes: Mapping[str, int], grid: Size) -> None:
+        """Check a mesh for clips of `grid`; see `SpectralTransformerConfig.check_mesh`."""
+        self.config.check_mesh(sizes, grid)
 
 
 class TokenEmbedding(nn.Module):
-    """Embeds codes, MASK and positions; `table` is shared with the head."""
+    """Embedding of codes, MASK and positions; `table` is shared with the head."""
 
     config: SpectralTransformerConfig
 
@@ -114,7 +152,7 @@ class TokenEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Embeds masked fraction and frame rate; projects them once for all blocks with `adaln='single'`."""
+    """Embedding of masked fraction and frame rate, projected once for all blocks with `adaln='single'`."""
 
     config: SpectralTransformerConfig
 
@@ -134,7 +172,7 @@ class Conditioning(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Projects text features to the width of the network once, and from there to keys and values of every block."""
+    """Projection of text features to the width of the network once, and from there to keys and values of every block."""
 
     config: SpectralTransformerConfig
 
@@ -159,7 +197,7 @@ class TextEncoder(nn.Module):
         return TextMemory(keys, values, None if config.cross_kind != "none" else mask | ~given)
 
     def _content(self, cond: Cond) -> tuple[Float[Array, "b l d"], Array]:
-        """Returns text features padded to `text_len`, and where they hold content."""
+        """Return text features padded to `text_len`, and where they hold content."""
         config = self.config
         if cond.tokens is None:
             empty = jnp.zeros((1, config.text_len, config.text_dim), config.dtype)

@@ -1,1 +1,1 @@
-"""Text to video: what a run is told (`recipe`), what it finds out itself (`resolve`), what it trains (`system`)."""
+"""Text to video: the settings of a run (`recipe`) and the system that trains (`system`)."""

@@ -1,58 +1,28 @@
-"""The settings of a text-to-video run and what is built from them alone.  MotionAura 3.2, 3.3."""
+"""The settings of a text-to-video run.  MotionAura 3.2, 3.3."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+from motionaura_jax.conditioning.config import TextConfig
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.limits import (
     Checked,
     Count,
     Natural,
     NonNegative,
-    OneOrMore,
     PositiveShare,
     Share,
     ShareBelowOne,
 )
-from motionaura_jax.core.recipe import Recipe
-from motionaura_jax.diffusion import samplers, schedules
+from motionaura_jax.diffusion import schedules
 from motionaura_jax.diffusion.absorbing import Absorbing
-from motionaura_jax.diffusion.guidance import Guidance
+from motionaura_jax.diffusion.samplers import absorbing as samplers
+from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
-from motionaura_jax.models.encoders.config import TextEncoderConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig(Checked):
-    """The text encoder and its words.
-
-    Attributes:
-      encoder: the one that trains along, where neither `tower` nor `cache` names a published one.
-      tower: folder or hub id of a published T5, which stays frozen; it decides `model.text_dim`.
-      cache: folder that `motionaura encode --text` wrote with it, so that training needs no encoder.
-      tower_hash: what identifies its features; the system fills it in, and from then on refuses another one.
-      limit: ids of a text at most, its end mark included; `model.text_len` is what they are padded to.
-      vocabulary: words by falling frequency; empty means that it is counted from the captions of `data.manifest` at the
-        first start.  The saved config holds the result, so that inference needs nothing else.
-      max_words: words that are counted at most; rarer ones become <unk>.
-      max_missing: share of clips without a caption above which training stops; below it they train the null text.
-    """
-
-    encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    vocabulary: tuple[str, ...] = ()
-    tower: str = ""
-    cache: str = ""
-    tower_hash: str = ""
-    limit: Count = 180
-    max_words: Count = 8192
-    max_missing: Share = 0.05
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether a published encoder reads the texts."""
-        return bool(self.tower or self.cache or self.tower_hash)
+from motionaura_jax.systems import diffusion_recipe
+from motionaura_jax.systems.diffusion_recipe import DiffusionRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +38,18 @@ class DiffusionConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(Checked):
-    """How videos are drawn, during training and by default in `motionaura sample`.
+class SampleConfig(diffusion_recipe.SampleConfig):
+    """Settings of sampling, in evaluations and by default in `motionaura sample`; `levels` are shares of masking.
 
     Attributes:
       sampler: "ancestral", or the fixed-count sampler revealing by "confidence", in "halton" or in "random" order.
-      guidance_scale: 1 + w as in diffusers; 1 is no guidance.
-      guidance_ramp: "linear" raises w from 0 at the first step to its whole at the last one; "constant" does not.
       prompts: texts sampled at every evaluation; empty means the captions of the first held-out clips.
-      schedule, temperature, choice_temperature, top_k, top_p, remask: see `diffusion.samplers.Confidence`.
-      levels: rising shares of masking at which the held-out bound is reported.
+      schedule, temperature, choice_temperature, top_k, top_p, remask: see `diffusion.samplers.absorbing.Confidence`.
     """
 
+    NOT_SAMPLING = ("prompts", "levels")
+
     sampler: Literal["confidence", "halton", "random", "ancestral"] = "confidence"
-    num_inference_steps: Count = 32
-    guidance_scale: OneOrMore = 4.0
-    guidance_ramp: Literal["linear", "constant"] = "linear"
     schedule: str = "cosine"
     temperature: NonNegative = 1.0
     choice_temperature: NonNegative = 4.5
@@ -91,28 +57,15 @@ class SampleConfig(Checked):
     top_p: PositiveShare | None = None
     remask: Natural = 0
     prompts: tuple[str, ...] = ()
-    levels: Count = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         schedules.schedule(self.schedule)
         make_sampler(self, 1)
 
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """The settings that decide a drawing, without those of evaluations."""
-        return {name: value for name, value in vars(self).items() if name not in ("prompts", "levels")}
 
-    @property
-    def guidance(self) -> Guidance | None:
-        """The guidance, or None where the conditional half alone is computed."""
-        if self.guidance_scale == 1:
-            return None
-        return Guidance(scale=self.guidance_scale - 1, ramp=self.guidance_ramp)
-
-
-def make_sampler(config: SampleConfig, vocab_size: int) -> samplers.Sampler:
-    """Builds the sampler that the settings name."""
+def make_sampler(config: SampleConfig, vocab_size: int) -> samplers.Confidence | samplers.Ancestral:
+    """Build the sampler that the settings name."""
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "schedule": schedules.schedule(config.schedule),
@@ -128,15 +81,12 @@ def make_sampler(config: SampleConfig, vocab_size: int) -> samplers.Sampler:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToVideoRecipe(Recipe):
+class TextToVideoRecipe(DiffusionRecipe):
     """A text-to-video training run.
 
     Attributes:
-      tokenizer: workdir, step folder or release folder of the trained tokenizer; with `init_from` that of the model there,
-        unless one is named.
-      latent_space: hash of that tokenizer; the system fills it in, and from then on refuses another one.
-      token_cache: clips whose tokens are kept in host memory, so that each is tokenized once.  For short clips that come
-        back whole; 0 tokenizes within the step.
+      tokenizer: workdir, step folder or release folder of the trained tokenizer; by default, with `init_from`, that of the
+        model there.
       model: the denoiser; the tokenizer decides its `vocab_size`.
     """
 
@@ -150,10 +100,9 @@ class TextToVideoRecipe(Recipe):
         "model.lora.activation": "give that value",
         "text.encoder.max_distance": "give that value",
     }
+    autoencoder_role = "tokenizer"
 
     tokenizer: str = ""
-    latent_space: str = ""
-    token_cache: Natural = 0
     model: SpectralTransformerConfig = field(default_factory=lambda: preset("tiny"))
     text: TextConfig = field(default_factory=TextConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -161,33 +110,22 @@ class TextToVideoRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.tokenizer or self.init_from):
-            raise UserError("config.tokenizer: name the workdir of a trained tokenizer")
-        sizes: dict[tuple[int, int, int], int] = {}
-        for bucket in self.data.all_buckets():
-            # The times of a step are spread over its batch, whose size only the shape of its clips tells.
-            shape = (bucket.num_frames, bucket.height, bucket.width)
-            if sizes.setdefault(shape, bucket.batch_size) != bucket.batch_size:
-                raise UserError(
-                    f"config.data.buckets: those of {'x'.join(map(str, shape))} need one batch_size, not "
-                    f"{sizes[shape]} and {bucket.batch_size}; say with the weight how often each comes"
-                )
         make_process(self)
 
     @property
     def added(self) -> str:
-        """The adapters, where there are any."""
+        """Return the names of the adapters, if the model has any."""
         return "lora_(down|up)$" if self.model.lora.rank else ""
 
     def check_start(self, origin: Self, where: str) -> None:
-        """Refuses other weights, see `Recipe`; those without adapters take any kind of them."""
+        """Refuse other weights, see `Recipe`; weights without adapters fit adapters of any kind."""
         if not origin.model.lora.rank:
             model = dataclasses.replace(origin.model, lora=self.model.lora)
             origin = dataclasses.replace(origin, model=model)
         super().check_start(origin, where)
 
     def with_text_encoder(self, place: str) -> Self:
-        """The same, with its published text encoder in `place`, a folder or a hub id.
+        """Return the recipe with its published text encoder in `place`, a folder or a hub id.
 
         Raises:
           UserError: the model has a text encoder of its own.
@@ -196,24 +134,33 @@ class TextToVideoRecipe(Recipe):
             raise UserError(f"--text_encoder={place}: this model has a text encoder of its own; leave it out")
         return dataclasses.replace(self, text=dataclasses.replace(self.text, tower=place))
 
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether nothing is left for `completed` to fill in."""
+        return super().is_complete and bool(self.text.vocabulary or self.text.tower_hash)
+
     def completed(self, origin: Self) -> Self:
-        """Takes what is left open from the run `origin`: words or text encoder, latent space and its size, tokenizer."""
-        text, model, space = self.text, self.model, self.latent_space
+        """Fill unset fields from the run `origin`: words or text encoder, tokenizer, latent space and its size."""
+        text, model = self.text, self.model
         if not text.vocabulary:
             text = dataclasses.replace(text, vocabulary=origin.text.vocabulary)
         if not text.tower_hash:
             text = dataclasses.replace(text, tower_hash=origin.text.tower_hash)
         if not (text.tower or text.cache):
             text = dataclasses.replace(text, tower=origin.text.tower, cache=origin.text.cache)
-        if not space:
-            model, space = dataclasses.replace(model, vocab_size=origin.model.vocab_size), origin.latent_space
-        tokenizer = self.tokenizer or origin.tokenizer
-        return dataclasses.replace(self, text=text, model=model, latent_space=space, tokenizer=tokenizer)
+        if not self.latent_space:
+            model = dataclasses.replace(model, vocab_size=origin.model.vocab_size)
+        return dataclasses.replace(super().completed(origin), text=text, model=model)
+
+    def with_autoencoder(self, autoencoder: VideoAutoencoder) -> Self:
+        """Fill in latent space and number of codes."""
+        model = dataclasses.replace(self.model, vocab_size=autoencoder.vocab_size)
+        return dataclasses.replace(super().with_autoencoder(autoencoder), model=model)
 
 
 def make_process(recipe: TextToVideoRecipe) -> Absorbing:
-    """Builds the diffusion process of a recipe."""
+    """Build the diffusion process of a recipe."""
     settings = dataclasses.asdict(recipe.diffusion)
     settings.pop("text_dropout")
     settings["schedule"] = schedules.schedule(recipe.diffusion.schedule)
-    return Absorbing(vocab_size=recipe.model.vocab_size, **settings)
+    return Absorbing(vocab_size=recipe.model.vocab_size, chunk=recipe.model.loss_chunk, **settings)

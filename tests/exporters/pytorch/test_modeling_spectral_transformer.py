@@ -45,7 +45,7 @@ def inputs(config, grid, batch=3):
 
 def ours(config, params, tokens, level, fps, text, mask):
     cond = Cond(tokens=text, token_mask=mask, scalars={"fps": jnp.asarray(fps)})
-    return jax.jit(SpectralTransformer(config).apply)({"params": params}, tokens, level, cond)
+    return jax.jit(SpectralTransformer(config).apply)({"params": params}, tokens, level, cond).dense()
 
 
 def assert_equal(config, grid, batch=3):

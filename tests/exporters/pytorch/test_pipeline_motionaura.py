@@ -10,8 +10,9 @@ import pytest
 
 from motionaura_jax import assets, export
 from motionaura_jax.exporters.pytorch import compare
+from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
-from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
+from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from motionaura_jax.scenes.reader import read_scene
 from motionaura_jax.weights import layout
 from tests.exporters.pytorch.noise import OurNoise
@@ -70,7 +71,7 @@ def test_equal_noise_draws_equal_videos(scenes):
     ours = TextToVideo(assets.SCENES)
     size = ours.size()
     settings = Settings(size=size, fps=8.0, seed=3, sample=ours.recipe.sample, window=size[0], batch_size=1)
-    tokens = ours.tokens([Job(prompt=Prompt(text=PROMPT))], settings)
+    tokens = ours.latents([Job(prompt=Prompt(text=PROMPT))], settings)
     key = jax.random.key(3)
     for part in (0, 0, 0):  # position of the prompt, number of the video, window
         key = jax.random.fold_in(key, part)

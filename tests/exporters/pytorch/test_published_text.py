@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from motionaura_jax import assets, encode, export
+from motionaura_jax.conditioning import text as conditioners
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
+from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
-from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo
-from motionaura_jax.systems.loading import load
-from motionaura_jax.systems.text_to_video import conditioners
+from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.exporters.pytorch.noise import OurNoise
@@ -66,7 +66,7 @@ def drawn(checkpoint, text_encoder=""):
     ours = TextToVideo(checkpoint, text_encoder=str(text_encoder))
     size = ours.size()
     settings = Settings(size=size, fps=8.0, seed=3, sample=ours.recipe.sample, window=size[0], batch_size=1)
-    return ours.tokens([Job(prompt=Prompt(text=PROMPT))], settings), ours.recipe
+    return ours.latents([Job(prompt=Prompt(text=PROMPT))], settings), ours.recipe
 
 
 def test_a_folder_here_goes_along_and_draws_the_same_where_the_first_one_is_gone(places, folder, tmp_path):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax.diffusion import orders, schedules
-from motionaura_jax.diffusion.guidance import guided
-from motionaura_jax.diffusion.samplers import sample
+from motionaura_jax.diffusion.sampling import guided, sample, stacked
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, make_sampler
 from tests.exporters.pytorch.noise import OurNoise
 
@@ -46,14 +45,13 @@ def table():
 def ours(config, keys, x, steps):
     here, there, level = map(jnp.asarray, table())
 
-    def model(x, m, _):
-        logits = here[x] + there[jnp.roll(x, 1, axis=3)] + m[:, None, None, None, None] * level[0]
-        return logits * jnp.where(_[:, None, None, None, None] > 0, 1.0, -0.3)
+    factors = stacked(jnp.ones(BATCH), jnp.full(BATCH, -0.3))
 
-    conditional, null = jnp.ones(BATCH), -jnp.ones(BATCH)
-    return sample(
-        guided(model, conditional, null, config.guidance), make_sampler(config, CODES), keys, x, steps=steps
-    ).tokens
+    def model(x, m):
+        logits = here[x] + there[jnp.roll(x, 1, axis=3)] + m[:, None, None, None, None] * level[0]
+        return logits * factors[:, None, None, None, None]
+
+    return sample(guided(model, config.guidance), make_sampler(config, CODES), keys, x, steps=steps).x
 
 
 def theirs(scheduler, noise, x, steps):

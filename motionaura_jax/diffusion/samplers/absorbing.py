@@ -1,35 +1,32 @@
-"""Samplers of absorbing-state diffusion: one compiled scan from MASK to tokens.  MaskGIT (2202.04200).
+"""Samplers of absorbing-state diffusion: from MASK to tokens.  MaskGIT (2202.04200).
+
+Tokens of `x_init` that are not MASK are context and never touched.  The denoiser returns logits over the codes without
+MASK.  Its level is the share of all tokens that is masked, as in training: that of the schedule times the share of the
+tokens that are sampled.
 
 Samplers are pytrees: temperatures, `top_k` and `top_p` are leaves, so a new value does not recompile (None, which
 leaves a filter out of the program, is structure), everything else is static.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.diffusion.categorical import Scalar, draw, gumbel, log_prob
+from motionaura_jax.diffusion.categorical import draw, gumbel, log_prob
 from motionaura_jax.diffusion.orders import halton_order, random_order
+from motionaura_jax.diffusion.sampling import Denoise, Scalar, progress_of, uniform_times
 from motionaura_jax.diffusion.schedules import Cosine, Schedule
-
-Denoise = Callable[[Int[Array, "b t h w"], Float[Array, " b"], Float[Array, ""]], Float[Array, "b t h w k"]]
-"""`(x_t, m, progress) -> logits` over the codes without MASK.
-
-m is the share of all tokens that is masked at this level, as in training: that of the schedule times the share of the
-tokens that are sampled.  progress rises from 0 at the first step to 1 at the last one; a single step has 1.
-"""
 
 _ROUNDING = 1e-3  # tokens; float32 rounding of a whole number of tokens must not leave one more masked
 
 
 class State(NamedTuple):
-    """What a sampler carries from step to step.
+    """Progress of a sampler.
 
     Attributes:
       x: tokens, MASK where not revealed.
@@ -46,48 +43,27 @@ class State(NamedTuple):
     evaluations: Int[Array, ""]
 
 
-class Samples(NamedTuple):
-    """Result of `sample`.
+class Trace(NamedTuple):
+    """Record of one step: tokens still masked in each sample, and calls of the denoiser so far.
 
-    Attributes:
-      tokens: all revealed, in [0, vocab_size).
-      masked: tokens still masked after each step.
-      evaluations: calls of the denoiser; steps in which no sample of the batch reveals a token take none.
+    Steps in which no sample of the batch reveals a token call no denoiser.
     """
 
-    tokens: Int[Array, "b t h w"]
-    masked: Int[Array, "steps b"]
+    masked: Int[Array, " b"]
     evaluations: Int[Array, ""]
-
-
-class Sampler(Protocol):
-    """Reveals masked tokens step by step."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of codes, and the id of MASK."""
-
-    def timesteps(self, steps: int) -> Float[Array, " steps+1"]:
-        """Returns the times from 1 down to 0."""
-
-    def init(self, keys: Key[Array, " b"], x: Int[Array, "b t h w"], free: Bool[Array, "b t h w"]) -> State:
-        """Prepares the first step; x is MASK wherever `free` is True."""
-
-    def step(self, denoise: Denoise, state: State, index: Int[Array, ""], times: Float[Array, " steps+1"]) -> State:
-        """Goes from times[index] to times[index + 1]."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """Draws every masked token, keeps the best ones and masks the rest again, on a fixed schedule of counts.
+    """Sampler that fills every masked token, keeps the best ones and masks the rest again, on a fixed schedule of counts.
 
     After step k of n, ceil(N m(1 - k/n)) of N sampled positions stay masked, and at least one fewer than before.
 
     Pure confidence reveals what is easy first.  Easy is the background: once enough of it stands, no object fits any
     more, and the object is left out (the same effect shows as monochrome or static samples).  `reveal="halton"`
     chooses positions without looking at the logits, spread evenly over space and time, so that every part of the
-    video gets its tokens while the rest is still open, and tokens drawn together are far apart and thus nearly
+    video gets its tokens while the rest is still open, and tokens sampled together are far apart and thus nearly
     independent.  It needs no retraining and no choice temperature (2503.17076).
 
     Attributes:
@@ -99,7 +75,7 @@ class Confidence:
       remask: during this many steps before the final one, revealed tokens compete with new ones by log p(x) under the
         current logits and may be masked again; only with reveal="confidence", and only sensible for a denoiser trained
         with `corrupt_visible`.
-      temperature, top_k, top_p: of the drawn tokens, see `categorical.draw`.  Confidence is measured before top_k and
+      temperature, top_k, top_p: of the sampled tokens, see `categorical.draw`.  Confidence is measured before top_k and
         top_p, at the same temperature.
       choice_temperature: of the choice of positions, at the start; falls linearly to 0 at the end.  If samples are
         monochrome or static, check this first.
@@ -124,20 +100,25 @@ class Confidence:
             raise UserError(f"sampler: remask={self.remask} must not be negative and needs reveal='confidence'")
 
     def timesteps(self, steps: int) -> Float[Array, " steps+1"]:
-        """Returns evenly spaced times from 1 to 0."""
-        return _uniform_times(steps)
+        """Return evenly spaced times from 1 to 0."""
+        return uniform_times(steps)
 
-    def init(self, keys: Key[Array, " b"], x: Int[Array, "b t h w"], free: Bool[Array, "b t h w"]) -> State:
-        """Fixes the order in which positions are revealed, unless confidence decides it."""
+    def init(self, keys: Key[Array, " b"], x: Int[Array, "b t h w"]) -> State:
+        """Fix the order in which positions are revealed, unless confidence decides it."""
+        x, free = _start(x, self.vocab_size)
         orders = {"halton": halton_order, "random": random_order}
         keys, order_keys = _split(keys)
         order = orders[self.reveal](order_keys, x.shape[1:]) if self.reveal in orders else None
         return State(x, free, keys, order, jnp.int32(0))
 
     def step(self, denoise: Denoise, state: State, index: Int[Array, ""], times: Float[Array, " steps+1"]) -> State:
-        """Draws all masked tokens and keeps the best; does nothing once the whole batch is revealed."""
+        """Sample all masked tokens and keep the best; do nothing once the whole batch is revealed."""
         done = ~(state.x == self.vocab_size).any()
         return jax.lax.cond(done, lambda s: s, lambda s: self._reveal(denoise, s, index, times), state)
+
+    def trace(self, state: State) -> Trace:
+        """Return how many tokens are still masked, and the calls of the denoiser."""
+        return _trace(state, self.vocab_size)
 
     def _reveal(self, denoise: Denoise, state: State, index: Array, times: Array) -> State:
         x, free, steps = state.x, state.free, times.shape[0] - 1
@@ -160,7 +141,7 @@ class Confidence:
         return state._replace(x=x, evaluations=state.evaluations + 1)
 
     def _remaining(self, free: Array, masked: Array, level: Array) -> Int[Array, " b"]:
-        """Tokens that stay masked after a step that ends at `level`."""
+        """Return how many tokens stay masked after a step that ends at `level`."""
         wanted = jnp.ceil(_count(free) * level - _ROUNDING).astype(jnp.int32)
         return jnp.clip(jnp.minimum(wanted, _count(masked) - 1), 0)
 
@@ -168,7 +149,7 @@ class Confidence:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Ancestral:
-    """Reverses the process itself: from u to s each masked token is revealed with probability (m_u - m_s) / m_u.
+    """Sampler that reverses the process itself: from u to s each masked token is revealed with probability (m_u - m_s) / m_u.
 
     Unbiased as the number of steps grows (64 to 256 are usual).  Which tokens are revealed does not depend on the
     logits, so a step that reveals none in the whole batch skips the denoiser; no logits are kept for that, and it is
@@ -177,7 +158,7 @@ class Ancestral:
     Attributes:
       vocab_size: number of codes; MASK is the id `vocab_size`.
       schedule: m(u).
-      temperature, top_k, top_p: of the drawn tokens, see `categorical.draw`.
+      temperature, top_k, top_p: of the sampled tokens, see `categorical.draw`.
     """
 
     vocab_size: int = field(metadata={"static": True})
@@ -187,15 +168,15 @@ class Ancestral:
     top_p: Scalar | None = None
 
     def timesteps(self, steps: int) -> Float[Array, " steps+1"]:
-        """Returns evenly spaced times from 1 to 0."""
-        return _uniform_times(steps)
+        """Return evenly spaced times from 1 to 0."""
+        return uniform_times(steps)
 
-    def init(self, keys: Key[Array, " b"], x: Int[Array, "b t h w"], free: Bool[Array, "b t h w"]) -> State:
-        """Starts with everything in `free` masked."""
-        return State(x, free, keys, None, jnp.int32(0))
+    def init(self, keys: Key[Array, " b"], x: Int[Array, "b t h w"]) -> State:
+        """Start from the masked tokens."""
+        return State(*_start(x, self.vocab_size), keys, None, jnp.int32(0))
 
     def step(self, denoise: Denoise, state: State, index: Int[Array, ""], times: Float[Array, " steps+1"]) -> State:
-        """Draws z_s ~ p(z_s | z_u)."""
+        """Sample z_s ~ p(z_s | z_u)."""
         now, after = self.schedule.masked(times[index]), self.schedule.masked(times[index + 1])
         draw_keys, reveal_keys = _split(_fold(state.keys, index))
         revealed = (state.x == self.vocab_size) & (random_order(reveal_keys, state.x.shape[1:]) < (now - after) / now)
@@ -207,62 +188,32 @@ class Ancestral:
 
         return jax.lax.cond(revealed.any(), run, lambda s: s, state)
 
-
-def sample(
-    denoise: Denoise,
-    sampler: Sampler,
-    keys: Key[Array, " b"],
-    x_init: Int[Array, "b t h w"],
-    *,
-    steps: int,
-    known: Bool[Array, "b t h w"] | None = None,
-) -> Samples:
-    """Reveals every masked token in `steps` steps.  Pure; jit it with `sampler` as an argument and `steps` static.
-
-    Args:
-      denoise: see `Denoise`; conditions and guidance are closed over (`guidance.guided`).
-      keys: one key per sample; sample i depends on keys[i] and x_init[i] alone, not on the batch around it.
-      x_init: tokens with MASK (id `vocab_size`) where they are to be sampled; `Absorbing.prior` samples all of them.
-      steps: number of steps, at least 1.
-      known: positions of `x_init` to keep (inpainting, infilling): all others are sampled.  Known tokens are never
-        touched.  None keeps whatever is not MASK.
-
-    Raises:
-      UserError: `steps` below 1.
-      ValueError: the denoiser does not predict `vocab_size` codes.
-    """
-    x = jnp.asarray(x_init, jnp.int32)
-    if known is not None:
-        x = jnp.where(known, x, sampler.vocab_size)
-    times = sampler.timesteps(steps)
-
-    def body(state: State, index: Array) -> tuple[State, Array]:
-        state = sampler.step(denoise, state, index, times)
-        return state, _count(state.x == sampler.vocab_size)
-
-    state = sampler.init(keys, x, x == sampler.vocab_size)
-    state, masked = jax.lax.scan(body, state, jnp.arange(steps))
-    return Samples(state.x, masked, state.evaluations)
+    def trace(self, state: State) -> Trace:
+        """Return how many tokens are still masked, and the calls of the denoiser."""
+        return _trace(state, self.vocab_size)
 
 
-def _uniform_times(steps: int) -> Float[Array, " steps+1"]:
-    if steps < 1:
-        raise UserError(f"num_inference_steps={steps}: at least 1 step is needed")
-    return 1.0 - jnp.arange(steps + 1) / steps
+def _start(x: Int[Array, "b t h w"], vocab_size: int) -> tuple[Array, Array]:
+    """Return the tokens as int32, and which of them are MASK: those are sampled, all others are context."""
+    x = jnp.asarray(x, jnp.int32)
+    return x, x == vocab_size
+
+
+def _trace(state: State, vocab_size: int) -> Trace:
+    return Trace(_count(state.x == vocab_size), state.evaluations)
 
 
 def _logits(
     denoise: Denoise, state: State, index: Array, level: Array, steps: int, vocab_size: int
 ) -> Float[Array, "b t h w k"]:
-    progress = index / (steps - 1) if steps > 1 else jnp.ones(())
-    logits = denoise(state.x, level * state.free.mean((1, 2, 3)), progress)
+    logits = denoise(state.x, level * state.free.mean((1, 2, 3)), progress_of(index, steps))
     if logits.shape != (*state.x.shape, vocab_size):
         raise ValueError(f"denoiser: logits {logits.shape} for tokens {state.x.shape} of {vocab_size} codes")
     return logits.astype(jnp.float32)
 
 
 def _best(score: Array, candidates: Bool[Array, "b t h w"], count: Int[Array, " b"]) -> Bool[Array, "b t h w"]:
-    """Marks the `count` candidates with the highest scores in each sample; equal scores go by position."""
+    """Mark the `count` candidates with the highest scores in each sample; equal scores go by position."""
     # Finite, so that a token without probability still ranks before what is no candidate.
     cost = jnp.where(candidates, -jnp.maximum(score, jnp.finfo(jnp.float32).min), jnp.inf)
     cost = cost.reshape(-1, math.prod(score.shape[1:]))

@@ -1,10 +1,9 @@
-"""What a mesh asks of clips and heads."""
+"""Meshes that a text-to-video model can use: tokens and heads have to divide."""
 
 import pytest
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
-from motionaura_jax.systems.text_to_video.layout import check_layout
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.systems import tiny
 
@@ -17,7 +16,7 @@ def model(**values):
 
 @pytest.mark.parametrize("sizes", [{}, {"sequence": 8}, {"fsdp": 7, "tensor": 2, "sequence": 4}])
 def test_a_mesh_that_divides_tokens_and_heads_passes_in_silence(sizes, caplog):
-    check_layout(model(), sizes, GRID)
+    model().check_mesh(sizes, GRID)
     assert not caplog.records
 
 
@@ -25,17 +24,17 @@ def test_tokens_that_do_not_divide_are_refused_with_sizes_that_do():
     with pytest.raises(
         UserError, match=r"sequence=5: does not divide the 96 tokens of a clip \(4 x 6 x 4\); use 3 or 4"
     ):
-        check_layout(model(), {"sequence": 5}, GRID)
+        model().check_mesh({"sequence": 5}, GRID)
 
 
 def test_a_transform_of_all_axes_cannot_share_its_tokens():
     with pytest.raises(UserError, match="hartley3d transforms all axes"):
-        check_layout(model(spectral="hartley3d"), {"sequence": 2}, GRID)
-    check_layout(model(spectral="hartley3d"), {"fsdp": 2, "tensor": 2}, GRID)
+        model(spectral="hartley3d").check_mesh({"sequence": 2}, GRID)
+    model(spectral="hartley3d").check_mesh({"fsdp": 2, "tensor": 2}, GRID)
 
 
 def test_heads_that_do_not_divide_are_warned_of(caplog):
-    check_layout(model(), {"tensor": 4, "sequence": 4}, GRID)
+    model().check_mesh({"tensor": 4, "sequence": 4}, GRID)
     assert "8 heads do not divide over tensor x sequence = 16 devices" in caplog.text
 
 

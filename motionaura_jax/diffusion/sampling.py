@@ -1,0 +1,212 @@
+"""Sampling from any diffusion process: one compiled scan, and guidance and clamping as wrappers around its parts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import PyTree
+from motionaura_jax.diffusion.process import Latents
+
+Scalar = float | Float[Array, ""]
+Model = Callable[[Latents, Float[Array, " n"]], Float[Array, "n t h w c"]]
+"""`(x_t, level) -> dense prediction`."""
+Denoise = Callable[[Latents, Float[Array, " b"], Float[Array, ""]], Float[Array, "b t h w c"]]
+"""`(x_t, level, progress) -> dense prediction`.
+
+`level` is what training conditions on (`Process.level`).  `progress` rises from 0 at the first step to 1 at the last one; a
+single step has 1.
+"""
+
+
+class State(Protocol):
+    """A pytree that a sampler carries from step to step: its latents, and whatever else it needs."""
+
+    @property
+    def x(self) -> Latents:
+        """Return the latents so far."""
+
+    def _replace(self, **changes: Any) -> Any:
+        """Return the state with other fields, as named tuples do."""
+
+
+class Sampler(Protocol):
+    """Rule that leads from the prior to clean latents, step by step.
+
+    Samplers are pytrees: what may change without another compilation is a leaf, everything else is static.
+    """
+
+    def timesteps(self, steps: int) -> Float[Array, " steps+1"]:
+        """Return the times from 1 down to 0."""
+
+    def init(self, keys: Key[Array, " b"], x: Latents) -> Any:
+        """Return the state before the first step, from latents that hold the prior where they are to be sampled."""
+
+    def step(self, denoise: Denoise, state: Any, index: Int[Array, ""], times: Float[Array, " steps+1"]) -> Any:
+        """Go from times[index] to times[index + 1]."""
+
+    def trace(self, state: Any) -> PyTree:
+        """Return what is worth recording of a state; small."""
+
+
+class Samples(NamedTuple):
+    """Result of `sample`: clean latents `x`, and the sampler's `trace` after each step, along a new leading axis."""
+
+    x: Latents
+    trace: PyTree
+
+
+def sample(denoise: Denoise, sampler: Sampler, keys: Key[Array, " b"], x_init: Latents, *, steps: int) -> Samples:
+    """Sample latents in `steps` steps.  Pure; jit it with `sampler` as an argument and `steps` static.
+
+    Args:
+      denoise: see `Denoise`; it closes over conditions and guidance (`guided`).
+      keys: one key per sample; sample i depends on keys[i] and x_init[i] alone, not on the batch around it.
+      x_init: `Process.prior`, or latents that hold it wherever something is to be sampled.
+      steps: number of steps, at least 1.
+
+    Raises:
+      UserError: `steps` below 1.
+    """
+    times = sampler.timesteps(steps)
+
+    def body(state: Any, index: Array) -> tuple[Any, PyTree]:
+        state = sampler.step(denoise, state, index, times)
+        return state, sampler.trace(state)
+
+    state, trace = jax.lax.scan(body, sampler.init(keys, x_init), jnp.arange(steps))
+    return Samples(state.x, trace)
+
+
+def uniform_times(steps: int) -> Float[Array, " steps+1"]:
+    """Return evenly spaced times from 1 to 0.
+
+    Raises:
+      UserError: `steps` below 1.
+    """
+    if steps < 1:
+        raise UserError(f"num_inference_steps={steps}: at least 1 step is needed")
+    return 1.0 - jnp.arange(steps + 1) / steps
+
+
+def progress_of(index: Int[Array, ""], steps: int) -> Float[Array, ""]:
+    """Return the progress at step `index` of `steps`; see `Denoise`."""
+    return index / (steps - 1) if steps > 1 else jnp.ones(())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Clamped:
+    """Sampler that restores known positions after every step of another one.
+
+    Samplers over tokens need none: they never touch a token that is not MASK.
+
+    Attributes:
+      sampler: the one that does the work.
+      clean: latents whose known positions are kept.
+      known: True at these positions, `(batch, t, h, w)`.
+    """
+
+    sampler: Any
+    clean: Latents
+    known: Bool[Array, "b t h w"]
+
+    def timesteps(self, steps: int) -> Float[Array, " steps+1"]:
+        """Return the times of the inner sampler."""
+        return self.sampler.timesteps(steps)
+
+    def init(self, keys: Key[Array, " b"], x: Latents) -> Any:
+        """Start from the clean latents where they are known."""
+        return self.sampler.init(keys, self._restored(x))
+
+    def step(self, denoise: Denoise, state: Any, index: Int[Array, ""], times: Float[Array, " steps+1"]) -> Any:
+        """Make a step and restore what is known."""
+        state = self.sampler.step(denoise, state, index, times)
+        return state._replace(x=self._restored(state.x))
+
+    def trace(self, state: Any) -> PyTree:
+        """Return the record of the inner sampler."""
+        return self.sampler.trace(state)
+
+    def _restored(self, x: Latents) -> Latents:
+        return restore(x, self.clean, self.known)
+
+
+def restore(x: Latents, clean: Latents, known: Bool[Array, "b t h w"]) -> Latents:
+    """Return `x` with the clean latents at known positions; latents may have channels, positions have none."""
+    return jnp.where(known.reshape(*known.shape, *[1] * (x.ndim - known.ndim)), clean, x)
+
+
+class Weights(Protocol):
+    """Weights of the branches of a guided prediction."""
+
+    def weights(self, progress: Float[Array, ""]) -> Sequence[Float[Array, ""]]:
+        """Return one weight per branch, in the order of `stacked`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022): (1 + w) p_cond - w p_uncond.  A pytree: `scale` is a leaf.
+
+    Attributes:
+      scale: largest w, at least 0; diffusers' `guidance_scale` is 1 + w.
+      ramp: "linear" raises w from 0 at the first step of the sampler to `scale` at the last one, which keeps samples
+        diverse early and faithful late (Muse, section 2.7); "constant" has `scale` from the first step on.
+
+    Raises:
+      UserError: unknown `ramp`.
+    """
+
+    scale: Scalar = 3.0
+    ramp: Literal["linear", "constant"] = field(metadata={"static": True}, default="linear")
+
+    def __post_init__(self) -> None:
+        if self.ramp not in ("linear", "constant"):
+            raise UserError(f"guidance: ramp={self.ramp!r} is neither 'linear' nor 'constant'")
+
+    def weight(self, progress: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Return w once `progress` of the steps is done: 0 at the first one, 1 at the last one."""
+        return self.scale * (progress if self.ramp == "linear" else jnp.ones_like(progress))
+
+    def weights(self, progress: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return the weights of the conditional and of the unconditional branch."""
+        w = self.weight(progress)
+        return 1.0 + w, -w
+
+
+def stacked(*branches: PyTree) -> PyTree:
+    """Concatenate the conditions of all branches along the batch, the conditional one first.
+
+    Args:
+      branches: pytrees of one structure whose leaves lead with the batch, e.g. `Cond`: the condition, and the learned null
+        condition or that of a negative prompt.  Leaves after the first branch may lead with 1 instead of the batch.
+    """
+    return jax.tree.map(
+        lambda first, *rest: jnp.concatenate([first, *(jnp.broadcast_to(leaf, first.shape) for leaf in rest)]),
+        *branches,
+    )
+
+
+def guided(model: Model, guidance: Weights | None = None) -> Denoise:
+    """Return the `denoise` of a sampler: the weighted sum of the predictions of all branches, from one call of `model`.
+
+    Args:
+      model: called once per step, on the latents of all branches; it closes over their conditions (`stacked`).
+      guidance: None means a single branch, which costs half of two branches and predicts the same as w = 0.
+    """
+    if guidance is None:
+        return lambda x, level, _: model(x, level)
+
+    def denoise(x: Latents, level: Float[Array, " b"], progress: Float[Array, ""]) -> Float[Array, "b t h w c"]:
+        weights = guidance.weights(progress)
+        count = len(weights)
+        predictions = model(jnp.concatenate([x] * count), jnp.concatenate([level] * count)).astype(jnp.float32)
+        first, *rest = (w * part for w, part in zip(weights, jnp.split(predictions, count), strict=True))
+        return sum(rest, first)
+
+    return denoise

@@ -1,0 +1,167 @@
+"""Parts of every pipeline over a diffusion system: opening, possible sizes, batches of one compiled size, keys."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key, Num, UInt8, UInt32
+
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.types import PyTree
+from motionaura_jax.models.autoencoders.base import VideoAutoencoder
+from motionaura_jax.parallel import rules
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.parallel.mesh import batch_shards, make_mesh
+from motionaura_jax.pipelines.decoding import decode_video
+from motionaura_jax.systems.diffusion import DiffusionSystem
+from motionaura_jax.weights import hub, steps
+from motionaura_jax.weights.checksum import digest
+from motionaura_jax.weights.load import Loaded
+
+Size = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of one call that generates videos.
+
+    Attributes:
+      size: frames, height and width; from `Pipeline.size`.
+      fps: frame rate that the model is told.
+      seed: with the place of a job, all that its randomness depends on; see `Pipeline.keys`.
+      sample: sampler, steps, guidance; a `SampleConfig` of the system.
+      window: frames generated at once; longer videos are continued window by window.
+      batch_size: videos generated together, at least one on each device that shares them.  The last batch is filled up, so
+        that one program serves all.
+    """
+
+    size: Size
+    fps: float
+    seed: int
+    sample: Any
+    window: int
+    batch_size: int
+
+
+class Pipeline(abc.ABC):
+    """A trained diffusion system with its parts, ready to generate videos.
+
+    Attributes:
+      recipe: the recipe that the model was trained with.
+      step: training step of the checkpoint.
+      autoencoder: decodes what the system generates.
+      digest: hash of the weights, 16 hex digits.
+    """
+
+    System: ClassVar[type[DiffusionSystem]]
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        loaded: Loaded,
+        recipe: Any,
+        *,
+        autoencoder: str = "",
+        mesh: MeshConfig = MeshConfig(),  # noqa: B008
+    ):
+        """Take the weights of a checkpoint and open its other parts.
+
+        Args:
+          checkpoint: the place of `loaded` as the caller called it.
+          recipe: that of `loaded`, with parts that have moved in their new places.
+          autoencoder: where the autoencoder is now, if not where it was during training.
+          mesh: how the devices of this process share the work; by default each generates videos of its own.
+
+        Raises:
+          UserError: a part that is missing or another one, or a mesh that does not fit.
+        """
+        self._mesh = make_mesh(mesh, jax.local_devices())
+        self._system = self.System(recipe)
+        self.recipe, self.step = self._system.recipe, loaded.step
+        role = self.recipe.autoencoder_role
+        place = hub.checkpoint_folder(autoencoder or self.recipe.autoencoder_place)
+        if not steps.exists(place):
+            raise UserError(f"{place}: the {role} of {checkpoint} is not there; name its folder with --{role}")
+        self.autoencoder: VideoAutoencoder = self.System.open_autoencoder(place, self.recipe.latent_space)
+        self.digest = digest(loaded.params)
+        self._loaded: PyTree = loaded.params
+        self._sample = jax.jit(self._system.sample, static_argnames="steps")
+
+    @abc.abstractmethod
+    def latents(self, jobs: Sequence[Any], settings: Settings) -> Num[np.ndarray, "b t h w *c"]:
+        """Generate the latents of one batch of jobs."""
+
+    def generate(self, jobs: Sequence[Any], settings: Settings) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+        """Yield the videos of `jobs` in their order; which jobs share a batch does not matter."""
+        shards = batch_shards(self._mesh)
+        size = -(-settings.batch_size // shards) * shards
+        for start in range(0, len(jobs), size):
+            part = list(jobs[start : start + size])
+            latents = self.latents([*part, *part[-1:] * (size - len(part))], settings)[: len(part)]
+            yield from decode_video(self._decoder, self._system.latent(latents, settings.size), mesh=self._mesh)
+
+    def size(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size:
+        """Check a size; None takes that of the first training bucket.
+
+        Raises:
+          UserError: a value that the autoencoder cannot make; names the nearest possible ones.
+        """
+        return self._length("num_frames", num_frames), self._length("height", height), self._length("width", width)
+
+    def window(self, frames: int | None, num_frames: int) -> int:
+        """Return the frames generated at once: `frames`, else at most the longest clips that the model was trained on.
+
+        Raises:
+          UserError: see `size`.
+        """
+        longest = max(bucket.num_frames for bucket in self.recipe.data.all_buckets())
+        return min(num_frames, self._length("num_frames", frames or longest, "window_frames"))
+
+    def keys(self, seed: int, places: UInt32[np.ndarray, "b n"], window: int = 0) -> Key[Array, " b"]:
+        """Return one key per video, from the seed, the numbers that tell its job apart, and the window."""
+
+        def one(place: Array) -> Array:
+            return functools.reduce(jax.random.fold_in, [*place, window], jax.random.key(seed))
+
+        return jax.vmap(one)(jnp.asarray(places))
+
+    @functools.cached_property
+    def _params(self) -> PyTree:
+        # The first work of the device: by then all that can be refused has been refused.
+        with jax.set_mesh(self._mesh):
+            loaded = jax.device_put(self._loaded, rules.shardings(self._loaded, self._mesh))
+            params = jax.jit(self._system.for_inference)(loaded)
+        self._loaded = None  # two copies would take twice the memory
+        return params
+
+    @functools.cached_property
+    def _decoder(self) -> VideoAutoencoder:
+        return jax.device_put(self.autoencoder, rules.shardings(self.autoencoder, self._mesh))
+
+    def _length(self, name: str, given: int | None, flag: str = "") -> int:
+        """Check frames, height or width (`name`), which `flag` sets; see `size`."""
+        geometry = self.autoencoder.geometry
+        trained = [getattr(bucket, name) for bucket in self.recipe.data.all_buckets()]
+        value = trained[0] if given is None else given
+        stride = dict(zip(("num_frames", "height", "width"), geometry.strides, strict=True))[name]
+        first = 1 if geometry.causal and name == "num_frames" else stride
+        if value not in trained and (value < first or (value - first) % stride):
+            below = first + max(0, value - first) // stride * stride
+            near = [below] if value < first else [below, below + stride]
+            raise UserError(
+                f"--{flag or name}={value}: this model makes {first}, {first + stride}, {first + 2 * stride}, ...; "
+                f"the nearest is {' or '.join(map(str, near))}"
+            )
+        return value
+
+
+def window_starts(total: int, length: int) -> list[int]:
+    """Return the first latent frame of each window: steps of half a window, the last one flush with the end."""
+    step = max(1, length - length // 2)
+    return [*range(0, max(0, total - length), step), max(0, total - length)]

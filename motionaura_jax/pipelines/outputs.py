@@ -1,0 +1,131 @@
+"""Generated videos as files: a sidecar for each that says how it was made, and resuming from what is there."""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from rich.progress import track
+
+from motionaura_jax.core import cli
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.data import media
+from motionaura_jax.data.video import read_video
+from motionaura_jax.pipelines.base import Pipeline, Settings
+
+SHEET_ROWS = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """One video to generate, the file that it goes to, and the settings that its sidecar records.
+
+    The sidecar is written first.  A file without a sidecar is thus never ours, and a sidecar without its video marks where
+    a call was stopped.
+
+    Attributes:
+      job: of the pipeline.
+      label: caption in the contact sheet.
+      record: JSON values with at least `num_frames`, `height`, `width` and `checkpoint_hash`.
+    """
+
+    job: Any
+    path: Path
+    label: str
+    record: dict[str, Any]
+
+    @property
+    def sidecar(self) -> Path:
+        """Return the JSON file next to the video."""
+        return self.path.with_suffix(".json")
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files of the video."""
+        return self._files(self.record)
+
+    @property
+    def recorded_files(self) -> list[Path]:
+        """Return the files of the video that the sidecar describes, which may be longer."""
+        return self._files(self.recorded) if self.recorded else []
+
+    def _files(self, record: Mapping[str, Any]) -> list[Path]:
+        return media.output_files(self.path, record["num_frames"])
+
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """Read the sidecar; return None unless we wrote it."""
+        try:
+            found = json.loads(self.sidecar.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and {"checkpoint_hash", "num_frames"} <= found.keys() else None
+
+    @property
+    def is_ours(self) -> bool:
+        """Tell whether the sidecar is that of this very video, from the same weights wherever they lie now."""
+        places = {"checkpoint": "", "lora": ""}
+        return {**(self.recorded or {}), **places} == {**self.record, **places}
+
+    def is_done(self) -> bool:
+        """Tell whether an earlier call wrote this very video in full.
+
+        Raises:
+          UserError: a file is there that comes from elsewhere, or a video that was generated with other settings.
+        """
+        if self.is_ours:
+            return all(file.exists() for file in self.files)
+        if self.recorded:
+            raise UserError(
+                f"{self.path}: was generated with other settings; choose another --output or add --overwrite"
+            )
+        media.check_free(*self.files, self.sidecar, overwrite=False)
+        return False
+
+
+def write(
+    pipeline: Pipeline, targets: Sequence[Target], settings: Settings, sheet: Path, *, overwrite: bool
+) -> list[Target]:
+    """Generate and write the videos that are missing, and a contact sheet of the first ones of all.
+
+    Returns:
+      The targets that were generated now.
+
+    Raises:
+      UserError: a file is in the way, damaged, or cannot be written.
+    """
+    left = [target for target in targets if overwrite or not target.is_done()]
+    media.check_free(sheet, overwrite=overwrite or any(target.is_ours for target in targets))
+    first, generated = targets[:SHEET_ROWS], {}
+    console = cli.console()
+    videos = pipeline.generate([target.job for target in left], settings)
+    shown = track(videos, "sampling", total=len(left), console=console, disable=not console.is_terminal)
+    for target, video in zip(left, shown, strict=True):
+        # What --overwrite replaces must never lie next to a sidecar that is not its own.
+        for file in {*target.files, *target.recorded_files}:
+            file.unlink(missing_ok=True)
+        media.write_json(target.sidecar, target.record)
+        media.write_video(target.path, video, settings.fps)
+        if target in first:
+            generated[target.path] = video
+    if left or not sheet.exists():
+        rows = [
+            (target.label, generated[path] if (path := target.path) in generated else _read(target)) for target in first
+        ]
+        media.contact_sheet(rows, sheet)
+    return left
+
+
+def _read(target: Target) -> UInt8[np.ndarray, "t h w 3"]:
+    """Read the frames of a video from an earlier call, without what pads an .mp4."""
+    if target.path.suffix.lower() == ".npz":
+        try:
+            return np.load(target.path)["video"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{target.path}: is damaged ({error}); remove it and run the same command again") from error
+    frames = np.concatenate([read_video(file)[0] for file in target.files])
+    return frames[:, : target.record["height"], : target.record["width"]]
