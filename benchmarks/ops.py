@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Compiled, compile_case, interleave, ratio
-from motionaura_jax.models.layers.attention import attend
+from motionaura_jax.ops.attention import attend
 from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.depthwise import depthwise_conv3d
 from motionaura_jax.ops.nearest import nearest_code

@@ -34,8 +34,8 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     # Attention: heads over `tensor`.
     (r"(into|[kv]_input)/[qkv](_even|_odd)?$", _COLUMNS),
     (r"out/o(_even|_odd)?$", _ROWS),
-    (r"attention_\d+/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
-    (r"attention_\d+/output/kernel$", ("tensor", None, "fsdp")),
+    (r"attention(_\d+)?/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
+    (r"attention(_\d+)?/output/kernel$", ("tensor", None, "fsdp")),
     (r"blocks/(query|key|value)/kernel$", _COLUMNS),
     (r"blocks/output/kernel$", _ROWS),
     # Multilayer perceptrons, embeddings of scalars, the masked-frame head.

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from motionaura_jax.models.encoders.config import T5Config
 from motionaura_jax.models.encoders.t5 import T5Encoder
-from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.weights.layout import export_tensors
 from motionaura_jax.weights.maps import t5
 

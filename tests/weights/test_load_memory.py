@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from motionaura_jax.core.trees import path_name
+from motionaura_jax.models.encoders.config import T5Config
 from motionaura_jax.models.encoders.t5 import T5Encoder
-from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.weights.layout import slots
 from motionaura_jax.weights.maps import t5
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-from motionaura_jax.systems.text_to_video.conditioners import Words
+from motionaura_jax.models.encoders.text_tokenizers import TextTokenizer
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig, TextToVideoRecipe
 
 logger = logging.getLogger(__name__)
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 ANCESTRAL_STEPS = 64  # with fewer, too many tokens are drawn together as if independent
 
 
-def warn_of_words(words: Words, prompts: Iterable[str]) -> None:
+def warn_of_words(words: TextTokenizer, prompts: Iterable[str]) -> None:
     """Names the prompts that are cut off, and their words that the model has never seen."""
     for text in dict.fromkeys(prompts):
         encoded = words.encode(text)

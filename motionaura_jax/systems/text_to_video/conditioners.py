@@ -21,10 +21,9 @@ from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.array_cache import ArrayCache, text_content
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
-from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.models.encoders.text_tokenizer import PAD, Encoded, TextTokenizer
+from motionaura_jax.models.encoders.t5 import T5Encoder
+from motionaura_jax.models.encoders.text_tokenizers import PAD, PretrainedTokenizer, TextTokenizer, WordTokenizer
 from motionaura_jax.models.encoders.tower import Tower
-from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
 from motionaura_jax.parallel import rules
 from motionaura_jax.systems.text_to_video.recipe import TextConfig, TextToVideoRecipe
 from motionaura_jax.weights import hub
@@ -38,31 +37,11 @@ TOWER = "t5"
 Text = PyTree
 
 
-class Words(Protocol):
-    """Texts to ids of one length; `models.encoders` has two."""
-
-    length: int
-    pad: int
-
-    @property
-    def limit(self) -> int:
-        """Ids of a text at most."""
-
-    def encode(self, text: str) -> Encoded:
-        """Ids without padding, and what of the text is lost."""
-
-    def batch(self, texts: Iterable[str]) -> np.ndarray:
-        """Ids with padding."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids."""
-
-
 class Conditioner(Protocol):
     """From texts to the features that the denoiser reads."""
 
     @property
-    def words(self) -> Words:
+    def words(self) -> TextTokenizer:
         """Texts to ids."""
 
     def init(self, key: Key[Array, ""]) -> PyTree:
@@ -91,8 +70,8 @@ class TrainedText:
     """Word ids through an encoder that trains with the denoiser."""
 
     def __init__(self, text: TextConfig, model: SpectralTransformerConfig):
-        self.words = TextTokenizer(text.vocabulary, model.text_len)
-        self._encoder = TextEncoder(text.encoder, self.words.size, model.text_dim, model.dtype)
+        self.words = WordTokenizer(text.vocabulary, model.text_len)
+        self._encoder = T5Encoder(text.encoder.t5(self.words.size, model.text_dim), model.dtype, scanned=False)
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Parameters of the encoder."""
@@ -132,7 +111,7 @@ class FrozenText:
         self._text, self._length, self._width = text, model.text_len, model.text_dim
 
     @functools.cached_property
-    def words(self) -> TowerTokenizer:
+    def words(self) -> PretrainedTokenizer:
         """The encoder's tokenizer."""
         return self._tower_words if self._cache is None else self._opened(self._cache.folder / TOKENIZER)
 
@@ -230,11 +209,11 @@ class FrozenText:
         return tower
 
     @functools.cached_property
-    def _tower_words(self) -> TowerTokenizer:
+    def _tower_words(self) -> PretrainedTokenizer:
         return self._opened(hub.model_folder(self._text.tower))
 
-    def _opened(self, folder: Any) -> TowerTokenizer:
-        return TowerTokenizer(folder, self._length, self._text.limit)
+    def _opened(self, folder: Any) -> PretrainedTokenizer:
+        return PretrainedTokenizer(folder, self._length, self._text.limit)
 
     def _check(self, found: str, where: str) -> None:
         wanted = self._text.tower_hash
@@ -258,7 +237,7 @@ def resolve_text(recipe: TextToVideoRecipe) -> TextToVideoRecipe:
     return dataclasses.replace(recipe, text=dataclasses.replace(recipe.text, tower_hash=identity(meta)), model=model)
 
 
-def text_meta(tower: Tower, words: TowerTokenizer) -> dict[str, Any]:
+def text_meta(tower: Tower, words: PretrainedTokenizer) -> dict[str, Any]:
     """What identifies features: encoder, tokenizer and the limit of its ids; `cache.json` of a cache."""
     return {
         "kind": "text",

@@ -15,7 +15,7 @@ from motionaura_jax.models.autoencoders.config import preset
 from motionaura_jax.models.autoencoders.mbq_vae import init_tokenizer
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
-from motionaura_jax.models.encoders.text_tokenizer import PAD
+from motionaura_jax.models.encoders.text_tokenizers import PAD
 from motionaura_jax.models.encoders.tower import Tower
 from motionaura_jax.systems.base import system_class
 from motionaura_jax.systems.text_to_video.conditioners import (
