@@ -59,7 +59,7 @@ def depthwise(leaf: np.ndarray) -> np.ndarray:
 
 
 def conv_transpose(leaf: np.ndarray) -> np.ndarray:
-    """`(*window, in, out)` -> `(in, out, *window)`; not mirrored, as in `ops.transpose`."""
+    """`(*window, in, out)` -> `(in, out, *window)`; not mirrored, as in `ops.upsample`."""
     window = leaf.ndim - 2
     return leaf.transpose(window, window + 1, *range(window))
 

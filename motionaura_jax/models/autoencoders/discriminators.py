@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from motionaura_jax.models.autoencoders.config import DiscriminatorConfig
-from motionaura_jax.models.layers.norms import GroupNorm
+from motionaura_jax.models.layers.conv import GroupNorm
 
 _SLOPE = 0.2
 

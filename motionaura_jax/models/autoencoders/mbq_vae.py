@@ -12,9 +12,8 @@ from motionaura_jax.models.autoencoders.blocks import Level, Upsample, conv
 from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.padding import check_size, padded_size
-from motionaura_jax.models.layers.conv import TransposedConv1x4x4
+from motionaura_jax.models.layers.conv import GroupNorm, TransposedConv1x4x4
 from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
-from motionaura_jax.models.layers.norms import GroupNorm
 
 
 def _centered(config: MBQVAEConfig) -> Any:
