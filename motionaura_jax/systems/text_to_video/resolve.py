@@ -9,7 +9,7 @@ from motionaura_jax.data.manifest import read_manifest
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.encoders.text_tokenizers import UNKNOWN, build_vocabulary
 from motionaura_jax.scenes import dataset
-from motionaura_jax.scenes.captions import caption as scene_caption
+from motionaura_jax.scenes.scene import caption as scene_caption
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, FrozenText, resolve_text
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.weights.load import load_recipe
