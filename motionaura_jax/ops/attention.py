@@ -128,6 +128,7 @@ def _by_rows(query: Heads, key: Heads, value: Heads, mask: Mask, *, rows: int) -
     key, value = (jnp.moveaxis(x, 2, 1) for x in (key, value))
 
     def attend_rows(part: Float[Array, "b h r d"]) -> Float[Array, "b h r d"]:
+        """Attend with one chunk of queries."""
         scores = jnp.einsum("bhrd,bhkd->bhrk", part, key, preferred_element_type=wide)
         if mask is not None:
             scores = jnp.where(mask[:, None, None], scores, _MASKED)

@@ -63,7 +63,7 @@ def _forward(
     """Return the loss, and with it what the backward pass needs."""
 
     def add_chunk(sums: Sums, part: tuple[Array, Array]) -> tuple[Sums, None]:
-        # Over the codes so far: maximum, sum of exp(score - maximum), score of the target, sum of scores.
+        """Update, over the codes so far: maximum, sum of exp(score - maximum), score of the target, sum of scores."""
         top, mass, chosen, total = sums
         ids, scores = part[0], _scores(hidden, part, len(table))
         higher = jnp.maximum(top, scores.max(-1))
@@ -88,6 +88,7 @@ def _backward(
     hidden, table, target, normalizer = saved
 
     def add_chunk(total: Tokens, part: tuple[Array, Array]) -> tuple[Tokens, Table]:
+        """Add the chunk's share to the gradient of `hidden`; return the gradient of its rows of the table."""
         ids, rows = part
         probability = jnp.exp(_scores(hidden, part, len(table)) - normalizer[..., None])
         truth = jnp.where(ids == target[..., None], 1.0 - smoothing, 0.0) + smoothing / len(table)

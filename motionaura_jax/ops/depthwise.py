@@ -113,6 +113,7 @@ def kernel_gradient(
     positions = jnp.array(_positions(window))
 
     def add_tile(partial: Array, start: Array) -> tuple[Array, None]:
+        """Add the correlations of `frames` frames."""
         grad_tile = lax.dynamic_slice_in_dim(grad, start, frames, axis=1).astype(jnp.float32)
 
         def correlate(position: Array) -> Array:

@@ -52,6 +52,7 @@ def re_fft2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     width = x.shape[-1]
 
     def local(a: Array) -> Array:
+        """Transform the half that determines the rest, and mirror it."""
         columns = jnp.fft.rfft(fold_columns(a), axis=-2, norm="ortho")  # rows u = 0..s/2
         # A forward transform of conjugate-symmetric rows is real: the inverse real transform of their conjugate.
         rows = _by_rows(jnp.fft.irfft(columns.conj(), n=width, axis=-1, norm="ortho"))
@@ -68,6 +69,7 @@ def fft_parts(x: Float[Array, "b *grid d"], axes: Sequence[int]) -> tuple[Float[
     axes = [axis % x.ndim for axis in axes]
 
     def local(a: Array) -> tuple[Array, Array]:
+        """Transform half of the last axis, and complete it."""
         half = jnp.fft.rfftn(a, axes=axes, norm="ortho")
         half = _by_rows(half) if axes[-1] == a.ndim - 1 else half
         # The spectrum of a real array is conjugate-symmetric: the missing bins of the last axis are conjugates of mirrored

@@ -92,7 +92,7 @@ class Scene:
 
 
 def can_show(shape: str, motion: str) -> bool:
-    """Return True if the motion of the shape is visible, as it is for all but a rotating circle."""
+    """Return True if the motion of the shape is visible; only a rotating circle looks still."""
     return (shape, motion) != ("circle", "rotating")
 
 

@@ -245,7 +245,7 @@ def _tokens_to_channels(x: Sequence, width: int) -> Sequence:
 
 
 def _channels_to_tokens(x: Sequence, width: int) -> Sequence:
-    """Split tokens or frequencies, padded likewise, instead of channels, of which `width` stay."""
+    """Split tokens or frequencies, padded likewise, instead of channels; keep `width` channels."""
     devices = constraints.axis_size("sequence")
     return x if devices == 1 else constraints.tokens(_fill_rows(constraints.channels(x), devices))[..., :width]
 
