@@ -89,6 +89,20 @@ def numpy_t5(p, ids):
     return norm(x, p["norm"]["scale"])
 
 
+def test_stacked_and_numbered_layers_compute_the_same(encoder):
+    """The published form scans over stacked layers; checkpoints with a trained encoder have one name per layer."""
+    network, variables, ids = encoder
+    params = variables["params"]
+    parts = ("attention", "attention_norm", "mlp", "mlp_norm")
+    stacked = {
+        name: jax.tree.map(lambda *x: jnp.stack(x), *(params[f"{name}_{i}"] for i in range(2))) for name in parts
+    }
+    shared = {name: params[name] for name in ("embedding", "relative_bias", "norm")}
+    scanned = T5Encoder(network.config)
+    found = jax.jit(scanned.apply)({"params": {**shared, "blocks": stacked}}, ids)
+    np.testing.assert_allclose(found, jax.jit(network.apply)(variables, ids), atol=1e-5)
+
+
 def test_padding_changes_nothing_and_an_empty_text_is_finite(encoder):
     network, variables, ids = encoder
     apply = jax.jit(network.apply)
