@@ -20,9 +20,11 @@ from benchmarks import denoiser
 from benchmarks.timing import Timing, compile_case, interleave
 from motionaura_jax.core import process
 from motionaura_jax.models.denoisers.block import Mlp
-from motionaura_jax.models.layers import rotary, spectral
-from motionaura_jax.models.layers.attention import attend, normalize
+from motionaura_jax.models.layers import spectral
+from motionaura_jax.models.layers.attention import normalize
 from motionaura_jax.models.layers.config import LoraConfig
+from motionaura_jax.models.layers.embeddings import rotary_angles, rotary_positions, rotate
+from motionaura_jax.ops.attention import attend
 from motionaura_jax.ops.cross_entropy import linear_logits
 
 Call = Callable[[], object]
@@ -64,8 +66,8 @@ def layer_cases(layer: Any, rows: int) -> tuple[Call, Call]:
 def shared_cases() -> dict[str, tuple[int, Call]]:
     """What all forms have in common: how often it runs, and a call."""
     x, text = (noise(1, length, HEADS, WIDTH // HEADS) for length in (LENGTH, denoiser.TEXT[0]))
-    angle = rotary.angles(rotary.positions("flat1d", denoiser.FORWARD_GRID, signed=True), WIDTH // HEADS)
-    turn = lambda x: rotary.rotate(normalize(x), angle)  # noqa: E731
+    angle = rotary_angles(rotary_positions("flat1d", denoiser.FORWARD_GRID, signed=True), WIDTH // HEADS)
+    turn = lambda x: rotate(normalize(x), angle)  # noqa: E731
     flat, mlp = noise(1, LENGTH, WIDTH), Mlp(4 * WIDTH, FLOAT, LoraConfig())
     model, params = denoiser.network("re_fft2", True)
     encode = lambda params, cond: model.apply({"params": params}, cond, method="encode_cond")  # noqa: E731

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Compiled, compile_case, interleave, ratio
-from motionaura_jax.models.layers.attention import attend
+from motionaura_jax.ops.attention import attend
 from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.depthwise import depthwise_conv3d
 from motionaura_jax.ops.nearest import nearest_code
-from motionaura_jax.ops.transpose import conv_transpose_1x4x4
+from motionaura_jax.ops.upsample import conv_transpose_1x4x4
 
 COLUMNS = (
     "case",

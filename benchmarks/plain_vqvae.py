@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
-from motionaura_jax.models.layers.conv import Conv3d, TransposedConv1x4x4
-from motionaura_jax.models.layers.norms import GroupNorm
+from motionaura_jax.models.layers.conv import Conv3d, GroupNorm, TransposedConv1x4x4
 from motionaura_jax.ops.upsample import nearest_upsample
 from motionaura_jax.systems.mbq_vae import MBQVAESystem
 

@@ -1,4 +1,4 @@
-"""`motionaura doctor`: what is installed, which devices answer, what would not work and how to mend it."""
+"""`motionaura doctor`: versions, devices, and problems of the installation with their remedies."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -9,16 +9,15 @@ from motionaura_jax.core import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the report; exits with 1 if something does not work."""
-    parser = cli.Parser("doctor", "Tells what is installed, which devices answer and what would not work.")
+    """Print the report; exit with 1 if something does not work."""
+    parser = cli.Parser("doctor", "Show versions and devices, and problems of the installation with their remedies.")
     args = parser.parse_args(argv)
     return cli.run(examine, as_json=args.json, show=show)
 
 
 def examine() -> dict[str, Any]:
-    """Returns the facts, the findings, a one-line verdict and "ok": whether no problem was found."""
-    from motionaura_jax.health.facts import gather
-    from motionaura_jax.health.findings import diagnose, verdict
+    """Return the facts, the findings, a one-line verdict, and "ok": True if there is no problem."""
+    from motionaura_jax.health.findings import diagnose, gather, verdict
 
     facts = gather()
     findings = diagnose(facts)
@@ -32,7 +31,7 @@ def examine() -> dict[str, Any]:
 
 
 def show(report: cli.Result) -> None:
-    """Prints the result of `examine` for a person: tables, then the findings, the verdict last."""
+    """Print the result of `examine` as tables, then the findings, then the verdict."""
     from motionaura_jax.health.installation import EXTRAS
 
     versions = {name: version or "missing" for name, version in report["versions"].items()}

@@ -63,12 +63,12 @@ def _texts(args: argparse.Namespace, records: Sequence["Record"]) -> dict[str, A
 
     from motionaura_jax.conditioning import text as conditioners
     from motionaura_jax.data import array_cache
-    from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
+    from motionaura_jax.models.encoders.text_tokenizers import PretrainedTokenizer
     from motionaura_jax.parallel.local import by_rows
     from motionaura_jax.pipelines.prompts import read_prompts
     from motionaura_jax.weights import hub, towers
 
-    words = TowerTokenizer(hub.model_folder(args.text_encoder), args.limit, args.limit)
+    words = PretrainedTokenizer(hub.model_folder(args.text_encoder), args.limit, args.limit)
     # The empty text stands for none: training drops captions, and sampling guides away from it.
     texts = {"", *(record.caption or "" for record in records)}
     for prompt in read_prompts(args.prompts_file) if args.prompts_file else ():

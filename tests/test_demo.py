@@ -10,7 +10,7 @@ from motionaura_jax import assets, demo, export, train
 from motionaura_jax.core import config
 from motionaura_jax.pipelines import adherence, demo_page, text_to_video
 from motionaura_jax.pipelines.text_to_video import TextToVideo
-from motionaura_jax.scenes import renderer as scenes
+from motionaura_jax.scenes import renderer
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from tests.systems import tiny
 
@@ -153,5 +153,7 @@ def test_an_untrained_model_is_measured_like_any_other(finished):
     assert {row.n for row in drawn.rows} == {6} and [one.prompt for one in drawn.shown] == [p for p, _ in prompts[:2]]
     kept = adherence.measure_tokenizer(pipeline, prompts, keep=1)
     (one,) = kept.shown
-    np.testing.assert_array_equal(one.video[:, :, :16], scenes.render(prompts[0][1], num_frames=4, height=16, width=16))
+    np.testing.assert_array_equal(
+        one.video[:, :, :16], renderer.render(prompts[0][1], num_frames=4, height=16, width=16)
+    )
     assert 0 < kept.psnr < 40

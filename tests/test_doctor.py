@@ -1,4 +1,4 @@
-"""`motionaura doctor`: what follows from which facts, and that no broken installation or device ends it."""
+"""`motionaura doctor`: findings for facts, and survival of broken installations and devices."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from motionaura_jax import doctor
 from motionaura_jax.health import findings, installation, machine, probe
-from motionaura_jax.health.facts import Facts
+from motionaura_jax.health.findings import Facts
 
 CPU = {"platform": "cpu", "kind": "cpu", "memory_gb": None}
 GPU = {"platform": "gpu", "kind": "NVIDIA H100", "memory_gb": 80.0}
@@ -42,14 +42,14 @@ def test_healthy_machine_has_no_findings() -> None:
     [
         ({"python": "3.10.4"}, "problem", "Python 3.10.4 is too old"),
         ({"conflicts": ["jax needs jaxlib<=0.11.2, installed is 0.12"]}, "problem", "jax needs jaxlib"),
-        ({"versions": CUDA | {"jax-cuda12-plugin": "0.10.2"}}, "problem", "does not fit jaxlib 0.11.2"),
+        ({"versions": CUDA | {"jax-cuda12-plugin": "0.10.2"}}, "problem", "does not match jaxlib 0.11.2"),
         ({"versions": CUDA | {"jax-cuda13-plugin": "0.11.2"}}, "problem", "CUDA 12 and CUDA 13 are both"),
         ({"versions": CUDA | {"torch": "2.13.0"}}, "warning", "torch and JAX for CUDA"),
         ({"errors": {"av": "ImportError: libx264"}}, "problem", "av does not work: ImportError: libx264"),
         ({"errors": {"devices": "no driver"}, "devices": []}, "problem", "no JAX device answers: no driver"),
-        ({"devices": []}, "problem", "JAX shows no device"),
+        ({"devices": []}, "problem", "JAX finds no device"),
         ({"h264": False}, "warning", "H.264"),
-        ({"accelerators": ["NVIDIA H100"]}, "warning", "JAX uses the CPU although there is NVIDIA H100"),
+        ({"accelerators": ["NVIDIA H100"]}, "warning", "JAX uses the CPU, not the NVIDIA H100"),
         ({"host": {"memory_gb": 2.0}}, "warning", "2.0 GB of memory"),
         ({"host": {"disk_free_gb": 0.5}}, "warning", "0.5 GB of free disk"),
         ({"cache": {"path": "c", "writable": False}}, "warning", "cache c is not writable"),
@@ -93,7 +93,7 @@ def test_problems_come_first_and_set_the_verdict() -> None:
     facts = with_changes(h264=False, errors={"av": "broken"}, python="3.9.1")
     found = findings.diagnose(facts)
     assert [finding.level for finding in found] == ["problem", "problem", "warning"]
-    assert findings.verdict(facts, found) == "2 problems to mend first"
+    assert findings.verdict(facts, found) == "2 problems to fix first"
     warned = findings.diagnose(with_changes(h264=False))
     assert findings.verdict(HEALTHY, warned) == "ready to run on 1 device of kind cpu, 1 warning"
 
@@ -109,7 +109,7 @@ def write_probe(folder: Path, body: str) -> tuple[str, ...]:
     [
         ("print(json.dumps({'end': 'av', 'error': 'two\\nlines'}))", "two lines"),
         ("sys.exit('no driver')", "the interpreter ended with status 1; no driver"),
-        ("os.kill(os.getpid(), 11)", "the interpreter ended with status -11; it said nothing"),
+        ("os.kill(os.getpid(), 11)", "the interpreter ended with status -11; it printed nothing"),
         ("time.sleep(60)", "no answer in 1 s"),
     ],
 )
@@ -119,7 +119,7 @@ def test_probe_survives_what_breaks(body: str, error: str, tmp_path: Path) -> No
 
 def test_probe_that_does_not_start() -> None:
     report = machine.probe([sys.executable, "-c", "raise SystemExit(3)"])
-    assert report == {"errors": {"probe": "the interpreter ended with status 3; it said nothing"}}
+    assert report == {"errors": {"probe": "the interpreter ended with status 3; it printed nothing"}}
 
 
 def test_failing_check_does_not_stop_the_others(
@@ -200,9 +200,9 @@ def test_report_for_people_ends_with_the_verdict(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = {**dataclasses.asdict(with_changes(extras={"tfds": False})), "motionaura_jax": "1.2.3", "ok": False}
-    report["findings"] = [{"level": "problem", "fault": "the disk [x] is gone", "remedy": "mend it"}]
-    monkeypatch.setattr(doctor, "examine", lambda: report | {"verdict": "1 problem to mend first"})
+    report["findings"] = [{"level": "problem", "fault": "the disk [x] is gone", "remedy": "fix it"}]
+    monkeypatch.setattr(doctor, "examine", lambda: report | {"verdict": "1 problem to fix first"})
     assert doctor.main([]) == 1
     shown = capsys.readouterr().err
-    assert "problem: the disk [x] is gone\n  -> mend it\n" in shown and "no TensorFlow Datasets" in shown
-    assert shown.splitlines()[-1] == "verdict: 1 problem to mend first"
+    assert "problem: the disk [x] is gone\n  -> fix it\n" in shown and "no TensorFlow Datasets" in shown
+    assert shown.splitlines()[-1] == "verdict: 1 problem to fix first"

@@ -21,10 +21,9 @@ from motionaura_jax.conditioning.config import TextConfig
 from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.array_cache import ArrayCache, text_content
-from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.models.encoders.text_tokenizer import PAD, Encoded, TextTokenizer
+from motionaura_jax.models.encoders.t5 import T5Encoder
+from motionaura_jax.models.encoders.text_tokenizers import PAD, PretrainedTokenizer, TextTokenizer, WordTokenizer
 from motionaura_jax.models.encoders.tower import Tower
-from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
 from motionaura_jax.parallel import rules
 from motionaura_jax.weights import hub
 from motionaura_jax.weights.towers import copy_tower, describe_tower, open_tower, planned_text_tower
@@ -39,26 +38,6 @@ TOWER = "t5"
 Text = PyTree
 
 
-class Words(Protocol):
-    """Tokenizer of texts, with ids padded to one length; `models.encoders` has two."""
-
-    length: int
-    pad: int
-
-    @property
-    def limit(self) -> int:
-        """Return how many ids a text has at most."""
-
-    def encode(self, text: str) -> Encoded:
-        """Return ids without padding, and what is lost of the text."""
-
-    def batch(self, texts: Iterable[str]) -> np.ndarray:
-        """Return ids with padding."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids."""
-
-
 class TextShape(Protocol):
     """What a denoiser says about the text that it reads; configs of denoisers have it."""
 
@@ -70,7 +49,7 @@ class TextShape(Protocol):
 class _TextInput:
     """What all conditioners on text share: captions of a loader's batch become raw texts."""
 
-    words: Words
+    words: TextTokenizer
 
     def batch(self, texts: Iterable[str]) -> Text:
         """Return the raw texts of a training batch."""
@@ -93,8 +72,8 @@ class TrainedText(_TextInput):
     """Word ids through an encoder that trains with the denoiser."""
 
     def __init__(self, text: TextConfig, model: TextShape):
-        self.words = TextTokenizer(text.vocabulary, model.text_len)
-        self._encoder = TextEncoder(text.encoder, self.words.size, model.text_dim, model.dtype)
+        self.words = WordTokenizer(text.vocabulary, model.text_len)
+        self._encoder = T5Encoder(text.encoder.t5(self.words.size, model.text_dim), model.dtype, scanned=False)
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Return parameters of the encoder."""
@@ -133,7 +112,7 @@ class FrozenText(_TextInput):
         self._text, self._length, self._width = text, model.text_len, model.text_dim
 
     @functools.cached_property
-    def words(self) -> TowerTokenizer:  # type: ignore[override]
+    def words(self) -> PretrainedTokenizer:
         """The encoder's tokenizer."""
         return self._tower_words if self._cache is None else self._opened(self._cache.folder / TOKENIZER)
 
@@ -231,11 +210,11 @@ class FrozenText(_TextInput):
         return tower
 
     @functools.cached_property
-    def _tower_words(self) -> TowerTokenizer:
+    def _tower_words(self) -> PretrainedTokenizer:
         return self._opened(hub.model_folder(self._text.tower))
 
-    def _opened(self, folder: Any) -> TowerTokenizer:
-        return TowerTokenizer(folder, self._length, self._text.limit)
+    def _opened(self, folder: Any) -> PretrainedTokenizer:
+        return PretrainedTokenizer(folder, self._length, self._text.limit)
 
     def _check(self, found: str, where: str) -> None:
         wanted = self._text.tower_hash
@@ -292,7 +271,7 @@ def planned_tower(text: TextConfig) -> Tower | None:
     return planned_text_tower(pathlib.Path(text.tower), dtype=DTYPE)
 
 
-def warn_of_words(words: Words, prompts: Iterable[str]) -> None:
+def warn_of_words(words: TextTokenizer, prompts: Iterable[str]) -> None:
     """Warn about prompts that are cut off, and about their words that the model has never seen."""
     for text in dict.fromkeys(prompts):
         encoded = words.encode(text)
@@ -302,8 +281,8 @@ def warn_of_words(words: Words, prompts: Iterable[str]) -> None:
             logger.warning("prompt %r: the model has never seen %s", text, ", ".join(map(repr, encoded.unknown)))
 
 
-def text_meta(tower: Tower, words: TowerTokenizer) -> dict[str, Any]:
-    """Return everything that identifies features: encoder, tokenizer and the limit of its ids; `cache.json` of a cache."""
+def text_meta(tower: Tower, words: PretrainedTokenizer) -> dict[str, Any]:
+    """What identifies features: encoder, tokenizer and the limit of its ids; `cache.json` of a cache."""
     return {
         "kind": "text",
         "encoder": tower.digest,

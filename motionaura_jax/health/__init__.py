@@ -1,1 +1,1 @@
-"""What `motionaura doctor` knows: facts about installation and machine, and what follows from them."""
+"""Checks of `motionaura doctor`: facts about installation and machine, and the findings that follow."""

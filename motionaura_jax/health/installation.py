@@ -1,4 +1,4 @@
-"""What is installed and whether it fits together, from the metadata of the distributions; imports none of them."""
+"""Installed distributions and conflicts between them, from their metadata; imports none of them."""
 
 import importlib.metadata as metadata
 import tomllib
@@ -14,7 +14,12 @@ PROJECT_FILE = Path(__file__).parents[2] / "pyproject.toml"
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """An optional part of the installation: `pip install "motionaura_jax[NAME]"` adds `distributions`."""
+    """An optional part of the installation.
+
+    Attributes:
+      distributions: installed by `pip install "motionaura_jax[NAME]"`.
+      without: the consequence of leaving it out, for the report.
+    """
 
     distributions: tuple[str, ...]
     without: str
@@ -24,9 +29,9 @@ EXTRAS = {
     "cuda12": Extra(distributions=("jax-cuda12-plugin",), without="no NVIDIA GPU with a CUDA 12 driver"),
     "cuda13": Extra(distributions=("jax-cuda13-plugin",), without="no NVIDIA GPU with a CUDA 13 driver"),
     "tpu": Extra(distributions=("libtpu",), without="no TPU"),
-    "parity": Extra(distributions=("torch",), without="no comparison with PyTorch in the tests"),
+    "parity": Extra(distributions=("torch",), without="no comparison with PyTorch in tests"),
     "tfds": Extra(distributions=("tensorflow-datasets", "importlib-resources"), without="no TensorFlow Datasets"),
-    "t5": Extra(distributions=("sentencepiece",), without="no tokenizers that come as spiece.model alone"),
+    "t5": Extra(distributions=("sentencepiece",), without="no tokenizers that are published as spiece.model alone"),
     "eval": Extra(distributions=("scikit-learn",), without="no embedding plots and neighbor searches of evaluations"),
     "cloud": Extra(distributions=("gcsfs", "s3fs"), without="no checkpoints in gs:// and s3:// buckets"),
     "demo": Extra(distributions=("gradio",), without="no browser application"),
@@ -41,7 +46,7 @@ EXTRAS = {
 
 
 def core_requirements() -> list[Requirement]:
-    """Returns what the package asks for without extras: from its metadata, or from pyproject in a bare checkout."""
+    """Return the requirements of the package without extras, from its metadata, or from pyproject.toml if not installed."""
     if version(PACKAGE) is None:
         lines = tomllib.loads(PROJECT_FILE.read_text())["project"]["dependencies"]
     else:
@@ -50,12 +55,12 @@ def core_requirements() -> list[Requirement]:
 
 
 def applies(requirement: Requirement) -> bool:
-    """Tells whether a requirement counts here: this Python, this system, no extra."""
+    """Return True if a requirement applies to this Python and system, without extras."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
 
 
 def version(name: str) -> str | None:
-    """Returns the installed version of a distribution, None if it is missing."""
+    """Return the installed version of a distribution, None if it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -63,24 +68,24 @@ def version(name: str) -> str | None:
 
 
 def versions(core: Sequence[Requirement]) -> dict[str, str | None]:
-    """Returns versions by canonical name: all of `core` and jaxlib, of the extras what is there."""
+    """Return versions by canonical name: of `core` and jaxlib (None if missing), and of installed extras."""
     required = {canonical(name): version(name) for name in (*(item.name for item in core), "jaxlib")}
     optional = {name: version(name) for extra in EXTRAS.values() for name in extra.distributions}
     return required | {name: found for name, found in optional.items() if found is not None}
 
 
 def canonical(name: str) -> str:
-    """Returns the name as the index writes it: lower case with dashes."""
+    """Return the name in lower case with dashes, as the package index writes it."""
     return name.lower().replace("_", "-")
 
 
 def extras() -> dict[str, bool]:
-    """Returns for each extra whether all of its distributions are installed."""
+    """Return True for each extra whose distributions are all installed."""
     return {name: all(map(version, extra.distributions)) for name, extra in EXTRAS.items()}
 
 
 def conflicts(core: Sequence[Requirement]) -> list[str]:
-    """Returns what the package or one of `core` asks for and does not get, such as a jaxlib of another jax."""
+    """Return the unmet requirements of the package and of `core`, e.g. a jaxlib for another jax."""
     return [line for owner, requirement in _stated(core) for line in _broken(owner, requirement)]
 
 

@@ -1,4 +1,4 @@
-"""The machine: devices that answer, accelerators that are there, cores, memory, disk and the environment."""
+"""The machine: devices that work, accelerators, cores, memory, disk, compilation cache and environment."""
 
 import json
 import os
@@ -27,18 +27,18 @@ NAMES = (
 
 
 def probe(command: Sequence[str] = PROBE, seconds: float = PROBE_SECONDS) -> dict[str, Any]:
-    """Imports every library and computes on every device in a child process.
+    """Import every library and compute on every device, in a child process.
 
     Returns:
-      "errors" by name of the failed check and whatever the checks found out ("ffmpeg", "h264", "devices").
+      "errors" by name of the failed check, and the results of the others ("ffmpeg", "h264", "devices").
     """
-    # Without this a GPU hands most of its memory to the probe, or refuses where another process holds it.
+    # Otherwise the probe takes most of the GPU's memory, or fails if another process has it.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     try:
         child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
         output, fate = child.stdout, f"the interpreter ended with status {child.returncode}; {_last_line(child.stderr)}"
     except subprocess.TimeoutExpired as timeout:
-        # The output of a child that ran out of time comes as bytes whatever `text` says.
+        # After a timeout the output is bytes, regardless of `text`.
         output = (timeout.stdout or b"").decode(errors="replace")
         fate = f"no answer in {seconds:g} s"
     errors: dict[str, str] = {}
@@ -57,11 +57,11 @@ def probe(command: Sequence[str] = PROBE, seconds: float = PROBE_SECONDS) -> dic
 
 
 def _last_line(text: str) -> str:
-    return next(reversed(text.strip().splitlines()), "it said nothing")
+    return next(reversed(text.strip().splitlines()), "it printed nothing")
 
 
 def accelerators() -> list[str]:
-    """Returns the accelerators that the operating system shows: NVIDIA GPUs by name, TPU chips by device file."""
+    """Return the accelerators that the operating system lists: NVIDIA GPUs by name, TPU chips by device file."""
     tpus = [str(path) for path in sorted(Path("/dev").glob("accel[0-9]*"))]
     tool = shutil.which("nvidia-smi")
     if tool is None:
@@ -77,7 +77,7 @@ def accelerators() -> list[str]:
 
 
 def host() -> dict[str, Any]:
-    """Returns usable cores, memory in GB (the container's limit where there is one) and free disk here in GB."""
+    """Return system, usable cores, memory in GB (the limit of the container, if any) and free disk here in GB."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "system": sys.platform,
@@ -97,7 +97,7 @@ def _memory_gb() -> float | None:
 
 
 def cache(folder: Path) -> dict[str, Any]:
-    """Returns path, writability and size in MB of the compilation cache; a missing folder counts by its parent."""
+    """Return path, writability and size in MB of the compilation cache; a missing folder is as writable as its parent."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     sizes = (path.stat().st_size for path in folder.glob("*") if path.is_file())
     return {
@@ -108,5 +108,5 @@ def cache(folder: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Returns the variables that matter; none of these names holds a secret."""
+    """Return the variables that matter; none of them contains a secret."""
     return {name: value for name, value in sorted(os.environ.items()) if name in NAMES or name.startswith(PREFIXES)}

@@ -1,6 +1,6 @@
-"""What `motionaura doctor` runs in a child process: imports every library and one computation, reporting line by line.
+"""Child process of `motionaura doctor`: imports every library, computes on every device, and reports line by line.
 
-A library that crashes the interpreter, or a device that never answers, then ends the child and not the doctor.
+A library that crashes the interpreter, or a device that never answers, then ends this process instead of the doctor.
 Every line on stdout is a JSON object: `{"start": NAME}` before a check and `{"end": NAME, ...}` after it.
 """
 
@@ -28,7 +28,7 @@ LIBRARIES = (
 
 
 def ffmpeg() -> dict[str, Any]:
-    """Returns the versions of the bundled FFmpeg libraries and whether H.264 can be written."""
+    """Return the versions of the bundled FFmpeg libraries, and True as `h264` if they can write H.264."""
     import av
 
     versions = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
@@ -36,7 +36,7 @@ def ffmpeg() -> dict[str, Any]:
 
 
 def devices() -> dict[str, Any]:
-    """Returns the devices that JAX sees, with memory in GB where the backend tells, after computing on each."""
+    """Compute on every device of JAX; return platform, kind and memory in GB (None if unknown) of each."""
     import jax
     import jax.numpy as jnp
 
@@ -52,7 +52,7 @@ def devices() -> dict[str, Any]:
 
 
 def check(name: str) -> dict[str, Any]:
-    """Runs the check `name`, one of LIBRARIES, "ffmpeg" or "devices", and returns what it found out."""
+    """Run the check `name`, one of LIBRARIES, "ffmpeg" or "devices", and return its results."""
     if name == "ffmpeg":
         return ffmpeg()
     if name == "devices":
@@ -62,7 +62,7 @@ def check(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints the report; what a failing check raises becomes the "error" of its line."""
+    """Print the report; the exception of a failed check becomes the "error" of its line."""
     for name in (*LIBRARIES, "ffmpeg", "devices"):
         print(json.dumps({"start": name}), flush=True)
         try:

@@ -1,1 +1,1 @@
-"""Measures of videos and of success rates: numpy in, numbers out, no models."""
+"""Metrics of videos: numpy in, numbers out, no models."""

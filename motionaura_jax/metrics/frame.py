@@ -1,7 +1,7 @@
-"""Fidelity per frame: PSNR, and SSIM (Wang et al. 2004).  MotionAura table 1: means over frames of per-frame values.
+"""Fidelity of frames: PSNR, and SSIM (Wang et al. 2004).  Results are means over frames, as in MotionAura table 1.
 
-Both take uint8 arrays (range 0 to 255) or float arrays (range 0 to 1) of shape (..., H, W, C), two of the same kind.
-Values in [-1, 1], the range inside the models, are refused rather than scored wrongly.
+Both take two arrays of shape (..., H, W, C), uint8 (0 to 255) or float (0 to 1).  Values in [-1, 1], the range inside the
+models, are an error instead of a wrong score.
 """
 
 import math
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 MAX_PSNR = 100.0
-"""PSNR in dB of equal frames, in place of infinity, so that one perfect frame does not decide the mean."""
+"""PSNR in dB of equal frames, instead of infinity, so that one perfect frame does not decide the mean."""
 
 _RANGE_TOLERANCE = 1e-3  # of float values outside [0, 1]: rounding, not a wrong range
 _GAUSSIAN = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
@@ -43,7 +43,7 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def psnr(a: ArrayLike, b: ArrayLike) -> float:
-    """Mean over frames of the peak signal-to-noise ratio 10 log10(1 / MSE) of each frame, in dB.
+    """Return the mean over frames of the peak signal-to-noise ratio 10 log10(1 / MSE), in dB.
 
     Args:
       a, b: (..., H, W, C), uint8 or floats in [0, 1].
@@ -60,7 +60,7 @@ def psnr(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def _local_mean(frame: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h-10 w-10 c"]:
-    """Gaussian means of the windows that lie inside the frame."""
+    """Return Gaussian means of the windows inside the frame."""
     radius = len(_WINDOW) // 2
     blurred = ndimage.correlate1d(ndimage.correlate1d(frame, _WINDOW, axis=0), _WINDOW, axis=1)
     return blurred[radius:-radius, radius:-radius]
@@ -77,7 +77,7 @@ def _ssim_frame(a: Float[np.ndarray, "h w c"], b: Float[np.ndarray, "h w c"]) ->
 
 
 def ssim(a: ArrayLike, b: ArrayLike) -> float:
-    """Mean over frames of the structural similarity, averaged over channels and valid 11x11 windows.
+    """Return the mean over frames of the structural similarity, averaged over channels and valid 11x11 windows.
 
     Wang et al. 2004, equation 13: Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03, population variances.
 
@@ -85,8 +85,8 @@ def ssim(a: ArrayLike, b: ArrayLike) -> float:
       a, b: (..., H, W, C), uint8 or floats in [0, 1].
 
     Returns:
-      A number in [-1, 1]; 1 for equal frames.  NaN, which JSON results hold as null, for frames with a side under 11:
-      no window fits into them.
+      A number in [-1, 1]; 1 for equal frames.  NaN (null in JSON results) for frames with a side under 11, which have no
+      window.
 
     Raises:
       ValueError: different shapes, no frames, or values out of range (NaN included).

@@ -1,1 +1,1 @@
-"""Numerics with more than one implementation: each module keeps the library call as its reference."""
+"""Numerics with more than one implementation; each module keeps the library call as its reference."""

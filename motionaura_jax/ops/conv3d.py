@@ -1,20 +1,25 @@
-"""Dense 3-D convolution as a sum over time taps of 2-D convolutions (convolutions of MotionAura, appendix B).
+"""Dense 3-D convolution of videos, and the padding that all convolutions of videos share.
 
-On CPU the library's 3-D kernel is 2-7 times slower than its 2-D kernel for the same arithmetic (up to 128
-channels); one 2-D convolution per time tap, with the frames in the batch, is the same sum.
+Convolutions of MotionAura, appendix B.  On CPU the library's 3-D kernel is 2-7 times slower than its 2-D kernel for the same
+arithmetic (up to 128 channels); one 2-D convolution per time tap, with the frames in the batch, gives the same sum.
+
+Padding repeats the border frame in time and adds zeros in space.  Repeated frames keep the statistics of the first and the
+last frame, which zeros would pull toward gray; the causal form is that of CV-VAE (Zhao et al. 2024) and MAGVIT-v2 (Yu et al.
+2023), section 3.
 """
 
 import functools
 import operator
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from motionaura_jax.ops.dispatch import choose, on_cpu
-from motionaura_jax.ops.padding import pad_time, split_padding
 
 IMPLEMENTATIONS = ("taps2d", "lax")
+TEMPORAL = ("replicate", "causal", "valid")
 
 
 def conv3d(
@@ -25,16 +30,16 @@ def conv3d(
     temporal: str = "replicate",
     impl: str = "auto",
 ) -> Float[Array, "b t2 h2 w2 co"]:
-    """Convolves a video, with zeros around the frames.
+    """Convolve a video, with zeros around the frames.
 
-    Windows start at multiples of the stride in the padded video (as in PyTorch, not as TensorFlow's 'SAME'): a
-    length n gives ceil(n / stride).
+    Windows start at multiples of the stride in the padded video (as in PyTorch, unlike TensorFlow's 'SAME'): a length n
+    gives ceil(n / stride).
 
     Args:
       x: video, fp32 or bf16.
       kernel: cast to the dtype of `x`; PyTorch's `weight.permute(2, 3, 4, 1, 0)`.
       strides: (time, height, width).
-      temporal: padding in time, see `ops.padding.pad_time`.
+      temporal: padding in time, see `pad_time`.
       impl: 'taps2d', a sum of 2-D convolutions (a 1x1 window is a matrix product); 'lax', the library call;
         'auto' is 'taps2d' on CPU and for windows of one frame, 'lax' on other backends.
 
@@ -57,11 +62,11 @@ def conv3d(
 def frame_conv(
     x: Float[Array, "b t h w ci"], kernel: Float[Array, "kh kw ci co"], *, strides: Sequence[int] = (1, 1)
 ) -> Float[Array, "b t h2 w2 co"]:
-    """Convolves every frame on its own, with zeros around; arguments as in `conv3d`, all of one dtype."""
+    """Convolve every frame on its own, with zeros around; arguments as in `conv3d`, all of one dtype."""
     height, width = kernel.shape[:2]
     if height == width == 1:
         return x[:, :, :: strides[0], :: strides[1]] @ kernel[0, 0]
-    # XLA's CPU convolution without any padding is up to 10 times slower: the zeros must be added inside the call.
+    # The zeros are added inside the call: XLA's CPU convolution without any padding is up to 10 times slower.
     y = lax.conv_general_dilated(
         x.reshape(-1, *x.shape[2:]),
         kernel,
@@ -72,7 +77,8 @@ def frame_conv(
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
-def _taps2d(x, kernel, strides):
+def _taps2d(x: Array, kernel: Array, strides: Sequence[int]) -> Array:
+    """Sum over the taps i in time of frames i, i + step, i + 2 step, ... convolved with slice i of the kernel."""
     taps = kernel.shape[0]
     step = strides[0]
     last = x.shape[1] - taps
@@ -81,7 +87,7 @@ def _taps2d(x, kernel, strides):
     return functools.reduce(operator.add, outputs)
 
 
-def _library(x, kernel, strides):
+def _library(x: Array, kernel: Array, strides: Sequence[int]) -> Array:
     _, height, width = kernel.shape[:3]
     return lax.conv_general_dilated(
         x,
@@ -90,3 +96,44 @@ def _library(x, kernel, strides):
         ((0, 0), split_padding(height), split_padding(width)),
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )
+
+
+def split_padding(size: int) -> tuple[int, int]:
+    """Return (low, high) padding for a window of `size` elements, so that stride 1 keeps the length; low <= high."""
+    low = (size - 1) // 2
+    return low, size - 1 - low
+
+
+def pad_time(x: Float[Array, "b t h w c"], size: int, *, temporal: str = "replicate") -> Float[Array, "b t2 h w c"]:
+    """Pad the time axis for a window of `size` frames.
+
+    Args:
+      x: video.
+      size: frames in the window.
+      temporal: 'replicate' repeats the first and the last frame; 'causal' repeats the first frame only, so that
+        no output sees a later frame; 'valid' adds nothing, because the caller supplies the frames around.
+
+    Returns:
+      The video with t2 = t + size - 1 frames (t for 'valid').
+
+    Raises:
+      UserError: unknown `temporal`.
+    """
+    chosen = choose("temporal", temporal, TEMPORAL)
+    if chosen == "valid" or size == 1:
+        return x
+    low, high = (size - 1, 0) if chosen == "causal" else split_padding(size)
+    return jnp.concatenate([x[:, :1]] * low + [x] + [x[:, -1:]] * high, axis=1)
+
+
+def pad3d(
+    x: Float[Array, "b t h w c"], window: Sequence[int], *, temporal: str = "replicate"
+) -> Float[Array, "b t2 h2 w2 c"]:
+    """Pad for a window of (time, height, width): time as in `pad_time`, zeros in height and width.
+
+    Raises:
+      UserError: unknown `temporal`.
+    """
+    time, height, width = window
+    x = pad_time(x, time, temporal=temporal)
+    return jnp.pad(x, ((0, 0), (0, 0), split_padding(height), split_padding(width), (0, 0)))

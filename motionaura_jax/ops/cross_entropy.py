@@ -1,8 +1,9 @@
 """Cross entropy of a linear head that never holds all of its logits.
 
-The log-sum-exp runs over chunks of codes as the softmax of Milakov & Gimelshein 2018 does ("Online normalizer calculation
-for softmax", algorithm 3); the backward pass computes each chunk of logits once more.  Chunks of codes and not of tokens:
-each row of the table is gathered, and its gradient summed over devices, once, however many chunks there are.
+The log-sum-exp runs over chunks of codes with a running maximum, as in Milakov & Gimelshein 2018 ("Online normalizer
+calculation for softmax", algorithm 3).  The backward pass computes each chunk of logits a second time.  Chunks are of codes
+instead of tokens, because each row of the table is then gathered once and its gradient summed over devices once, however
+many chunks there are.
 """
 
 import functools
@@ -20,7 +21,7 @@ Sums = tuple[Values, Values, Values, Values]
 def cross_entropy(
     logits: Float[Array, "... k"], target: Int[Array, "..."], *, label_smoothing: float = 0.0
 ) -> Float[Array, "..."]:
-    """Returns -log softmax(logits)[target] in nats, computed in float32; smoothing mixes in the mean over all codes."""
+    """Return -log softmax(logits)[target] in nats, computed in float32; smoothing mixes in the mean over all codes."""
     logits = logits.astype(jnp.float32)
     normalizer = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
@@ -30,21 +31,21 @@ def cross_entropy(
 
 
 def linear_logits(hidden: Tokens, table: Table) -> Float[Array, "b s k"]:
-    """Returns hidden table^T, multiplied in the precision of `hidden` and summed up in float32."""
+    """Return hidden table^T, multiplied in the precision of `hidden` and accumulated in float32."""
     return jnp.einsum("bsd,kd->bsk", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def linear_cross_entropy(
     hidden: Tokens, table: Table, target: Int[Array, "b s"], *, chunk: int, label_smoothing: float = 0.0
 ) -> Values:
-    """Returns `cross_entropy(linear_logits(hidden, table), target)`, holding the logits of `chunk` codes at a time.
+    """Return `cross_entropy(linear_logits(hidden, table), target)` with the logits of `chunk` codes at a time.
 
-    Values and gradients are those of the whole form up to rounding.  Logits, log-sum-exp and the sums of both gradients
-    are float32; the slopes of the logits enter the backward products in the precision of `hidden`.
+    Values and gradients equal those of the whole form up to rounding.  Logits, log-sum-exp and the sums of both gradients
+    are float32; the gradients of logits enter the backward products in the precision of `hidden`.
 
     Args:
-      chunk: codes at a time; the memory is two to three arrays of b s `chunk` numbers.  0, or the number of codes and
-        more, holds all logits, and does not compute them twice.
+      chunk: codes at a time; the memory is two to three arrays of b s `chunk` numbers.  0, or at least the number of
+        codes, keeps all logits and computes them once.
     """
     if not 0 < chunk < len(table):
         return cross_entropy(linear_logits(hidden, table), target, label_smoothing=label_smoothing)
@@ -59,10 +60,14 @@ def _in_chunks(hidden: Tokens, table: Table, target: Int[Array, "b s"], chunks: 
 def _forward(
     hidden: Tokens, table: Table, target: Int[Array, "b s"], chunks: int, smoothing: float
 ) -> tuple[Values, tuple[Tokens, Table, Int[Array, "b s"], Values]]:
-    def one(sums: Sums, part: tuple[Array, Array]) -> tuple[Sums, None]:
+    """Return the loss, and with it what the backward pass needs."""
+
+    def add_chunk(sums: Sums, part: tuple[Array, Array]) -> tuple[Sums, None]:
+        """Update, over the codes so far: maximum, sum of exp(score - maximum), score of the target, sum of scores."""
         top, mass, chosen, total = sums
         ids, scores = part[0], _scores(hidden, part, len(table))
         higher = jnp.maximum(top, scores.max(-1))
+        # A new maximum rescales the sum of the earlier chunks.
         mass = mass * jnp.exp(top - higher) + jnp.exp(scores - higher[..., None]).sum(-1)
         chosen += jnp.where(ids == target[..., None], scores, 0.0).sum(-1)
         total += jnp.where(ids < len(table), scores, 0.0).sum(-1) if smoothing else 0.0
@@ -70,7 +75,7 @@ def _forward(
 
     zero = jnp.zeros(target.shape, jnp.float32)
     start = (jnp.full_like(zero, -jnp.inf), zero, zero, zero)
-    (top, mass, chosen, total), _ = jax.lax.scan(one, start, _strided(table, chunks))
+    (top, mass, chosen, total), _ = jax.lax.scan(add_chunk, start, _strided(table, chunks))
     normalizer = top + jnp.log(mass)
     value = normalizer - (1.0 - smoothing) * chosen - smoothing * total / len(table)
     return value, (hidden, table, target, normalizer)
@@ -79,17 +84,20 @@ def _forward(
 def _backward(
     chunks: int, smoothing: float, saved: tuple[Tokens, Table, Int[Array, "b s"], Values], cotangent: Values
 ) -> tuple[Tokens, Table, None]:
+    """Return the gradients of `hidden` and `table`: each chunk's softmax minus the (smoothed) target, times the other factor."""
     hidden, table, target, normalizer = saved
 
-    def one(total: Tokens, part: tuple[Array, Array]) -> tuple[Tokens, Table]:
+    def add_chunk(total: Tokens, part: tuple[Array, Array]) -> tuple[Tokens, Table]:
+        """Add the chunk's share to the gradient of `hidden`; return the gradient of its rows of the table."""
         ids, rows = part
-        share = jnp.exp(_scores(hidden, part, len(table)) - normalizer[..., None])
+        probability = jnp.exp(_scores(hidden, part, len(table)) - normalizer[..., None])
         truth = jnp.where(ids == target[..., None], 1.0 - smoothing, 0.0) + smoothing / len(table)
-        slope = (cotangent[..., None] * (share - truth)).astype(hidden.dtype)
+        slope = (cotangent[..., None] * (probability - truth)).astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         return total + product("bsk,kd->bsd", slope, rows.astype(hidden.dtype)), product("bsk,bsd->kd", slope, hidden)
 
-    of_hidden, of_rows = jax.lax.scan(one, jnp.zeros(hidden.shape, jnp.float32), _strided(table, chunks))
+    of_hidden, of_rows = jax.lax.scan(add_chunk, jnp.zeros(hidden.shape, jnp.float32), _strided(table, chunks))
+    # Chunk c holds rows c, c + chunks, ...: swapping the axes restores the order, and the cut drops the padding.
     of_table = of_rows.swapaxes(0, 1).reshape(-1, table.shape[1])[: len(table)]
     return of_hidden.astype(hidden.dtype), of_table.astype(table.dtype), None
 
@@ -98,15 +106,15 @@ _in_chunks.defvjp(_forward, _backward)
 
 
 def _scores(hidden: Tokens, part: tuple[Array, Array], count: int) -> Float[Array, "b s k"]:
-    """Returns the logits of one chunk; those of rows that fill up the last chunks are -inf."""
+    """Return the logits of one chunk; those of padding rows are -inf."""
     ids, rows = part
     return jnp.where(ids < count, linear_logits(hidden, rows), -jnp.inf)
 
 
 def _strided(table: Table, chunks: int) -> tuple[Int[Array, "chunks k"], Float[Array, "chunks k d"]]:
-    """Returns ids and rows of the chunks.
+    """Return ids and rows of the chunks.
 
-    Each takes every `chunks`-th row, so that rows which are sharded over devices never leave their device.
+    Each takes every `chunks`-th row, so that rows that are sharded over devices never leave their device.
     """
     size = -(-len(table) // chunks)
     ids = jnp.arange(size * chunks).reshape(size, chunks).swapaxes(0, 1)

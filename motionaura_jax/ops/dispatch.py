@@ -1,4 +1,4 @@
-"""Choice between the implementations of one operation."""
+"""Choice between the implementations of one operation, by name or by device."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,28 @@ from motionaura_jax.core.errors import UserError, nearest
 
 
 def on_cpu() -> bool:
-    """Whether what is traced now is meant for CPUs: those of the mesh that is set, which need not be at hand, or by default."""
+    """Return True if the program being traced is for CPUs.
+
+    The mesh that is set decides, even if its devices are not on this machine; without a mesh the default backend does.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
+def on_ampere() -> bool:
+    """Return True if the first device is an NVIDIA GPU of the Ampere generation or later, which have flash attention."""
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    return capability[:1].isdigit() and float(capability) >= 8.0
+
+
 def choose(option: str, value: str, known: Sequence[str], *, auto: str | None = None) -> str:
-    """Returns `value`, or `auto` for the value 'auto'.
+    """Return `value`, or `auto` for the value 'auto'.
 
     Args:
       option: name of the argument, for the message.
-      value: what the caller asked for.
+      value: the choice of the caller.
       known: the valid values.
-      auto: what 'auto' stands for here; None where 'auto' is not a value.
+      auto: the meaning of 'auto'; None if 'auto' is not allowed.
 
     Raises:
       UserError: `value` is not among `known`.

@@ -1,8 +1,10 @@
 """Unitary Fourier and Hartley transforms of real arrays.  MotionAura section 3.3.
 
-The only module that calls `jnp.fft`.  XLA does not partition an FFT: under plain `jit` a sharded operand is gathered
-whole onto every device.  Each transform here therefore runs in a `jax.shard_map` island when a mesh is set, with the
-transformed axes local and the others split.  Everything computes in float32 or wider and returns its input's dtype.
+This is the only module that calls `jnp.fft`.  XLA does not partition an FFT: under plain `jit` every device gathers a whole
+sharded operand.  When a mesh is set, each transform here therefore runs in a `jax.shard_map` island, with the transformed
+axes local and the others split.  Everything computes in float32 or wider and returns the dtype of its input.
+
+`s` and `u` are positions and frequencies of the sequence, `d` those of the embedding.  Index -u means n - u (mod n).
 """
 
 import functools
@@ -24,76 +26,72 @@ BATCH_AXES = ("data", "fsdp")
 
 ACTIVATION_AXES = (*BATCH_AXES, "sequence")
 WEIGHT_AXES = ("tensor", "fsdp")
-"""Mesh axes that split what is transformed; along the others each device has, and transforms, a copy."""
+"""Mesh axes that split what is transformed; devices along the other axes transform copies."""
 
-_LINE = 16  # float32 numbers in a cache line
+_LINE = 16  # float32 numbers in a cache line of 64 bytes
 
 
 def fft2(x: Float[Array, "b s d"]) -> Complex[Array, "b s d"]:
-    """Returns the whole complex transform over the last two axes: the reference that the fast forms are held to."""
+    """Return the whole complex transform over the last two axes: the reference of the fast forms."""
     return _island(lambda a: jnp.fft.fft2(a, norm="ortho"), "bsd", "bsd", "sd", _wide(x))
 
 
 def dft(x: Array, axis: int) -> Complex[Array, "..."]:
-    """Returns the complex transform along one axis of a real array, e.g. of a weight that is being folded."""
-    layout = string.ascii_lowercase[: x.ndim]
+    """Return the complex transform along one axis of a real array, e.g. of a weight that `fold` transforms."""
+    letters = string.ascii_lowercase[: x.ndim]
     local = functools.partial(jnp.fft.fft, axis=axis, norm="ortho")
-    return _island(local, layout, layout, layout[axis], _wide(x), over=WEIGHT_AXES)
+    return _island(local, letters, letters, letters[axis], _wide(x), over=WEIGHT_AXES)
 
 
 def re_fft2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    """Returns Re(fft2(x)) over the last two axes at a quarter of the work.
+    """Return Re(fft2(x)) over the last two axes at a quarter of the work.
 
-    Re drops the point-odd half of x.  Of the point-even half, columns 0..d/2 hold everything; their sequence transform
-    is conjugate-symmetric in s, and each of its rows has a real transform over d.
+    Re drops the point-odd half (x[s, d] - x[-s, -d]) / 2.  Columns 0..d/2 of the point-even half determine the others; their
+    transform over s is conjugate-symmetric in s, and each row of it has a real transform over d.
     """
     width = x.shape[-1]
 
     def local(a: Array) -> Array:
-        columns = jnp.fft.rfft(fold_columns(a), axis=-2, norm="ortho")
+        """Transform the half that determines the rest, and mirror it."""
+        columns = jnp.fft.rfft(fold_columns(a), axis=-2, norm="ortho")  # rows u = 0..s/2
+        # A forward transform of conjugate-symmetric rows is real: the inverse real transform of their conjugate.
         rows = _by_rows(jnp.fft.irfft(columns.conj(), n=width, axis=-1, norm="ortho"))
+        # The result is point-symmetric, so rows -u are rows u with the columns mirrored.
         reflected = mirror(rows, (-1,))[..., 1 : (a.shape[-2] + 1) // 2, :]
         return jnp.concatenate([rows, reflected[..., ::-1, :]], axis=-2)
 
     return _island(local, "bsd", "bsd", "sd", _wide(x)).astype(x.dtype)
 
 
-def re_ifft2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    """Returns Re(ifft2(x)), which equals Re(fft2(x)): the inverse transform of a real array is the conjugate."""
-    return re_fft2(x)
-
-
 def fft_parts(x: Float[Array, "b *grid d"], axes: Sequence[int]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Returns the real and the imaginary part of the transform over `axes`, from half of the spectrum."""
-    layout = string.ascii_lowercase[: x.ndim]
+    """Return the real and the imaginary part of the transform over `axes`, from half of the spectrum."""
+    letters = string.ascii_lowercase[: x.ndim]
     axes = [axis % x.ndim for axis in axes]
 
     def local(a: Array) -> tuple[Array, Array]:
+        """Transform half of the last axis, and complete it."""
         half = jnp.fft.rfftn(a, axes=axes, norm="ortho")
         half = _by_rows(half) if axes[-1] == a.ndim - 1 else half
+        # The spectrum of a real array is conjugate-symmetric: the missing bins of the last axis are conjugates of mirrored
+        # ones.  `count` of them exist twice, all but frequency 0 and, for an even length, n/2.
         count = a.shape[axes[-1]] - half.shape[axes[-1]]
         others = jax.lax.slice_in_dim(mirror(half, axes[:-1]), 1, 1 + count, axis=axes[-1])
         others = jnp.flip(others, axes[-1])
         real = jnp.concatenate([half.real, others.real], axis=axes[-1])
         return real, jnp.concatenate([half.imag, -others.imag], axis=axes[-1])
 
-    real, imaginary = _island(local, layout, layout, "".join(layout[axis] for axis in axes), _wide(x))
+    real, imaginary = _island(local, letters, letters, "".join(letters[axis] for axis in axes), _wide(x))
     return real.astype(x.dtype), imaginary.astype(x.dtype)
 
 
 def hartley_nd(x: Float[Array, "b *grid d"], axes: Sequence[int]) -> Float[Array, "b *grid d"]:
-    """Returns Re - Im of the transform over `axes`: orthogonal and its own inverse."""
+    """Return Re - Im of the transform over `axes`: orthogonal and its own inverse."""
     real, imaginary = fft_parts(x, axes)
     return real - imaginary
 
 
-def hartley2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    """Returns the Hartley transform over the last two axes."""
-    return hartley_nd(x, (-2, -1))
-
-
 def seq_rfft(x: Float[Array, "b s c"]) -> tuple[Float[Array, "b u c"], Float[Array, "b u c"]]:
-    """Returns real and imaginary part of the transform over the sequence, u = 0..s/2."""
+    """Return real and imaginary part of the transform over the sequence, u = 0..s/2."""
 
     def local(a: Array) -> tuple[Array, Array]:
         half = jnp.fft.rfft(_spread(a), axis=1, norm="ortho")[..., : a.shape[-1]]
@@ -106,11 +104,12 @@ def seq_rfft(x: Float[Array, "b s c"]) -> tuple[Float[Array, "b u c"], Float[Arr
 def seq_irfft(
     real: Float[Array, "b u c"], imaginary: Float[Array, "b u c"], length: int
 ) -> tuple[Float[Array, "b s c"], Float[Array, "b s c"]]:
-    """Inverts `seq_rfft` for a sequence of `length` and returns that sequence and its mirror image, s -> -s.
+    """Invert `seq_rfft` for a sequence of `length`; return that sequence and its mirror image, s -> -s.
 
-    The imaginary part at frequencies 0 and s/2 has no effect.  A real transform forwards, of re(u) + im(u) and re(u) - im(u)
-    at u and -u, gives tokens s and -s as sum and difference of its parts.  On a CPU it takes half the time of the inverse one:
-    what has to be transposed afterwards are rows of s/2 + 1 numbers, not a power of two.
+    The imaginary part at frequencies 0 and s/2 has no effect.  The inverse is computed by a forward real transform of
+    re(u) + im(u) at u and re(u) - im(u) at -u: real plus imaginary part of its result is token s, their difference token -s.
+    On a CPU this takes half the time of the library's inverse, because the rows to be transposed afterwards have s/2 + 1
+    numbers instead of a power of two.
     """
     paired = (length + 1) // 2
 
@@ -129,7 +128,7 @@ def seq_irfft(
 
 
 def mirror(x: Array, axes: Sequence[int]) -> Array:
-    """Reverses indices, u -> -u mod n, along `axes`."""
+    """Reverse indices, u -> -u mod n, along `axes`."""
     for axis in axes:
         first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
         rest = jax.lax.slice_in_dim(x, 1, None, axis=axis)
@@ -138,45 +137,40 @@ def mirror(x: Array, axes: Sequence[int]) -> Array:
 
 
 def fold_columns(x: Float[Array, "b s d"]) -> Float[Array, "b s c"]:
-    """Returns columns 0..d/2 of the point-even half (x[s, d] + x[-s, -d]) / 2; the rest is their reflection."""
+    """Return columns 0..d/2 of the point-even half (x[s, d] + x[-s, -d]) / 2; the others are their reflection."""
     columns, opposite = column_pairs(x)
     return 0.5 * (columns + seq_mirror(opposite))
 
 
 def column_pairs(x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s c"], Float[Array, "b s c"]]:
-    """Returns the columns 0..d/2 and, beside each of them, column -d."""
+    """Return the columns 0..d/2, and for each of them column -d."""
     kept = x.shape[-1] // 2 + 1
     return x[..., :kept], jnp.concatenate([x[..., :1], x[..., x.shape[-1] - kept + 1 :][..., ::-1]], axis=-1)
 
 
-def unfold_columns(columns: Float[Array, "b s c"], width: int) -> Float[Array, "b s d"]:
-    """Completes the columns 0..width/2 of a point-symmetric array."""
-    return join_columns(columns, seq_mirror(columns), width)
-
-
 def join_columns(columns: Float[Array, "b s c"], mirrored: Float[Array, "b s c"], width: int) -> Float[Array, "b s d"]:
-    """Completes the columns 0..width/2 of a point-symmetric array, given `seq_mirror` of them."""
+    """Complete the columns 0..width/2 of a point-symmetric array, given `seq_mirror` of them."""
     count = width - (width // 2 + 1)
     return jnp.concatenate([columns[..., : width // 2 + 1], mirrored[..., count:0:-1]], axis=-1)
 
 
 def seq_mirror(x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
-    """Reverses the sequence, s -> -s."""
+    """Reverse the sequence, s -> -s."""
     return _island(lambda a: mirror(a, (-2,)), "bsc", "bsc", "s", x)
 
 
 def _wide(x: Array) -> Array:
-    """Casts to at least float32: no backend has a general 16-bit FFT."""
+    """Cast to at least float32, because no backend has a general 16-bit FFT."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _spread(x: Float[Array, "b s c"]) -> Float[Array, "b s k"]:
-    """Repeats a few columns on a CPU, where rows a power of two apart evict each other from the cache when transposed."""
+    """Append a few columns on a CPU: rows a power of two apart would evict each other from the cache when transposed."""
     return jnp.concatenate([x, x[..., :_LINE]], axis=-1) if on_cpu() else x
 
 
 def _by_rows(x: Array) -> Array:
-    """Keeps the last axis innermost in memory: in an island, XLA for CPUs may choose another one that its FFT refuses."""
+    """Keep the last axis innermost in memory: in an island, XLA for CPUs may choose a layout that its FFT rejects."""
     on_island = AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
     if not on_island or not on_cpu():
         return x
@@ -191,24 +185,28 @@ def _island(
     *arrays: Array,
     over: Sequence[str] = ACTIVATION_AXES,
 ) -> Any:
-    """Applies `function` device by device; letters name axes, and those in `local` or in one layout only stay whole.
+    """Apply `function` on each device to its part of the arrays.
 
-    `over` names the mesh axes that split the others.
+    Args:
+      inputs, outputs: one letter per axis; axes that are in both, and not in `local`, are split.
+      local: axes that stay whole, because `function` transforms them.
+      over: mesh axes that split the others.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    # One device needs no island, and inside another island each device already has its part.
     if math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types:
         return function(*arrays)
     free = {c: n for c, n in zip(inputs, arrays[0].shape, strict=True) if c in outputs and c not in local}
     split = _assign({name: mesh.shape[name] for name in over if name in mesh.shape}, free)
 
-    def spec(layout: str) -> PartitionSpec:
-        return PartitionSpec(*(split.get(c) or None for c in layout))
+    def spec(letters: str) -> PartitionSpec:
+        return PartitionSpec(*(split.get(c) or None for c in letters))
 
     return jax.shard_map(function, in_specs=spec(inputs), out_specs=spec(outputs))(*arrays)
 
 
 def _assign(mesh: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """Gives every mesh axis to the first array axis that it divides; an axis that divides none replicates the work."""
+    """Give every mesh axis to the first array axis that it divides; along a mesh axis that divides none, work is repeated."""
     split: dict[str, tuple[str, ...]] = dict.fromkeys(sizes, ())
     shards = dict.fromkeys(sizes, 1)
     for name, devices in mesh.items():

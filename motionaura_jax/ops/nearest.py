@@ -1,4 +1,4 @@
-"""Nearest code of a vector quantizer (van den Oord et al. 2017, equation 1) without the table of all distances."""
+"""Nearest code of a vector quantizer without the table of all distances.  van den Oord et al. 2017, equation 1."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -8,23 +8,22 @@ from motionaura_jax.ops.dispatch import choose, on_cpu
 
 IMPLEMENTATIONS = ("blocks", "argmin")
 
-# Codes per block of the two-level search: the scan for the best block vectorizes, a plain argmax does not.
-BLOCK = 128
+_BLOCK = 128  # codes per block of the two-level search
 
 
 def nearest_code(
     z: Float[Array, "n d"], codebook: Float[Array, "k d"], *, chunk: int | None = None, impl: str = "auto"
 ) -> Int[Array, " n"]:
-    """Returns argmin_k |z_n - e_k|^2 in fp32; equal distances give the lowest index.
+    """Return argmin_k |z_n - e_k|^2 in fp32; equal distances give the lowest index.
 
-    |z|^2 is the same for every code, so the largest score 2 z.e - |e|^2 decides.  Carries no gradient: both
-    arguments pass through `stop_gradient`, and a quantizer adds its own straight-through estimator.
+    |z|^2 is the same for every code, so the largest score 2 z.e - |e|^2 decides.  There is no gradient: both arguments
+    pass through `stop_gradient`, and a quantizer adds its own straight-through estimator.
 
     Args:
       z: vectors, any float dtype.
       codebook: the codes.
-      chunk: vectors per step; the memory is 2 to 3 chunks of k fp32 scores.  None is 256 on CPU (the scores stay
-        in cache) and 4096 elsewhere.
+      chunk: vectors per step; the memory is 2 to 3 chunks of k fp32 scores.  None means 256 on CPU (the scores stay
+        in the cache) and 4096 on other devices.
       impl: 'blocks', chunked with a two-level maximum; 'argmin', the plain reference, which holds all n k
         scores; 'auto' is 'blocks' on every backend.
 
@@ -47,27 +46,32 @@ def nearest_code(
     return _chunked(vectors, codes, norms, chunk)
 
 
-def _scores(vectors, codes, norms):
+def _scores(vectors: Array, codes: Array, norms: Array) -> Float[Array, "n k"]:
     return 2 * jnp.matmul(vectors, codes.T, precision=lax.Precision.HIGHEST) - norms
 
 
-def _chunked(vectors, codes, norms, chunk):
+def _chunked(vectors: Array, codes: Array, norms: Array, chunk: int) -> Int[Array, " n"]:
+    """Search a chunk of vectors at a time."""
     count, size = len(vectors), len(codes)
     steps = -(-max(count, 1) // chunk)
-    chunk = -(-max(count, 1) // steps)  # evenly, as filling costs as much as vectors
-    width = min(BLOCK, size)
+    chunk = -(-max(count, 1) // steps)  # equal chunks: padding costs as much as vectors
+    width = min(_BLOCK, size)
     extra = -size % width
-    # An infinite norm makes the codes that fill the last block lose against every real one.
+    # An infinite norm makes the codes that pad the last block lose against every real one.
     codes = jnp.pad(codes, ((0, extra), (0, 0)))
     norms = jnp.pad(norms, (0, extra), constant_values=jnp.inf)
-    # Every step takes each steps-th vector: vectors sharded over devices then never leave their device.
+    # Each step takes every steps-th vector, so that vectors that are sharded over devices never leave their device.
     strided = jnp.pad(vectors, ((0, steps * chunk - count), (0, 0))).reshape(chunk, steps, -1).swapaxes(0, 1)
     found = lax.map(lambda rows: _argmax(_scores(rows, codes, norms), width), strided)
-    # A score that is not a number can point into the filling.
+    # NaN scores can select a padding code.
     return jnp.minimum(found.swapaxes(0, 1).reshape(-1)[:count], size - 1)
 
 
 def _argmax(scores: Float[Array, "n k"], width: int) -> Int[Array, " n"]:
+    """Return the argmax of each row in two levels: the best block, then the best code in it.
+
+    On CPU a maximum over blocks vectorizes and an argmax over all codes does not.
+    """
     blocks = scores.reshape(len(scores), -1, width)
     best = jnp.argmax(blocks.max(axis=-1), axis=-1)
     row = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]

@@ -15,7 +15,8 @@ from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from motionaura_jax.scenes.adherence import Adherence, adherence
 from motionaura_jax.scenes.dataset import PRESETS, SceneOptions, held_out_prompts
 from motionaura_jax.scenes.reader import SceneReading, read_scene, score_reading
-from motionaura_jax.scenes.renderer import Scene, render
+from motionaura_jax.scenes.renderer import render
+from motionaura_jax.scenes.scene import Scene
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig
 
 Video = UInt8[np.ndarray, "t h w 3"]

@@ -1,1 +1,1 @@
-"""The rendered world: the embedded training data and its ground truth."""
+"""The rendered world, the embedded data and its ground truth: scenes, renderer, data sets, a reader that measures, adherence."""

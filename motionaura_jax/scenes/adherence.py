@@ -1,23 +1,23 @@
-"""Whether rendered-scene videos show what their prompts say, attribute by attribute, beside two yardsticks of luck.
+"""Prompt adherence of videos of rendered scenes, attribute by attribute, with two baselines of luck.  Own construction.
 
-Own construction: the attributes are measured back from the pixels (`scenes.reader`), nothing is judged by a model.
+The attributes are measured from the pixels (`scenes.reader`); no model judges anything.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from motionaura_jax.metrics.statistics import wilson
 from motionaura_jax.scenes.dataset import SceneOptions
 from motionaura_jax.scenes.reader import SceneReading, score_reading
-from motionaura_jax.scenes.renderer import Scene
+from motionaura_jax.scenes.scene import Scene
 
 HEADER = ("shown as asked", "share", "95 % interval", "chance", "shuffled")
 
-# Attribute, as `score_reading` names it -> the scene option that lists the values it is drawn from.
-_DRAWN_FROM = {
+# Attribute, as `score_reading` names it -> the scene option that lists its possible values.
+_CHOICES = {
     "color": "colors",
     "motion": "motions",
     "shape": "shapes",
@@ -29,11 +29,12 @@ _DRAWN_FROM = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adherence:
-    """How many of `n` videos show the wanted value of one attribute.
+    """Score of one attribute.
 
     Attributes:
-      shuffled_hits: the same count with every video judged against the prompt of another one.
-      chance: one over the number of values that prompts draw from; two objects in a scene make it harder than that.
+      hits: videos that show the wanted value, of `n`.
+      shuffled_hits: the same with every video scored against the prompt of another.
+      chance: one over the number of possible values; scenes with two objects are harder than that.
     """
 
     attribute: str
@@ -44,48 +45,48 @@ class Adherence:
 
     @property
     def share(self) -> float:
-        """Fraction of videos that obey."""
+        """Return the fraction of videos that show the wanted value."""
         return self.hits / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of `share`."""
+        """Return Wilson's 95 % interval of `share`."""
         return wilson(self.hits, self.n)
 
     @property
     def shuffled(self) -> float:
-        """Fraction that obeys the prompt of another video: what a model that does not read would reach."""
+        """Return the fraction that matches the prompt of another video, as a model that ignores prompts would reach it."""
         return self.shuffled_hits / self.n
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """All numbers as plain JSON values."""
+        """Return all numbers as plain JSON values."""
         low, high = self.interval
         rates = {"share": self.share, "low": low, "high": high, "shuffled": self.shuffled}
         return {**dataclasses.asdict(self), **rates}
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The numbers of `Adherence.to_dict` as text, in the order of HEADER; short, so that a terminal holds the table."""
+    """Return the numbers of `Adherence.to_dict` as short text, in the order of HEADER."""
     interval = f"{100 * row['low']:.1f} to {percent(row['high'])}"
     rates = (percent(row["share"]), interval, percent(row["chance"]), percent(row["shuffled"]))
     return row["attribute"].replace("_", " "), *rates
 
 
 def percent(share: float) -> str:
-    """A fraction for people: "94.5 %"."""
+    """Return a fraction as text: "94.5 %"."""
     return f"{100 * share:.1f} %"
 
 
 def adherence(pairs: Sequence[tuple[Scene, SceneReading]], options: SceneOptions) -> list[Adherence]:
-    """Counts, for every attribute that has a choice in `options`, the videos that show what was wanted.
+    """Count the videos that show the wanted value, for every attribute with more than one value in `options`.
 
-    A video in which no object is found misses every attribute of the object.  For the control every wanted scene is
-    replaced by the next one on a random, but always the same, cycle through the different scenes, so that no video
-    meets its own prompt, while the order in which balanced prompts come has no influence.
+    A video in which no object is found misses every attribute of the object.  For the shuffled baseline every wanted scene
+    is replaced by the next one on a fixed random cycle through the different scenes.  No video then meets its own prompt,
+    and the order of the prompts, which is balanced, has no influence.
 
     Args:
-      pairs: the scene of the prompt and what was read from the video; several videos of one scene are fine.
-      options: what the prompts were drawn from.
+      pairs: scene of the prompt and reading of the video; a scene may have several videos.
+      options: the values that prompts may have.
 
     Raises:
       ValueError: fewer than two different scenes.
@@ -93,7 +94,7 @@ def adherence(pairs: Sequence[tuple[Scene, SceneReading]], options: SceneOptions
     others = _derangement([scene for scene, _ in pairs])
     true = [score_reading(reading, scene) for scene, reading in pairs]
     shuffled = [score_reading(reading, others[scene]) for scene, reading in pairs]
-    choices = {name: len(set(getattr(options, values))) for name, values in _DRAWN_FROM.items()}
+    choices = {name: len(set(getattr(options, values))) for name, values in _CHOICES.items()}
     return [
         Adherence(
             attribute=name,
@@ -108,9 +109,30 @@ def adherence(pairs: Sequence[tuple[Scene, SceneReading]], options: SceneOptions
 
 
 def _derangement(scenes: Sequence[Scene]) -> dict[Scene, Scene]:
-    """Maps every scene to another one."""
+    """Map every scene to another one."""
     different = list(dict.fromkeys(scenes))
     if len(different) < 2:
-        raise ValueError("the shuffled control needs at least two different scenes")
+        raise ValueError("the shuffled baseline needs at least two different scenes")
     order = np.random.default_rng(0).permutation(len(different))
     return {different[one]: different[other] for one, other in zip(order, np.roll(order, -1), strict=True)}
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the score interval of a success probability (Wilson 1927); z = 1.96 gives 95 % coverage.
+
+    The bounds are the probabilities p with |successes / n - p| = z sqrt(p (1 - p) / n).  Unlike the normal approximation,
+    the interval is sensible for 0 of n and n of n, too.
+
+    Returns:
+      Lower and upper bound in [0, 1].
+
+    Raises:
+      ValueError: `n` is not positive, `successes` not in [0, n], or `z` negative.
+    """
+    if n < 1 or not 0 <= successes <= n or z < 0:
+        raise ValueError(f"not a success rate: {successes} of {n} with z = {z}")
+    rate = successes / n
+    shrink = 1 + z * z / n
+    center = (rate + z * z / (2 * n)) / shrink
+    half = z / shrink * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)

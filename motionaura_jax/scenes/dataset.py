@@ -1,7 +1,7 @@
-"""Sets of rendered scenes: which scenes there are, the split that holds whole combinations out, and the files.
+"""Data sets of rendered scenes: the scenes of each split, prompts, and files on disk.
 
-A combination is (color, shape, motion) of one object.  About 15 % of them, by a fixed Latin rule over the whole
-vocabulary, never appear in the train split; every single value and every pair of values does.
+A combination is (color, shape, motion) of one object.  A fixed Latin rule over the whole vocabulary holds about 15 % of
+them out of the train split, which still contains every value and every pair of values.
 """
 
 import concurrent.futures
@@ -17,34 +17,36 @@ import numpy as np
 
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.data.media import write_json, write_text, write_video
-from motionaura_jax.scenes import renderer as scenes
-from motionaura_jax.scenes.captions import NUM_TEMPLATES, caption
-from motionaura_jax.scenes.renderer import Background, Scene, SceneObject
+from motionaura_jax.scenes import renderer
+from motionaura_jax.scenes import scene as vocabulary
+from motionaura_jax.scenes.scene import Background, Scene, SceneObject, attributes, caption
 
 Combination = tuple[str, str, str]
 
 SPLITS = ("train", "test")
 MARKER = "scenes.json"
 MANIFEST = "metadata.jsonl"
-_VERSION = 1  # raise it when the same settings render something else
-_PLACEMENTS = 128  # attempts at two objects that never touch
-_OUTER = 0.4  # evenness of their places: objects near opposite borders have room
+_VERSION = 1  # to be raised when the same settings render other pixels
+_PLACEMENTS = 128  # attempts to place two objects so that they never touch
+_OUTER = 0.4  # beta parameter of their places; under 1 prefers the borders, where two objects have room
 _VOCABULARY: dict[str, tuple[str, ...]] = {
-    "colors": tuple(scenes.COLORS),
-    "shapes": scenes.SHAPES,
-    "motions": scenes.MOTIONS,
-    "sizes": tuple(scenes.SIZES),
-    "backgrounds": scenes.BACKGROUNDS,
-    "background_colors": tuple(scenes.BACKGROUND_COLORS),
+    "colors": tuple(vocabulary.COLORS),
+    "shapes": vocabulary.SHAPES,
+    "motions": vocabulary.MOTIONS,
+    "sizes": tuple(vocabulary.SIZES),
+    "backgrounds": vocabulary.BACKGROUNDS,
+    "background_colors": tuple(vocabulary.BACKGROUND_COLORS),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """What a set of scenes draws from.
+    """Values that the scenes of a set may have.
 
-    `two_objects` is the fraction of scenes with a second object.  `spread` is the part of the room around the middle of
-    the frame in which a single object is placed: 1 is anywhere, 0 has every object pass the middle halfway.
+    Attributes:
+      two_objects: fraction of scenes with a second object.
+      spread: size of the central region for a single object; 1 is the whole frame, and with 0 every object is in the middle
+        of the frame halfway through the clip.
 
     Raises:
       UserError: an unknown or missing value, or values too few for both splits.
@@ -75,21 +77,21 @@ class SceneOptions:
 
 
 PRESETS = {
-    # Objects large against the token grid, about the middle, over few backgrounds: what a small network learns in minutes.
+    # Large objects near the middle over few backgrounds: a small network learns these in minutes.
     "easy": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "navy"), spread=0.0),
     "full": SceneOptions(two_objects=0.25),
 }
 
 
 def is_held_out(color: str, shape: str, motion: str) -> bool:
-    """The fixed rule of the split: depends on the names alone, not on options, seeds or counts."""
-    row = list(scenes.COLORS).index(color) + 10 * scenes.SHAPES.index(shape) + scenes.MOTIONS.index(motion)
+    """Return True for a combination of the test split; depends on the names alone, not on options, seeds or counts."""
+    row = list(vocabulary.COLORS).index(color) + 10 * vocabulary.SHAPES.index(shape) + vocabulary.MOTIONS.index(motion)
     return row % 13 in (0, 5)
 
 
 @functools.cache
 def combinations(split: str, options: SceneOptions) -> tuple[Combination, ...]:
-    """All combinations of a split, "train" or "test".
+    """Return all combinations of a split, "train" or "test".
 
     Raises:
       UserError: an unknown split, a split without a combination, or a value that training would never see.
@@ -101,7 +103,7 @@ def combinations(split: str, options: SceneOptions) -> tuple[Combination, ...]:
         for color in options.colors
         for shape in options.shapes
         for motion in options.motions
-        if scenes.can_show(shape, motion)
+        if vocabulary.can_show(shape, motion)
     ]
     held_out = [combination for combination in visible if is_held_out(*combination)]
     train = [combination for combination in visible if not is_held_out(*combination)]
@@ -116,10 +118,11 @@ def combinations(split: str, options: SceneOptions) -> tuple[Combination, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _balanced_order(pool: tuple[Combination, ...], seed: int, epoch: int) -> tuple[Combination, ...]:
-    """The pool in an order in which every prefix uses all colors, shapes and motions about equally often."""
+    """Return the pool in an order in which every prefix has all colors, shapes and motions about equally often."""
     shuffled = [pool[i] for i in np.random.default_rng((seed, epoch, len(pool))).permutation(len(pool))]
     values = sorted({value for combination in pool for value in combination})
     codes = np.array([[values.index(value) for value in combination] for combination in shuffled])
+    # Greedy: always the combination whose values were used least, each use counted in shares of all uses of that value.
     used = np.zeros(len(values))
     share = 1 / np.bincount(codes.ravel(), minlength=len(values))
     left = np.ones(len(pool), dtype=bool)
@@ -135,22 +138,23 @@ def _balanced_order(pool: tuple[Combination, ...], seed: int, epoch: int) -> tup
 def _place(
     rng: np.random.Generator, combination: Combination, size: str, *, evenness: float = 1.0, spread: float = 1.0
 ) -> SceneObject:
-    """Draws the center from a beta distribution over where the object may be; under 1 prefers the outer places."""
+    """Return an object with a random center: a beta distribution over the free room; `evenness` < 1 prefers the borders."""
     color, shape, motion = combination
-    low, high = scenes.center_bounds(shape, size, motion)
+    low, high = renderer.center_bounds(shape, size, motion)
     x, y = low + (high - low) * (0.5 + spread * (rng.beta(evenness, evenness, 2) - 0.5))
     return SceneObject(color=color, shape=shape, size=size, motion=motion, center=(float(x), float(y)))
 
 
 def _clearance(first: SceneObject, second: SceneObject) -> float:
-    """Smallest distance between the circumscribed circles over a finely sampled clip, in frame sides."""
-    (center, diameter, _), (center2, diameter2, _) = scenes.poses(first, 16), scenes.poses(second, 16)
-    reach = diameter / 2 * scenes.radial_profile(first.shape).max()
-    reach2 = diameter2 / 2 * scenes.radial_profile(second.shape).max()
+    """Return the smallest distance between the circumscribed circles over a finely sampled clip, in frame sides."""
+    (center, diameter, _), (center2, diameter2, _) = renderer.poses(first, 16), renderer.poses(second, 16)
+    reach = diameter / 2 * renderer.radial_profile(first.shape).max()
+    reach2 = diameter2 / 2 * renderer.radial_profile(second.shape).max()
     return float((np.linalg.norm(center - center2, axis=1) - reach - reach2).min())
 
 
 def _pair(rng: np.random.Generator, first: Combination, pool: Sequence[Combination]) -> tuple[SceneObject, ...]:
+    """Return two objects of different colors at places that keep them apart, or else the best of all attempts."""
     others = [combination for combination in pool if combination[0] != first[0]]
     best: tuple[SceneObject, ...] = ()
     room = -np.inf
@@ -160,15 +164,15 @@ def _pair(rng: np.random.Generator, first: Combination, pool: Sequence[Combinati
         clearance = _clearance(*pair)
         if clearance > room:
             best, room = pair, clearance
-        if room >= scenes.MARGIN:
+        if room >= vocabulary.MARGIN:
             break
     return best
 
 
 def make_scene(index: int, *, split: str, options: SceneOptions, seed: int = 0) -> Scene:
-    """The scene `index` of an endless, balanced sequence that depends on (seed, split, options) only.
+    """Return scene `index` of an endless, balanced sequence that depends on (seed, split, options) alone.
 
-    Two objects of a scene are small, differ in color, keep apart, and both come from the combinations of the split.
+    If a scene has two objects, they are small, differ in color, never touch, and both are combinations of the split.
     """
     pool = combinations(split, options)
     epoch, position = divmod(index, len(pool))
@@ -179,7 +183,7 @@ def make_scene(index: int, *, split: str, options: SceneOptions, seed: int = 0) 
         color=options.background_colors[rng.integers(len(options.background_colors))],
         texture=int(rng.integers(2**31)),
     )
-    template = int(rng.integers(NUM_TEMPLATES))
+    template = int(rng.integers(vocabulary.NUM_TEMPLATES))
     if rng.random() < options.two_objects:
         items = _pair(rng, combination, pool)
     else:
@@ -189,22 +193,13 @@ def make_scene(index: int, *, split: str, options: SceneOptions, seed: int = 0) 
 
 
 def held_out_prompts(n: int, seed: int, options: SceneOptions) -> list[tuple[str, Scene]]:
-    """Returns `n` pairs (caption, scene) of combinations that training never sees, balanced over the attributes."""
-    drawn = [make_scene(index, split="test", options=options, seed=seed) for index in range(n)]
-    return [(caption(scene), scene) for scene in drawn]
-
-
-def attributes(scene: Scene) -> dict[str, Any]:
-    """The attributes of a scene as a JSON object: `objects` (color, shape, size, motion) and `background`."""
-    names = ("color", "shape", "size", "motion")
-    return {
-        "objects": [{name: getattr(item, name) for name in names} for item in scene.objects],
-        "background": {"kind": scene.background.kind, "color": scene.background.color},
-    }
+    """Return `n` pairs (caption, scene) of combinations that training never sees, balanced over the attributes."""
+    scenes = [make_scene(index, split="test", options=options, seed=seed) for index in range(n)]
+    return [(caption(scene), scene) for scene in scenes]
 
 
 def _claim(folder: Path, marker: Mapping[str, Any]) -> bool:
-    """Marks the folder as holding this set; returns whether the set is complete already."""
+    """Mark the folder as the place of this set; return True if the set is complete already."""
     path = folder / MARKER
     if path.is_file():
         try:
@@ -213,7 +208,7 @@ def _claim(folder: Path, marker: Mapping[str, Any]) -> bool:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a marker of rendered scenes; choose another folder") from error
         if not same:
-            raise UserError(f"{folder}: holds scenes with other settings; choose another folder or remove this one")
+            raise UserError(f"{folder}: has scenes with other settings; choose another folder or remove this one")
         return complete
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,21 +216,21 @@ def _claim(folder: Path, marker: Mapping[str, Any]) -> bool:
     except OSError as error:
         raise UserError(f"{folder}: cannot hold scenes, {error.strerror}; choose another folder") from error
     if occupied:
-        raise UserError(f"{folder}: holds something else than rendered scenes; choose an empty or new folder")
+        raise UserError(f"{folder}: contains other files than rendered scenes; choose an empty or new folder")
     write_json(path, {**marker, "complete": False})
     return False
 
 
-def _write_videos(drawn: Mapping[Path, Scene], size: Mapping[str, int], fps: float, threads: int) -> None:
-    """Writes the videos that are not there; a video that is there is whole, because every write is atomic."""
+def _write_videos(scenes: Mapping[Path, Scene], size: Mapping[str, int], fps: float, threads: int) -> None:
+    """Write the missing videos; a video that exists is complete, because writes are atomic."""
 
     def write(path: Path, scene: Scene) -> None:
         if not path.is_file():
-            write_video(path, scenes.render(scene, **size), fps)
+            write_video(path, renderer.render(scene, **size), fps)
 
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
         try:
-            list(executor.map(write, drawn.keys(), drawn.values()))
+            list(executor.map(write, scenes.keys(), scenes.values()))
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise
@@ -254,33 +249,33 @@ def write_scenes(
     fps: float = 8.0,
     threads: int = 2,
 ) -> Path:
-    """Writes `count` scenes as `videos/*.mp4` with `metadata.jsonl`; returns the path of the latter.
+    """Write `count` scenes as `videos/*.mp4` with `metadata.jsonl`; return the path of the latter.
 
-    An interrupted call is finished by the same call; a finished set is left alone.  `scenes.json` says which it is.
+    The same call finishes an interrupted one and leaves a complete set alone; `scenes.json` tells them apart.
 
     Raises:
-      UserError: bad settings, or a folder that holds anything else.
+      UserError: bad settings, or a folder with other contents.
     """
     if count < 1 or threads < 1 or not fps > 0:
-        raise UserError(f"cannot write {count} scenes at {fps} fps in {threads} threads; all have to be positive")
-    scenes.check_size(num_frames, height, width)
+        raise UserError(f"cannot write {count} scenes at {fps} fps in {threads} threads; all must be positive")
+    renderer.check_size(num_frames, height, width)
     folder = Path(folder)
     size = {"num_frames": num_frames, "height": height, "width": width}
     settings = {"version": _VERSION, "count": count, "split": split, "seed": seed, "fps": fps, **size}
     settings["options"] = dataclasses.asdict(options)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     marker = {"settings": settings, "hash": digest}
-    drawn = {
+    scenes = {
         folder / "videos" / f"{index:06d}.mp4": make_scene(index, split=split, options=options, seed=seed)
         for index in range(count)
     }
     if _claim(folder, marker):
         return folder / MANIFEST
     (folder / "videos").mkdir(exist_ok=True)
-    _write_videos(drawn, size, fps, threads)
+    _write_videos(scenes, size, fps, threads)
     rows = [
         {"file": f"videos/{path.name}", "caption": caption(scene), "fps": fps, "split": split, **attributes(scene)}
-        for path, scene in drawn.items()
+        for path, scene in scenes.items()
     ]
     write_text(folder / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows))
     write_json(folder / MARKER, {**marker, "complete": True})

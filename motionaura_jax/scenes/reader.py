@@ -1,7 +1,8 @@
-"""Reads the attributes of a rendered scene back from its pixels, by measurement only: nothing here is learned.
+"""Measures the attributes of a rendered scene from its pixels; nothing here is learned.
 
-The background is a line of shades of one color, an object a compact area nearer to a palette color than to that line,
-a shape the silhouette with the best overlap over all rotations, a motion the line fitted to centroids and areas.
+The background is a line in color space: shades of one color.  An object is a compact area that is nearer to a palette color
+than to that line.  Its shape is the silhouette with the best overlap over all rotations, and its motion comes from lines
+fitted to centroids and areas over time.
 """
 
 import dataclasses
@@ -12,31 +13,38 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from motionaura_jax.scenes import renderer as scenes
-from motionaura_jax.scenes.renderer import Scene
+from motionaura_jax.scenes import scene as vocabulary
+from motionaura_jax.scenes.renderer import PROFILE_ANGLES, radial_profile
+from motionaura_jax.scenes.scene import Scene
 
 Mask = Bool[np.ndarray, "t h w"]
 
 ATTRIBUTES = ("color", "shape", "size", "motion")
 
-_COLORS = np.array(list(scenes.COLORS.values()), dtype=np.float32)
-_BACKGROUND_COLORS = np.array(list(scenes.BACKGROUND_COLORS.values()), dtype=np.float32)
+_COLORS = np.array(list(vocabulary.COLORS.values()), dtype=np.float32)
+_BACKGROUND_COLORS = np.array(list(vocabulary.BACKGROUND_COLORS.values()), dtype=np.float32)
 _MIN_AREA = 0.008  # of the squared side; a small star, the smallest shape, covers 0.06
 _TEXTURE_CONTRAST = 0.09  # relative deviation from a vertical gradient; rendered textures have 0.2
 _GRADIENT_CONTRAST = 0.4  # relative brightness change from bottom to top; rendered gradients have 0.9
 _RADII = np.linspace(0.05, 1.85, 28)  # in radii of the disk with the same area; a triangle reaches 1.56
 _ANGLES = 120
 _BLURS = (0.0, 0.25)  # of half the nominal diameter; 2.75 pixels for a small object at 64
-_RATES = np.array(sorted(range(-12, 13), key=abs)) * (scenes.TURN / 8)  # turns over a clip that are tried, none first
+_RATES = np.array(sorted(range(-12, 13), key=abs)) * (
+    vocabulary.TURN / 8
+)  # turns over a clip that are tried, none first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectReading:
-    """What was measured of one object.
+    """Measurements of one object.
 
-    `travel` (x, y) is the centroid displacement over the clip in frame sides, `growth` the logarithm of the area ratio
-    of the last to the first frame, `turn` the clockwise rotation over the clip in radians, `diameter` the nominal
-    diameter in sides, `center` (x, y) as in `SceneObject`, `overlap` in [0, 1] the agreement with the ideal silhouette.
+    Attributes:
+      center: (x, y) as in `SceneObject`.
+      diameter: nominal diameter in frame sides.
+      travel: displacement (x, y) of the centroid over the clip in frame sides.
+      growth: logarithm of the ratio of areas, last frame to first.
+      turn: clockwise rotation over the clip in radians.
+      overlap: agreement with the ideal silhouette in [0, 1].
     """
 
     color: str
@@ -53,7 +61,7 @@ class ObjectReading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneReading:
-    """Objects by falling area, at most two; empty when nothing compact stands out.  The first is the main object."""
+    """Background and at most two objects, the larger (main) object first; no objects if no compact area stands out."""
 
     objects: tuple[ObjectReading, ...]
     background: str
@@ -61,22 +69,22 @@ class SceneReading:
 
     @property
     def color(self) -> str | None:
-        """Color of the main object, None without one."""
+        """Return the color of the main object, None without one."""
         return self.objects[0].color if self.objects else None
 
     @property
     def shape(self) -> str | None:
-        """Shape of the main object, None without one."""
+        """Return the shape of the main object, None without one."""
         return self.objects[0].shape if self.objects else None
 
     @property
     def size(self) -> str | None:
-        """Size of the main object, None without one."""
+        """Return the size of the main object, None without one."""
         return self.objects[0].size if self.objects else None
 
     @property
     def motion(self) -> str | None:
-        """Motion of the main object, None without one."""
+        """Return the motion of the main object, None without one."""
         return self.objects[0].motion if self.objects else None
 
 
@@ -88,9 +96,9 @@ def _border_mask(height: int, width: int) -> Bool[np.ndarray, "h w"]:
 
 
 def _background_line(frames: Float[np.ndarray, "t h w 3"]) -> tuple[np.ndarray, float, float]:
-    """Returns the background color (3,) and the lowest and highest relative brightness along the frame border.
+    """Return the background color (3,) and the lowest and highest relative brightness along the frame border.
 
-    An object near the border covers little of it, which the median and the percentiles ignore.
+    An object near the border covers so little of it that median and percentiles ignore the object.
     """
     border = frames[:, _border_mask(*frames.shape[1:3])].reshape(-1, 3)
     color = np.median(border, axis=0)
@@ -111,13 +119,13 @@ def _line_distance(frames: np.ndarray, line: tuple[np.ndarray, float, float]) ->
 
 
 def _block(side: int) -> np.ndarray:
-    """The smallest piece (t, h, w) of an object: wider than the blended rim around another object."""
+    """Return the smallest piece (t, h, w) of an object, wider than the blended edge of another object."""
     width = max(3, round(side * 5 / 64))
     return np.ones((1, width, width), dtype=bool)
 
 
 def _find_cores(frames: np.ndarray, away: np.ndarray) -> list[tuple[int, Mask]]:
-    """Returns at most two (palette index, compact area), the larger first; `away` is the distance to the background."""
+    """Return at most two (palette index, compact area), the larger first; `away` is the distance to the background."""
     distances = np.stack([_color_distance(frames, color) for color in _COLORS])
     nearest = distances.argmin(axis=0)
     foreground = distances.min(axis=0) < away
@@ -133,15 +141,15 @@ def _find_cores(frames: np.ndarray, away: np.ndarray) -> list[tuple[int, Mask]]:
 
 
 def _segment(frames: np.ndarray) -> tuple[list[tuple[str, Mask]], Mask]:
-    """Returns (color name, mask) of each object, and the mask of the pixels that certainly are background."""
+    """Return (color name, mask) of each object, and the mask of pixels that are background for certain."""
     away = _line_distance(frames, _background_line(frames))
     cores = _find_cores(frames, away)
-    # The measured color, not the ideal one: the boundary is halfway between it and the background.
+    # The boundary is halfway between background and the measured color, which may differ from the ideal one.
     measured = [_color_distance(frames, np.median(frames[core], axis=0)) for _, core in cores]
     owner = np.argmin(np.stack([away, *measured]), axis=0)
     grown = np.ones((1, 3, 3), dtype=bool)
     reach = max(2, min(frames.shape[1:3]) // 24)
-    names = list(scenes.COLORS)
+    names = list(vocabulary.COLORS)
     found = []
     for number, (index, core) in enumerate(cores, start=1):
         near = ndimage.binary_dilation(core, grown, iterations=2 * reach)
@@ -152,25 +160,25 @@ def _segment(frames: np.ndarray) -> tuple[list[tuple[str, Mask]], Mask]:
 
 @functools.cache
 def _templates() -> tuple[Float[np.ndarray, "b s r a"], Float[np.ndarray, " s"]]:
-    """Returns the ideal silhouettes (blur, shape, radius, angle) at unit area radius, and their area radii (shape,).
+    """Return the ideal silhouettes (blur, shape, radius, angle) at unit area radius, and their area radii (shape,).
 
-    A reconstruction rounds corners, so that every shape is known as drawn and as the half-height line of its blur.
+    Reconstructed videos have rounded corners, so every shape is there as rendered and blurred, cut at half height.
     """
     extent = np.linspace(-2.5, 2.5, 301)
     x, y = np.meshgrid(extent, extent)
-    bins = np.round(np.arctan2(y, x) * (scenes.PROFILE_ANGLES / (2 * np.pi))).astype(int) % scenes.PROFILE_ANGLES
-    ideal = np.sqrt([np.mean(scenes.radial_profile(shape) ** 2) for shape in scenes.SHAPES])
-    silhouettes = np.empty((len(_BLURS), len(scenes.SHAPES), len(_RADII), _ANGLES), dtype=np.float32)
-    for (i, blur), (j, shape) in itertools.product(enumerate(_BLURS), enumerate(scenes.SHAPES)):
-        drawn = (np.hypot(x, y) < scenes.radial_profile(shape)[bins]).astype(np.float32)
-        mask = ndimage.gaussian_filter(drawn, blur / (extent[1] - extent[0])) > 0.5
+    bins = np.round(np.arctan2(y, x) * (PROFILE_ANGLES / (2 * np.pi))).astype(int) % PROFILE_ANGLES
+    ideal = np.sqrt([np.mean(radial_profile(shape) ** 2) for shape in vocabulary.SHAPES])
+    silhouettes = np.empty((len(_BLURS), len(vocabulary.SHAPES), len(_RADII), _ANGLES), dtype=np.float32)
+    for (i, blur), (j, shape) in itertools.product(enumerate(_BLURS), enumerate(vocabulary.SHAPES)):
+        solid = (np.hypot(x, y) < radial_profile(shape)[bins]).astype(np.float32)
+        mask = ndimage.gaussian_filter(solid, blur / (extent[1] - extent[0])) > 0.5
         area_radius = np.sqrt(mask.sum() / np.pi)
         silhouettes[i, j] = _polar(mask[None], np.full((1, 2), (len(extent) - 1) / 2), area_radius[None])[0]
     return silhouettes, ideal
 
 
 def _polar(masks: Mask, centers: np.ndarray, radii: np.ndarray) -> Float[np.ndarray, "t r a"]:
-    """Samples the masks around `centers` (T, 2; x, y) in polar coordinates scaled by `radii` (T,)."""
+    """Sample the masks around `centers` (T, 2; x, y) in polar coordinates scaled by `radii` (T,)."""
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     reach = radii[:, None, None] * _RADII[:, None]
     x = centers[:, 0, None, None] + reach * np.cos(angles)
@@ -180,7 +188,10 @@ def _polar(masks: Mask, centers: np.ndarray, radii: np.ndarray) -> Float[np.ndar
 
 
 def _overlaps(polar: Float[np.ndarray, "t r a"]) -> Float[np.ndarray, "b s t a"]:
-    """Intersection over union of every frame with every silhouette turned clockwise by 2 pi k / _ANGLES."""
+    """Return intersection over union of every frame with every silhouette turned clockwise by 2 pi k / _ANGLES.
+
+    Turning is a shift in the angle, so one correlation by FFT gives the intersections for all turns.
+    """
     templates, _ = _templates()
     weight = _RADII[:, None]
     shared_spectrum = np.einsum("tra,bsra->bsta", np.fft.rfft(polar * weight), np.conj(np.fft.rfft(templates)))
@@ -190,39 +201,40 @@ def _overlaps(polar: Float[np.ndarray, "t r a"]) -> Float[np.ndarray, "b s t a"]
 
 
 def _match(polar: np.ndarray, times: np.ndarray) -> tuple[str, float, float]:
-    """Returns (shape, turn over the clip in radians, mean overlap) of the best constant rotation.
+    """Return (shape, turn over the clip in radians, mean overlap) of the best constant rotation.
 
-    One rotation rate for all frames: noise in single frames neither makes a shape nor turns it.
+    All frames share one rotation rate, so that noise in single frames decides neither shape nor rotation.
     """
     overlaps = _overlaps(polar)
     shifts = np.round(_RATES[:, None] * times * (_ANGLES / (2 * np.pi))).astype(int)
     phases = (shifts[:, :, None] + np.arange(_ANGLES)) % _ANGLES
     turned = overlaps[:, :, np.arange(len(times))[:, None], phases].mean(axis=3).max(axis=(0, 3))
     best = int(turned.max(axis=1).argmax())
-    name = scenes.SHAPES[best]
-    # A circle agrees equally well with every rate, and rounding must not decide.
-    rate = 0.0 if not scenes.can_show(name, "rotating") else float(_RATES[turned[best].argmax()])
+    name = vocabulary.SHAPES[best]
+    # A circle agrees equally well with every rate; without this, rounding would decide.
+    rate = 0.0 if not vocabulary.can_show(name, "rotating") else float(_RATES[turned[best].argmax()])
     return name, rate, float(turned[best].max())
 
 
 def _slope(values: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Least-squares change of `values` (T, ...) over the whole clip."""
+    """Return the least-squares change of `values` (T, ...) over the whole clip."""
     offsets = times - times.mean()
     spread = float(offsets @ offsets)
     return np.tensordot(offsets, values, axes=(0, 0)) / spread if spread else np.zeros(values.shape[1:])
 
 
 def _name_motion(travel: np.ndarray, growth: float, turn: float) -> str:
-    """The nearest motion; every threshold is half of what a rendered motion shows."""
-    if np.linalg.norm(travel) > scenes.TRAVEL / 2:
-        return max(scenes.DIRECTIONS, key=lambda name: float(travel @ np.array(scenes.DIRECTIONS[name])))
-    grown = 2 * np.log((1 + scenes.GROWTH / 2) / (1 - scenes.GROWTH / 2))
+    """Return the nearest motion; every threshold is half of the value of a rendered motion."""
+    if np.linalg.norm(travel) > vocabulary.TRAVEL / 2:
+        return max(vocabulary.DIRECTIONS, key=lambda name: float(travel @ np.array(vocabulary.DIRECTIONS[name])))
+    grown = 2 * np.log((1 + vocabulary.GROWTH / 2) / (1 - vocabulary.GROWTH / 2))
     if growth > grown / 2:
         return "growing"
-    return "rotating" if abs(turn) > scenes.TURN / 2 else "still"
+    return "rotating" if abs(turn) > vocabulary.TURN / 2 else "still"
 
 
 def _read_object(color: str, masks: Mask) -> ObjectReading | None:
+    """Measure one object from its masks; None if no frame shows it."""
     num_frames, height, width = masks.shape
     side = min(height, width)
     areas = masks.sum(axis=(1, 2)).astype(np.float64)
@@ -235,7 +247,7 @@ def _read_object(color: str, masks: Mask) -> ObjectReading | None:
     x = (masks.sum(axis=1) @ np.arange(width)) / areas
     centers = np.stack([x, y], axis=-1)
     shape, turn, overlap = _match(_polar(masks, centers, np.sqrt(areas / np.pi)), times)
-    equivalent = _templates()[1][scenes.SHAPES.index(shape)]
+    equivalent = _templates()[1][vocabulary.SHAPES.index(shape)]
     diameter = float(np.mean(2 * np.sqrt(areas / np.pi))) / float(equivalent) / side
     travel = _slope(centers / side, times)
     growth = float(_slope(np.log(areas), times))
@@ -243,7 +255,7 @@ def _read_object(color: str, masks: Mask) -> ObjectReading | None:
     return ObjectReading(
         color=color,
         shape=shape,
-        size=min(scenes.SIZES, key=lambda name: abs(np.log(diameter / scenes.SIZES[name]))),
+        size=min(vocabulary.SIZES, key=lambda name: abs(np.log(diameter / vocabulary.SIZES[name]))),
         motion=_name_motion(travel, growth, turn),
         center=(float(middle[0]), float(middle[1])),
         diameter=diameter,
@@ -255,13 +267,13 @@ def _read_object(color: str, masks: Mask) -> ObjectReading | None:
 
 
 def _read_background(frames: np.ndarray, free: Mask) -> tuple[str, str]:
-    """Returns (kind, color name) from the pixels `free` of objects."""
+    """Return (kind, color name) from the pixels `free` of objects."""
     if free.sum() < 0.02 * free.size:
         free = np.broadcast_to(_border_mask(*frames.shape[1:3]), free.shape)
     typical = np.median(frames[free], axis=0)
-    names = list(scenes.BACKGROUND_COLORS)
+    names = list(vocabulary.BACKGROUND_COLORS)
     color = names[int(np.linalg.norm(_BACKGROUND_COLORS - typical, axis=1).argmin())]
-    # Smoothing leaves textures, which are coarse, and removes noise.
+    # Smoothing removes noise and keeps textures, which are coarse.
     smooth = ndimage.gaussian_filter(frames.mean(axis=-1), (0, 1.5, 1.5)) / max(float(typical.mean()), 1.0)
     rows = np.broadcast_to(np.linspace(1, 0, frames.shape[1])[:, None], free.shape)
     slope, level = np.polyfit(rows[free], smooth[free], 1)
@@ -272,9 +284,9 @@ def _read_background(frames: np.ndarray, free: Mask) -> tuple[str, str]:
 
 
 def _changes(rest: np.ndarray, free: Mask) -> bool:
-    """Whether the pattern changes over the clip: variance in time against all of the variance.
+    """Return True if the pattern changes over the clip, by the share of the variance that is over time.
 
-    Rendered drifting textures have 0.19 or more, still ones 0.03 or less, after lossy compression too.
+    Rendered drifting textures have a share of 0.19 or more, still ones 0.03 or less, even after lossy compression.
     """
     count = free.sum(axis=0)
     mean = (rest * free).sum(axis=0) / np.maximum(count, 1)
@@ -283,11 +295,10 @@ def _changes(rest: np.ndarray, free: Mask) -> bool:
 
 
 def read_scene(video: UInt8[np.ndarray, "t h w 3"]) -> SceneReading:
-    """Measures the objects and the background of a clip.
+    """Measure the objects and the background of a clip.
 
-    Works at any size; a single frame reads as "still", and rotation is certain from 5 frames on, where no shape turns
-    by half of its symmetry angle in a step.  Never fails on odd pictures: what has no compact colored area reads as a
-    scene without objects.
+    Any size works.  A single frame reads as "still", and rotation is certain from 5 frames, because no shape then turns by
+    half of its symmetry angle in a step.  Pictures without a compact colored area read as a scene without objects.
 
     Raises:
       ValueError: `video` is not a uint8 array of RGB frames of 16 pixels or more.
@@ -303,10 +314,10 @@ def read_scene(video: UInt8[np.ndarray, "t h w 3"]) -> SceneReading:
 
 
 def score_reading(reading: SceneReading, scene: Scene) -> dict[str, bool]:
-    """Compares a reading with the scene that was asked for; keys are ATTRIBUTES, "background", "background_color".
+    """Compare a reading with the wanted scene; keys are ATTRIBUTES, "background" and "background_color".
 
-    The largest objects read, as many as the scene has, are paired with those of the scene in the order that agrees
-    best.  An attribute is right when it is right for every object of the scene; a missing object is wrong.
+    The largest objects found, as many as the scene has, are paired with its objects in the order that agrees best.  An
+    attribute is right if it is right for every object of the scene; a missing object is wrong.
     """
     wanted = len(scene.objects)
 

@@ -1,103 +1,43 @@
-"""Rendered scenes: colored shapes that move over a muted background.  Own construction.
+"""Renders scenes with antialiased edges, and says where their objects are at every time."""
 
-Lengths are fractions of the shorter frame side and positions run from 0 to 1 over a centered square with that side, so
-that one scene renders at every frame size.  Motion spans the whole clip: more frames show the same motion more finely.
-"""
-
-import dataclasses
 import functools
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.scenes.scene import (
+    BACKGROUND_COLORS,
+    COLORS,
+    DIRECTIONS,
+    GROWTH,
+    MARGIN,
+    SHADE,
+    SIZES,
+    TRAVEL,
+    TURN,
+    Background,
+    Scene,
+    SceneObject,
+)
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (222, 38, 44),
-    "green": (46, 186, 66),
-    "blue": (48, 92, 246),
-    "yellow": (252, 222, 48),
-    "purple": (188, 58, 222),
-    "orange": (248, 132, 24),
-    "cyan": (64, 216, 228),
-    "white": (246, 246, 246),
-}
-BACKGROUND_COLORS: dict[str, tuple[int, int, int]] = {
-    "gray": (98, 99, 102),
-    "navy": (26, 36, 94),
-    "brown": (94, 62, 42),
-    "teal": (20, 78, 90),
-}
-BACKGROUNDS = ("plain", "gradient", "textured", "drifting")
-SHAPES = ("circle", "square", "triangle", "star", "cross")
-SIZES = {"small": 22 / 64, "large": 34 / 64}
-DIRECTIONS: dict[str, tuple[float, float]] = {
-    "left": (-1.0, 0.0),
-    "right": (1.0, 0.0),
-    "up": (0.0, -1.0),
-    "down": (0.0, 1.0),
-    "up-left": (-(0.5**0.5), -(0.5**0.5)),
-    "up-right": (0.5**0.5, -(0.5**0.5)),
-    "down-left": (-(0.5**0.5), 0.5**0.5),
-    "down-right": (0.5**0.5, 0.5**0.5),
-}
-MOTIONS = (*DIRECTIONS, "still", "growing", "rotating")
-
-TRAVEL = 0.29  # path length over the clip: 18.6 px at 64, 2.7 px per frame at 8 frames
-GROWTH = 0.5  # the diameter grows from 1 - GROWTH / 2 to 1 + GROWTH / 2 of the nominal one
-TURN = 2 * np.pi / 3  # clockwise over the clip: 17 degrees per frame at 8 frames, under half of every symmetry angle
-SHADE = 0.45  # relative brightness swing of gradient and textured backgrounds
-MARGIN = 0.02  # kept free between an object and the frame border
 PROFILE_ANGLES = 5760  # steps so fine that edges are straight to a fortieth of a pixel at 64
 SUPERSAMPLING = 4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SceneObject:
-    """One shape; `center` (x, y) is where its centroid is halfway through the clip."""
-
-    color: str
-    shape: str
-    size: str
-    motion: str
-    center: tuple[float, float] = (0.5, 0.5)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Background:
-    """`kind` is one of BACKGROUNDS ("drifting" is a texture that moves left); `texture` seeds its pattern."""
-
-    kind: str
-    color: str
-    texture: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Objects in drawing order, first the one that the caption names first; `template` picks the wording."""
-
-    objects: tuple[SceneObject, ...]
-    background: Background
-    template: int = 0
-
-
-def can_show(shape: str, motion: str) -> bool:
-    """Whether the motion of the shape is visible: a rotating circle is not, every other combination is."""
-    return (shape, motion) != ("circle", "rotating")
-
-
 def _star_outline(points: int, outer: float, inner: float) -> Float[np.ndarray, "v 2"]:
+    """Return the vertices of a star with `points` tips, the first of them up."""
     angles = np.arange(2 * points) * np.pi / points - np.pi / 2
     radii = np.where(np.arange(2 * points) % 2 == 0, outer, inner)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=-1)
 
 
 def _outline(shape: str) -> Float[np.ndarray, "v 2"]:
-    """Vertices around the centroid, x right and y down, in units of half the nominal diameter.
+    """Return vertices around the centroid, x right and y down, in units of half the nominal diameter.
 
-    The circumradii differ so that all shapes look equally large.
+    The circumradii differ, so that all shapes look equally large.
     """
     if shape == "square":
         return 0.87 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64)
@@ -115,13 +55,14 @@ def _outline(shape: str) -> Float[np.ndarray, "v 2"]:
 
 @functools.cache
 def radial_profile(shape: str) -> Float[np.ndarray, " a"]:
-    """Distance from the centroid to the outline in direction 2 pi k / PROFILE_ANGLES, in half nominal diameters.
+    """Return the distance from centroid to outline in each direction 2 pi k / PROFILE_ANGLES, in half nominal diameters.
 
-    Every shape is visible as a whole from its centroid, so that this function of the angle is the shape.
+    Every point of an outline is visible from the centroid, so that this function of the angle describes the shape.
     """
     start = _outline(shape)
     edge = np.roll(start, -1, axis=0) - start
     angles = np.arange(PROFILE_ANGLES) * 2 * np.pi / PROFILE_ANGLES
+    # Intersection of each ray from the centroid with each edge: `distance` along the ray, `along` along the edge in [0, 1].
     ray = np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]
     cross = ray[..., 0] * edge[:, 1] - ray[..., 1] * edge[:, 0]
     cross = np.where(np.abs(cross) < 1e-12, np.nan, cross)
@@ -132,7 +73,7 @@ def radial_profile(shape: str) -> Float[np.ndarray, " a"]:
 
 
 def poses(item: SceneObject, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns centers (T, 2) as (x, y), nominal diameters (T,) and clockwise angles (T,) in radians."""
+    """Return centers (T, 2) as (x, y), nominal diameters (T,) and clockwise angles (T,) in radians."""
     progress = np.linspace(-0.5, 0.5, num_frames) if num_frames > 1 else np.zeros(1)
     direction = np.array(DIRECTIONS.get(item.motion, (0.0, 0.0)))
     centers = np.array(item.center) + TRAVEL * progress[:, None] * direction
@@ -142,7 +83,7 @@ def poses(item: SceneObject, num_frames: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 def center_bounds(shape: str, size: str, motion: str) -> Float[np.ndarray, "2 2"]:
-    """Lowest and highest (x, y) of a center for which the object stays inside the frame during the whole clip."""
+    """Return the lowest and the highest (x, y) of a center that keeps the object inside the frame for the whole clip."""
     outline = _outline(shape)
     low, high = outline.min(axis=0), outline.max(axis=0)
     if motion == "rotating":
@@ -151,18 +92,18 @@ def center_bounds(shape: str, size: str, motion: str) -> Float[np.ndarray, "2 2"
     radius = SIZES[size] / 2 * (1 + GROWTH / 2 if motion == "growing" else 1)
     path = TRAVEL / 2 * np.abs(DIRECTIONS.get(motion, (0.0, 0.0)))
     bounds = np.stack([MARGIN + path - radius * low, 1 - MARGIN - path - radius * high])
-    middle = bounds.mean(axis=0)
+    middle = bounds.mean(axis=0)  # an object that does not fit is centered
     return np.stack([np.minimum(bounds[0], middle), np.maximum(bounds[1], middle)])
 
 
 def _weights(positions: np.ndarray, count: int) -> np.ndarray:
-    """Normalized Gaussian interpolation weights (position, lattice point); smooth, and without a period."""
+    """Return normalized Gaussian interpolation weights (position, lattice point); smooth, without a period."""
     weights = np.exp(-0.5 * ((positions[:, None] - np.arange(count)) / 0.5) ** 2)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _texture(seed: int, shift: np.ndarray, height: int, width: int) -> Float[np.ndarray, "t h w"]:
-    """Smooth noise in [-1, 1] with about seven cells per side, moved left by `shift` (T,) sides."""
+    """Return smooth noise in [-1, 1] with about seven cells per side, moved left by `shift` (T,) sides."""
     cells, side = 7.0, min(height, width)
     y = 1 + np.arange(height) / side * cells
     x = 1 + np.arange(width) / side * cells
@@ -186,7 +127,7 @@ def _backdrop(background: Background, num_frames: int, height: int, width: int) 
 
 
 def _coverage(shape: str, center: np.ndarray, diameter: float, angle: float, height: int, width: int) -> np.ndarray:
-    """Fraction (H, W) of every pixel that the shape covers; center (x, y) and diameter in pixels."""
+    """Return the fraction (H, W) of every pixel that the shape covers; center (x, y) and diameter in pixels."""
     profile = radial_profile(shape)
     reach = profile.max() * diameter / 2 + 1
     box = np.zeros((height, width))
@@ -205,7 +146,7 @@ def _coverage(shape: str, center: np.ndarray, diameter: float, angle: float, hei
 
 
 def check_size(num_frames: int, height: int, width: int) -> None:
-    """Refuses sizes at which shapes cannot be told apart.
+    """Check that shapes can be told apart at a size.
 
     Raises:
       UserError: `num_frames` is not positive or a side is under 16 pixels.
@@ -215,7 +156,7 @@ def check_size(num_frames: int, height: int, width: int) -> None:
 
 
 def render(scene: Scene, *, num_frames: int = 8, height: int = 64, width: int = 64) -> Frames:
-    """Draws the scene with antialiased edges; the same scene and size give the same bytes.
+    """Render the scene; the same scene and size give the same bytes.
 
     Raises:
       UserError: `num_frames` is not positive or a side is under 16 pixels.

@@ -9,9 +9,9 @@ from motionaura_jax.conditioning.text import FrozenText, TextShape, TrainedText,
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import SCENES, DataConfig
 from motionaura_jax.data.manifest import read_manifest
-from motionaura_jax.models.encoders.text_tokenizer import UNKNOWN, build_vocabulary
+from motionaura_jax.models.encoders.text_tokenizers import UNKNOWN, build_vocabulary
 from motionaura_jax.scenes import dataset
-from motionaura_jax.scenes.captions import caption as scene_caption
+from motionaura_jax.scenes.scene import caption as scene_caption
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.tensor_map import TensorMap
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.encoders import clip, siglip, t5, tensor_maps
-from motionaura_jax.models.encoders import tower_config as settings
+from motionaura_jax.models.encoders import config as settings
 from motionaura_jax.models.encoders.tower import Tower
 from motionaura_jax.weights import hub
 from motionaura_jax.weights.convert import import_tensors, without_ignored

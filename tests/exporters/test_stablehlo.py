@@ -14,10 +14,11 @@ from safetensors.numpy import load_file
 from motionaura_jax import export
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.exporters import stablehlo
-from motionaura_jax.models.encoders.text_tokenizer import PAD
+from motionaura_jax.models.encoders.text_tokenizers import PAD
 from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
+from motionaura_jax.systems.loading import load_autoencoder
 from tests.models import published
 from tests.systems import tiny
 from tests.written import local_paths

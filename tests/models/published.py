@@ -8,8 +8,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from motionaura_jax.models.encoders import tensor_maps
+from motionaura_jax.models.encoders.config import T5Config
 from motionaura_jax.models.encoders.t5 import T5Encoder
-from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.weights.convert import export_tensors
 
 T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3}

@@ -184,7 +184,7 @@ def test_ranks_that_are_no_low_rank_and_unknown_targets_are_refused():
         preset("tiny", **SMALL, lora=LoraConfig(rank=12))
     with pytest.raises(UserError, match=r"LoraConfig.targets\[1\]='w'"):
         LoraConfig(targets=("q", "w"))
-    with pytest.raises(UserError, match="adapters need something to adapt"):
+    with pytest.raises(UserError, match="adapters need targets"):
         LoraConfig(rank=8, targets=(), mlp=False)
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.encoders.config import TextEncoderConfig
-from motionaura_jax.models.encoders.text import TextEncoder, relative_buckets
-from motionaura_jax.models.encoders.text_tokenizer import PAD, UNKNOWN, TextTokenizer, build_vocabulary
+from motionaura_jax.models.encoders.t5 import T5Encoder, relative_buckets
+from motionaura_jax.models.encoders.text_tokenizers import PAD, UNKNOWN, WordTokenizer, build_vocabulary
 
 CONFIG = TextEncoderConfig(layers=2, heads=2, mlp_ratio=1.5, buckets=8, max_distance=16)
 CAPTIONS = ["A red circle, moving", "a red star", "a blue circle"]
@@ -22,20 +22,20 @@ def test_the_vocabulary_is_ordered_by_count_and_bounded():
 
 
 def test_case_width_and_punctuation_do_not_matter():
-    words = TextTokenizer(build_vocabulary(CAPTIONS, 100), 8)
+    words = WordTokenizer(build_vocabulary(CAPTIONS, 100), 8)
     assert words.encode("A  RED circle,moving").ids == words.encode("a red circle , moving").ids
     assert words.encode("\uff52\uff45\uff44").ids == words.encode("red").ids
 
 
 def test_what_does_not_fit_and_what_is_unknown_is_told():
-    words = TextTokenizer(build_vocabulary(CAPTIONS, 100), 3)
+    words = WordTokenizer(build_vocabulary(CAPTIONS, 100), 3)
     encoded = words.encode("a Zebra red, Circle <unk>")
     assert encoded.ids == [2, UNKNOWN, 4] and encoded.unknown == ("Zebra",) and encoded.cut == ", Circle <unk>"
     assert words.encode("").ids == [] and words.encode("a red star").cut == ""
 
 
 def test_a_batch_is_padded_and_decodes():
-    words = TextTokenizer(build_vocabulary(CAPTIONS, 100), 5)
+    words = WordTokenizer(build_vocabulary(CAPTIONS, 100), 5)
     ids = words.batch(["a red star", ""])
     assert ids.shape == (2, 5) and ids.dtype == np.int32 and (ids[1] == PAD).all()
     assert words.decode(ids[0]) == "a red star" and words.batch([]).shape == (0, 5)
@@ -43,7 +43,7 @@ def test_a_batch_is_padded_and_decodes():
 
 @given(st.text(max_size=30))
 def test_any_text_encodes_within_the_limit(text):
-    words = TextTokenizer(("a", "b"), 4)
+    words = WordTokenizer(("a", "b"), 4)
     encoded = words.encode(text)
     assert len(encoded.ids) <= 4 and all(0 < index < words.size for index in encoded.ids) and text.endswith(encoded.cut)
 
@@ -57,7 +57,7 @@ def test_near_distances_have_their_own_bias_and_far_ones_share():
 
 @pytest.fixture(scope="module")
 def encoder():
-    network = TextEncoder(CONFIG, 10, 8)
+    network = T5Encoder(CONFIG.t5(10, 8), scanned=False)
     ids = jnp.array([[3, 4, 5, 0, 0], [7, 3, 2, 9, 4], [0, 0, 0, 0, 0]])
     return network, jax.jit(network.init)(jax.random.key(0), ids), ids
 
@@ -87,6 +87,20 @@ def numpy_t5(p, ids):
         m, y = p[f"mlp_{layer}"], norm(x, p[f"mlp_norm_{layer}"]["scale"])
         x = x + (gelu(y @ m["gate"]["kernel"]) * (y @ m["up"]["kernel"])) @ m["out"]["kernel"]
     return norm(x, p["norm"]["scale"])
+
+
+def test_stacked_and_numbered_layers_compute_the_same(encoder):
+    """The published form scans over stacked layers; checkpoints with a trained encoder have one name per layer."""
+    network, variables, ids = encoder
+    params = variables["params"]
+    parts = ("attention", "attention_norm", "mlp", "mlp_norm")
+    stacked = {
+        name: jax.tree.map(lambda *x: jnp.stack(x), *(params[f"{name}_{i}"] for i in range(2))) for name in parts
+    }
+    shared = {name: params[name] for name in ("embedding", "relative_bias", "norm")}
+    scanned = T5Encoder(network.config)
+    found = jax.jit(scanned.apply)({"params": {**shared, "blocks": stacked}}, ids)
+    np.testing.assert_allclose(found, jax.jit(network.apply)(variables, ids), atol=1e-5)
 
 
 def test_padding_changes_nothing_and_an_empty_text_is_finite(encoder):

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
+from motionaura_jax.models.encoders.text_tokenizers import PretrainedTokenizer
 from tests.models import published
 
 LENGTH, LIMIT = 24, 20
@@ -34,7 +34,7 @@ def strings(count):
 
 def test_a_thousand_strings_have_the_ids_of_the_library(folder):
     texts, reference = strings(1000), AutoTokenizer.from_pretrained(str(folder))
-    tokenizer = TowerTokenizer(folder, LENGTH, LIMIT)
+    tokenizer = PretrainedTokenizer(folder, LENGTH, LIMIT)
     expected = reference(texts, truncation=True, max_length=LIMIT, padding="max_length")["input_ids"]
     ids = tokenizer.batch(texts)
     assert ids.shape == (1000, LENGTH) and ids.dtype == np.int32 and (ids[:, LIMIT:] == tokenizer.pad).all()
@@ -44,7 +44,7 @@ def test_a_thousand_strings_have_the_ids_of_the_library(folder):
 
 
 def test_the_end_that_does_not_fit_is_told(folder):
-    tokenizer = TowerTokenizer(folder, 8, 4)
+    tokenizer = PretrainedTokenizer(folder, 8, 4)
     assert tokenizer.encode("a red circle moves up").cut.strip() == "moves up"
     assert tokenizer.encode("a red circle").cut == ""
     assert tokenizer.decode(tokenizer.batch(["a red star"])[0]) == "a red star"
@@ -53,21 +53,21 @@ def test_the_end_that_does_not_fit_is_told(folder):
 
 
 def test_the_digest_is_that_of_the_tokenizer(folder, tmp_path):
-    tokenizer = TowerTokenizer(folder, 8, 4)
+    tokenizer = PretrainedTokenizer(folder, 8, 4)
     tokenizer.save(tmp_path / "copy")
-    assert TowerTokenizer(tmp_path / "copy", 9, 5).digest == tokenizer.digest
+    assert PretrainedTokenizer(tmp_path / "copy", 9, 5).digest == tokenizer.digest
     other = published.write_tokenizer(tmp_path / "other", [("\u2581red", -1.0)])
-    assert TowerTokenizer(other, 8, 4).digest != tokenizer.digest
+    assert PretrainedTokenizer(other, 8, 4).digest != tokenizer.digest
 
 
 def refused(folder):
     with pytest.raises(UserError) as error:
-        TowerTokenizer(folder, 8, 4)
+        PretrainedTokenizer(folder, 8, 4)
     return str(error.value)
 
 
 def test_what_is_no_tokenizer_is_one_line(folder, tmp_path):
-    assert "holds no tokenizer" in refused(tmp_path)
+    assert "has no tokenizer" in refused(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert "cannot be opened" in refused(tmp_path)
 
@@ -79,7 +79,7 @@ def test_code_that_comes_with_a_tokenizer_does_not_run(tmp_path):
     config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     try:
-        TowerTokenizer(tmp_path, 8, 4)
+        PretrainedTokenizer(tmp_path, 8, 4)
     except UserError as error:
         assert "cannot be opened" in str(error)
     assert not (tmp_path / "ran").exists()

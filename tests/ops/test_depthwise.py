@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.ops.conv3d import pad3d, pad_time
 from motionaura_jax.ops.depthwise import depthwise_conv3d, kernel_gradient
-from motionaura_jax.ops.padding import pad3d, pad_time
 
 SHAPE = (2, 3, 5, 4, 6)
 WINDOW = (3, 3, 3)

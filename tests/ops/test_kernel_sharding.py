@@ -16,7 +16,7 @@ from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.ops.depthwise import depthwise_conv3d
 from motionaura_jax.ops.nearest import nearest_code
-from motionaura_jax.ops.transpose import conv_transpose_1x4x4
+from motionaura_jax.ops.upsample import conv_transpose_1x4x4
 
 jax.config.update("jax_num_cpu_devices", 8)
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

@@ -16,9 +16,10 @@ import optax
 from motionaura_jax.core import config
 from motionaura_jax.core.trees import path_name
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.models.encoders.config import T5Config
 from motionaura_jax.models.encoders.t5 import T5Encoder
-from motionaura_jax.models.encoders.tower_config import T5Config
-from motionaura_jax.models.layers import attention, spectral
+from motionaura_jax.models.layers import spectral
+from motionaura_jax.ops import attention
 from motionaura_jax.parallel import collectives, constraints, mesh, rules
 from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.systems import registry

@@ -10,10 +10,11 @@ from scipy import ndimage
 from motionaura_jax.data.media import write_video
 from motionaura_jax.data.video import read_video
 from motionaura_jax.metrics.frame import psnr
-from motionaura_jax.scenes import renderer as scenes
+from motionaura_jax.scenes import scene as vocabulary
 from motionaura_jax.scenes.dataset import SceneOptions, make_scene
 from motionaura_jax.scenes.reader import ATTRIBUTES, read_scene, score_reading
-from motionaura_jax.scenes.renderer import Background, Scene, SceneObject, render
+from motionaura_jax.scenes.renderer import render
+from motionaura_jax.scenes.scene import Background, Scene, SceneObject
 
 ALL = (*ATTRIBUTES, "background", "background_color")
 SMOOTH = SceneOptions(backgrounds=("plain", "gradient"))
@@ -76,12 +77,12 @@ def test_measures_in_the_units_of_the_scene():
     background = Background(kind="plain", color="gray")
     measured = read_scene(render(Scene(objects=(item,), background=background), height=64, width=80)).objects[0]
     np.testing.assert_allclose(measured.center, item.center, atol=0.01)
-    np.testing.assert_allclose(measured.travel, (-scenes.TRAVEL, 0), atol=0.01)
-    assert measured.diameter == pytest.approx(scenes.SIZES["large"], rel=0.03)
+    np.testing.assert_allclose(measured.travel, (-vocabulary.TRAVEL, 0), atol=0.01)
+    assert measured.diameter == pytest.approx(vocabulary.SIZES["large"], rel=0.03)
     assert measured.growth == pytest.approx(0, abs=0.03) and measured.turn == 0 and measured.overlap > 0.9
 
     turning = Scene(objects=(dataclasses.replace(item, motion="rotating", center=(0.5, 0.5)),), background=background)
-    assert read_scene(render(turning)).objects[0].turn == pytest.approx(scenes.TURN, rel=0.15)
+    assert read_scene(render(turning)).objects[0].turn == pytest.approx(vocabulary.TURN, rel=0.15)
     growing = Scene(objects=(dataclasses.replace(item, motion="growing", center=(0.5, 0.5)),), background=background)
     assert read_scene(render(growing)).objects[0].growth == pytest.approx(2 * np.log(5 / 3), rel=0.05)
 
@@ -102,8 +103,8 @@ def test_scrambled_pictures_read_as_something():
     saturated = np.where(rng.random((8, 64, 64, 1)) < 0.5, np.uint8(0), np.array([222, 38, 44], np.uint8))
     for odd in (mixed, *flat, noise, saturated):
         reading = read_scene(odd)
-        assert reading.background in scenes.BACKGROUNDS and reading.background_color in scenes.BACKGROUND_COLORS
-        assert all(item.color in scenes.COLORS and item.shape in scenes.SHAPES for item in reading.objects)
+        assert reading.background in vocabulary.BACKGROUNDS and reading.background_color in vocabulary.BACKGROUND_COLORS
+        assert all(item.color in vocabulary.COLORS and item.shape in vocabulary.SHAPES for item in reading.objects)
 
 
 def test_a_scene_without_objects_scores_nothing():

@@ -10,19 +10,19 @@ import pytest
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.video import read_video
-from motionaura_jax.scenes import renderer as scenes
-from motionaura_jax.scenes.captions import NUM_TEMPLATES, caption
+from motionaura_jax.scenes import renderer
+from motionaura_jax.scenes import scene as vocabulary
 from motionaura_jax.scenes.dataset import (
     PRESETS,
     SceneOptions,
-    attributes,
     combinations,
     held_out_prompts,
     is_held_out,
     make_scene,
     write_scenes,
 )
-from motionaura_jax.scenes.renderer import Background, Scene, SceneObject, render
+from motionaura_jax.scenes.renderer import render
+from motionaura_jax.scenes.scene import NUM_TEMPLATES, Background, Scene, SceneObject, attributes, caption
 
 PLAIN = Background(kind="plain", color="navy")
 TWO_OBJECTS = SceneOptions(two_objects=1.0)
@@ -42,19 +42,19 @@ def test_the_same_index_gives_the_same_bytes_and_another_index_or_seed_does_not(
     assert (frames(3, 5) != frames(4, 5)).any() and (frames(3, 5) != frames(3, 6)).any()
 
 
-@pytest.mark.parametrize("size", scenes.SIZES)
-@pytest.mark.parametrize("shape", scenes.SHAPES)
+@pytest.mark.parametrize("size", vocabulary.SIZES)
+@pytest.mark.parametrize("shape", vocabulary.SHAPES)
 def test_objects_stay_inside_the_frame(shape, size):
-    background = np.array(scenes.BACKGROUND_COLORS["navy"])
-    for motion in scenes.MOTIONS:
-        for center in itertools.product(*scenes.center_bounds(shape, size, motion).T):
+    background = np.array(vocabulary.BACKGROUND_COLORS["navy"])
+    for motion in vocabulary.MOTIONS:
+        for center in itertools.product(*renderer.center_bounds(shape, size, motion).T):
             video = render(_scene(shape=shape, size=size, motion=motion, center=center), num_frames=4)
             border = np.concatenate([video[:, [0, -1]].reshape(-1, 3), video[:, :, [0, -1]].reshape(-1, 3)])
             assert (border == background).all(), (motion, center)
 
 
 def test_sizes_are_large_against_an_eight_pixel_grid():
-    background = np.array(scenes.BACKGROUND_COLORS["navy"])
+    background = np.array(vocabulary.BACKGROUND_COLORS["navy"])
     for size, pixels in (("small", 22), ("large", 34)):
         video = render(_scene(size=size, motion="still"))
         drawn = (video[0] != background).any(axis=-1)
@@ -62,8 +62,8 @@ def test_sizes_are_large_against_an_eight_pixel_grid():
 
 
 def test_edges_are_antialiased_mixtures_of_object_and_background():
-    object_color = np.array(scenes.COLORS["red"], float)
-    back = np.array(scenes.BACKGROUND_COLORS["navy"], float)
+    object_color = np.array(vocabulary.COLORS["red"], float)
+    back = np.array(vocabulary.BACKGROUND_COLORS["navy"], float)
     frame = render(_scene(motion="still"), num_frames=1)[0].astype(float)
     alpha = (frame - back) @ (object_color - back) / ((object_color - back) @ (object_color - back))
     np.testing.assert_allclose(frame, back + alpha[..., None] * (object_color - back), atol=1)
@@ -82,21 +82,21 @@ def test_any_frame_size_shows_the_same_scene():
 
 
 def test_colors_are_well_separated_from_each_other_and_from_every_shade_of_the_backgrounds():
-    colors = np.array(list(scenes.COLORS.values()), float)
+    colors = np.array(list(vocabulary.COLORS.values()), float)
     apart = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
     assert apart[~np.eye(len(colors), dtype=bool)].min() > 85
-    shades = np.linspace(1 - scenes.SHADE, 1 + scenes.SHADE, 9)[:, None, None] * np.array(
-        list(scenes.BACKGROUND_COLORS.values())
+    shades = np.linspace(1 - vocabulary.SHADE, 1 + vocabulary.SHADE, 9)[:, None, None] * np.array(
+        list(vocabulary.BACKGROUND_COLORS.values())
     )
     assert np.linalg.norm(colors[:, None, None] - shades, axis=-1).min() > 85
 
 
 def test_textures_of_drifting_backgrounds_move_and_others_do_not():
-    for kind in scenes.BACKGROUNDS:
+    for kind in vocabulary.BACKGROUNDS:
         video = render(_scene(Background(kind=kind, color="gray", texture=3), motion="still")).astype(float)
         assert (np.abs(video[-1] - video[0]).mean() > 5) == (kind == "drifting")
     moved = render(_scene(Background(kind="drifting", color="gray", texture=3), motion="still"), num_frames=30)
-    shift = round(scenes.TRAVEL * 64)
+    shift = round(vocabulary.TRAVEL * 64)
     np.testing.assert_allclose(moved[-1, :8, :40].astype(int), moved[0, :8, shift : shift + 40], atol=12)
 
 
@@ -147,7 +147,7 @@ def test_two_objects_never_touch():
         drawn = [
             (render(dataclasses.replace(scene, objects=(item,))) != np.array(background)).any(axis=-1)
             for item in scene.objects
-            for background in [scenes.BACKGROUND_COLORS[scene.background.color]]
+            for background in [vocabulary.BACKGROUND_COLORS[scene.background.color]]
         ]
         assert not (drawn[0] & drawn[1]).any(), index
 
@@ -157,7 +157,7 @@ def test_held_out_prompts_are_balanced_and_captioned():
     assert all(text == caption(scene) for text, scene in prompts)
     items = [scene.objects[0] for _, scene in prompts]
     assert all(is_held_out(item.color, item.shape, item.motion) for item in items)
-    for name, values in (("color", scenes.COLORS), ("shape", scenes.SHAPES), ("motion", scenes.MOTIONS)):
+    for name, values in (("color", vocabulary.COLORS), ("shape", vocabulary.SHAPES), ("motion", vocabulary.MOTIONS)):
         counts = collections.Counter(getattr(item, name) for item in items)
         assert set(counts) == set(values) and max(counts.values()) - min(counts.values()) <= 3
     assert collections.Counter(item.size for item in items) == {"small": 22, "large": 22}

@@ -12,8 +12,8 @@ from motionaura_jax.conditioning.text import identity
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.array_cache import ArrayCache
+from motionaura_jax.models.encoders.config import T5Config
 from motionaura_jax.models.encoders.t5 import T5Encoder
-from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem

@@ -17,7 +17,7 @@ from motionaura_jax.data.media import write_video
 from motionaura_jax.diffusion.process import stratified
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
-from motionaura_jax.models.encoders.text import TextEncoder
+from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.parallel.config import AXES
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
@@ -86,7 +86,7 @@ def test_the_loss_is_the_masked_cross_entropy_by_numpy(tokenizer, weights, froze
     u = stratified(jax.random.fold_in(key, 2**32 - 2), data["sample"], 4)
     keys = jnp.stack([jax.random.split(jax.random.fold_in(key, i))[0] for i in range(4)])
     x_t, _ = system.process.corrupt(x0, u, keys)
-    encoder = TextEncoder(system.recipe.text.encoder, system.text.words.size, 8)
+    encoder = T5Encoder(system.recipe.text.encoder.t5(system.text.words.size, 8), scanned=False)
     features = jax.jit(encoder.apply)({"params": weights["text"]}, data["text"])
     cond = Cond(tokens=features, token_mask=data["text"] != 0, scalars={"fps": data["fps"]})
     m = np.maximum(u, 1 / 32) if objective == "ce_masked" else u

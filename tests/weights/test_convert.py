@@ -127,7 +127,7 @@ def test_views_mean_what_torch_means(dims):
 
 def test_the_transposed_view_fits_the_kernel_of_our_operation():
     torch = pytest.importorskip("torch")
-    from motionaura_jax.ops.transpose import conv_transpose_1x4x4
+    from motionaura_jax.ops.upsample import conv_transpose_1x4x4
 
     rng = np.random.default_rng(2)
     x, kernel = (rng.standard_normal(s).astype(np.float32) for s in ((1, 2, 4, 5, 3), (1, 4, 4, 3, 6)))

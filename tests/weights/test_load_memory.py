@@ -10,8 +10,8 @@ import pytest
 
 from motionaura_jax.core.trees import path_name
 from motionaura_jax.models.encoders import tensor_maps
+from motionaura_jax.models.encoders.config import T5Config
 from motionaura_jax.models.encoders.t5 import T5Encoder
-from motionaura_jax.models.encoders.tower_config import T5Config
 from motionaura_jax.weights.convert import slots
 
 BILLION = {

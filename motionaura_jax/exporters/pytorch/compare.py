@@ -19,8 +19,8 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Cond
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
-from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.models.encoders.text_tokenizer import PAD
+from motionaura_jax.models.encoders.t5 import T5Encoder
+from motionaura_jax.models.encoders.text_tokenizers import PAD
 from motionaura_jax.weights.load import Loaded
 from motionaura_jax.weights.towers import open_tower
 
@@ -116,7 +116,7 @@ def _text_case(model: Loaded, texts: list[str]) -> tuple[np.ndarray, np.ndarray,
         features = conditioners.tower_features(tower, ids, pad)
     else:
         pad = PAD
-        encoder = TextEncoder(recipe.text.encoder, text.words.size, recipe.model.text_dim)
+        encoder = T5Encoder(recipe.text.encoder.t5(text.words.size, recipe.model.text_dim), scanned=False)
         features = jax.jit(encoder.apply)({"params": model.params["text"]}, ids)
     return ids, ids != pad, np.asarray(features)
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
-from motionaura_jax.models.layers.conv import Conv3d, DepthwiseConv3d, SubpixelConv3d
+from motionaura_jax.models.layers.conv import Conv3d, DepthwiseConv3d, GroupNorm, SubpixelConv3d
 from motionaura_jax.models.layers.initializers import fan_in_normal
-from motionaura_jax.models.layers.norms import GroupNorm
 from motionaura_jax.ops.upsample import nearest_upsample
 
 Video = Float[Array, "b t h w c"]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.config import DiscriminatorConfig
-from motionaura_jax.models.layers.norms import GroupNorm
+from motionaura_jax.models.layers.conv import GroupNorm
 from motionaura_jax.parallel import constraints, rules
 
 _SLOPE = 0.2

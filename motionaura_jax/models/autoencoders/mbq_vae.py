@@ -11,9 +11,8 @@ from jaxtyping import Array, Float, Int, Key
 from motionaura_jax.models.autoencoders.blocks import Level, Upsample, conv
 from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
-from motionaura_jax.models.layers.conv import TransposedConv1x4x4
+from motionaura_jax.models.layers.conv import GroupNorm, TransposedConv1x4x4
 from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
-from motionaura_jax.models.layers.norms import GroupNorm
 from motionaura_jax.parallel import rules
 
 NOT_DECAYED = frozenset({"codebook"})

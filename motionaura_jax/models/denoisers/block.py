@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.layers import lora, spectral
-from motionaura_jax.models.layers.attention import Attention, normalize, split_heads
+from motionaura_jax.models.layers.attention import Attention, normalize
 from motionaura_jax.models.layers.config import LoraConfig
+from motionaura_jax.ops.attention import split_heads
 from motionaura_jax.ops.dispatch import on_cpu
 from motionaura_jax.parallel import constraints
 
@@ -161,16 +162,16 @@ class Block(nn.Module):
             "parent": None,
         }
         learned = kind == "filter" or (kind != "none" and name == "cross_attention")
-        into: nn.Module
-        out: nn.Module
+        in_proj: nn.Module
+        out_proj: nn.Module
         if self.folded and kind in spectral.FOLDED_KINDS:
             half = kind == "re_fft2" and not learned
-            into = spectral.FoldedInput(names, config.inner, half, **common)
-            out = spectral.FoldedOutput(config.width, kind != "hartley", **common)
+            in_proj = spectral.FoldedInput(names, config.inner, half, name="into", **common)
+            out_proj = spectral.FoldedOutput(config.width, kind != "hartley", name="out", **common)
         else:
-            into = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, **common)
-            out = spectral.SpectralOutput(config.width, kind, self.grid, **common)
-        return Attention(config.heads, config.initial_gain, into, out, name=name)
+            in_proj = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, name="into", **common)
+            out_proj = spectral.SpectralOutput(config.width, kind, self.grid, name="out", **common)
+        return Attention(config.heads, config.initial_gain, in_proj, out_proj, name=name)
 
     def _adapt(self, z: Tokens, shift: Vector, scale: Vector) -> Tokens:
         normed = nn.LayerNorm(epsilon=_EPSILON, use_bias=False, use_scale=False, dtype=jnp.float32)(z)

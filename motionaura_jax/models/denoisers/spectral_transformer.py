@@ -14,8 +14,14 @@ from motionaura_jax.models.denoisers.base import Denoiser, Size
 from motionaura_jax.models.denoisers.block import TextMemory
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
 from motionaura_jax.models.denoisers.fold import fold
-from motionaura_jax.models.layers import rotary, spectral
-from motionaura_jax.models.layers.embeddings import GridEmbedding, ScalarEmbedding, sinusoid
+from motionaura_jax.models.layers import spectral
+from motionaura_jax.models.layers.embeddings import (
+    GridEmbedding,
+    ScalarEmbedding,
+    rotary_angles,
+    rotary_positions,
+    sinusoid,
+)
 from motionaura_jax.ops.prediction import Prediction
 from motionaura_jax.parallel import constraints, rules
 
@@ -247,10 +253,10 @@ class Trunk(nn.Module):
             return None
         kind = "axial" if config.rotary == "axial" else "flat1d"
         signed = config.rotary == "signed" or (config.rotary == "axial" and config.spectral == "hartley3d")
-        coordinates = rotary.positions(kind, grid, signed=signed)
+        coordinates = rotary_positions(kind, grid, signed=signed)
         if self.folded and config.spectral in spectral.FOLDED_KINDS:
             coordinates = coordinates[spectral.paired_order(len(coordinates))]
-        return rotary.angles(coordinates, config.head_dim)
+        return rotary_angles(coordinates, config.head_dim)
 
 
 class Head(nn.Module):

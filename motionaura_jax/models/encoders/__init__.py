@@ -8,8 +8,8 @@ NOT_DECAYED = frozenset({"embedding", "relative_bias"})
 rules.declare(
     (r"relative_bias$", rules.WHOLE),
     # Attention: heads over `tensor`.
-    (r"attention_\d+/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
-    (r"attention_\d+/output/kernel$", ("tensor", None, "fsdp")),
+    (r"attention(_\d+)?/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
+    (r"attention(_\d+)?/output/kernel$", ("tensor", None, "fsdp")),
     (r"blocks/(query|key|value)/kernel$", rules.COLUMNS),
     (r"blocks/output/kernel$", rules.ROWS),
     # Multilayer perceptrons.

@@ -1,1 +1,1 @@
-"""Layers that several networks share: convolutions and norms on channels-last video."""
+"""Layers that several networks share."""

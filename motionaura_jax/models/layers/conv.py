@@ -1,8 +1,10 @@
-"""Convolution layers on channels-last video: border frames replicated, zeros around them."""
+"""Convolutions and GroupNorm on channels-last video.  Padding repeats border frames and adds zeros around frames."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -10,19 +12,20 @@ from jaxtyping import Array, Float, Key
 from motionaura_jax.models.layers.initializers import fan_in_normal
 from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.depthwise import depthwise_conv3d
-from motionaura_jax.ops.transpose import conv_transpose_1x4x4
-from motionaura_jax.ops.upsample import depth_to_space
+from motionaura_jax.ops.upsample import conv_transpose_1x4x4, depth_to_space
 
 Video = Float[Array, "b t h w c"]
 Triple = tuple[int, int, int]
 Initializer = Callable[..., Array]
 
+_EPSILON = 1e-6
+
 
 class Conv3d(nn.Module):
-    """Dense 3-D convolution with bias; strides divide sizes exactly.
+    """Dense 3-D convolution with bias, for sizes that strides divide exactly.
 
-    Symmetric: k * stride frames become k.  Causal: 1 + k * stride frames become 1 + k, and result i sees no input frame
-    after i * stride.  Windows are centered on multiples of the stride, causal ones end there.
+    Symmetric: k * stride frames become k, and windows are centered on multiples of the stride.  Causal: 1 + k * stride
+    frames become 1 + k, and windows end at multiples of the stride, so that result i sees no frame after i * stride.
     """
 
     features: int
@@ -37,12 +40,18 @@ class Conv3d(nn.Module):
     def __call__(self, x: Video) -> Video:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = conv3d(x.astype(self.dtype), kernel, strides=self.strides, temporal=_temporal(self.causal), impl=self.impl)
+        y = conv3d(
+            x.astype(self.dtype),
+            kernel,
+            strides=self.strides,
+            temporal="causal" if self.causal else "replicate",
+            impl=self.impl,
+        )
         return y + bias.astype(self.dtype)
 
 
 class DepthwiseConv3d(nn.Module):
-    """One 3x3x3 filter and bias per channel, stride 1."""
+    """Depthwise convolution: one 3x3x3 filter and bias per channel, stride 1."""
 
     causal: bool = False
     impl: str = "auto"
@@ -53,14 +62,16 @@ class DepthwiseConv3d(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", fan_in_normal, (3, 3, 3, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        y = depthwise_conv3d(x.astype(self.dtype), kernel, temporal=_temporal(self.causal), impl=self.impl)
+        y = depthwise_conv3d(
+            x.astype(self.dtype), kernel, temporal="causal" if self.causal else "replicate", impl=self.impl
+        )
         return y + bias.astype(self.dtype)
 
 
 class SubpixelConv3d(nn.Module):
-    """3x3x3 convolution to factor * features channels, then depth to space: upsampling by `factors` (Shi et al. 2016).
+    """Upsampling by `factors`: 3x3x3 convolution to prod(factors) * features channels, then depth to space (Shi et al. 2016).
 
-    All phases start equal, so that the first outputs carry no grid (ICNR, Aitken et al. 2017).
+    All phases start equal, so that the first outputs have no grid pattern (ICNR, Aitken et al. 2017).
     """
 
     features: int
@@ -99,13 +110,47 @@ class TransposedConv1x4x4(nn.Module):
         return y + bias.astype(self.dtype)
 
 
-def _temporal(causal: bool) -> str:
-    return "causal" if causal else "replicate"
-
-
 def _equal_phases(phases: int) -> Initializer:
+    """Return an initializer that repeats one kernel for all `phases` of an output."""
+
     def init(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
         one_phase = fan_in_normal(key, (*shape[:-1], shape[-1] // phases))
         return jnp.tile(one_phase, phases)
 
     return init
+
+
+def num_groups(channels: int) -> int:
+    """Return the largest divisor of gcd(32, channels) that leaves at least 8 channels per group, or 1."""
+    groups = math.gcd(32, channels)
+    while groups > 1 and channels // groups < 8:
+        groups //= 2
+    return groups
+
+
+class GroupNorm(nn.Module):
+    """Normalization of groups of channels, computed in float32.  Wu and He 2018; group rule in docs/fidelity.md.
+
+    With `per_frame` the statistics of frame t come from frame t alone, as causal and chunked coding need it.
+    """
+
+    per_frame: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        axes = (2, 3) if self.per_frame else (1, 2, 3)
+        values = x.astype(jnp.float32)
+        # Means of channels first, of groups second: the large reductions then keep channels innermost, which vectorizes.
+        centered = values - _over_groups(values.mean(axes, keepdims=True))
+        variance = _over_groups(jnp.square(centered).mean(axes, keepdims=True))
+        return (centered * (jax.lax.rsqrt(variance + _EPSILON) * scale) + bias).astype(x.dtype)
+
+
+def _over_groups(per_channel: Float[Array, "b t 1 1 c"]) -> Float[Array, "b t 1 1 c"]:
+    channels = per_channel.shape[-1]
+    groups = num_groups(channels)
+    grouped = per_channel.reshape(*per_channel.shape[:-1], groups, channels // groups)
+    return jnp.repeat(grouped.mean(-1), channels // groups, axis=-1, total_repeat_length=channels)

@@ -1,7 +1,7 @@
-"""Weights of a whole network from one random draw.
+"""Initial weights, and all of a network from one call of the random generator.
 
-XLA compiles a generator of its own for every call of `jax.random`; with one call per weight the start of the tiny
-tokenizer compiled for 22 CPU seconds, with one call for all of them for 1.
+XLA compiles a separate generator for every call of `jax.random`.  With one call per weight, `init` of the tiny tokenizer took
+22 CPU seconds to compile; with one call for all of them it takes 1.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _source: contextvars.ContextVar[Callable[[Shape], Array] | None] = contextvars.C
 
 
 def fan_in_normal(key: Key[Array, ""], shape: Shape, dtype: DTypeLike = "float32") -> Array:
-    """N(0, 1 / fan_in) with fan_in the product of all axes but the last, for dense and depthwise kernels alike."""
+    """Sample N(0, 1 / fan_in); fan_in is the product of all axes but the last, for dense and depthwise kernels alike."""
     draw = _source.get()
     noise = draw(shape) if draw else jax.random.normal(key, shape)
     return (noise * math.prod(shape[:-1]) ** -0.5).astype(dtype)
@@ -32,12 +32,10 @@ def fan_in_normal(key: Key[Array, ""], shape: Shape, dtype: DTypeLike = "float32
 def centered_orthogonal(
     key: Key[Array, ""], shape: Shape, dtype: DTypeLike = "float32", *, causal: bool = False
 ) -> Array:
-    """Orthogonal between channels at the tap of the present (causal: the last one in time), zero elsewhere.
+    """Return a kernel that is orthogonal between channels at its center tap, and zero at the others (Xiao et al. 2018).
 
-    Keeps the variance (Xiao et al. 2018).
-
-    For linear layers next to the latent: a random spatial kernel there is a blur that nothing afterwards renormalizes, and
-    that the decoder first has to learn to undo.
+    A causal kernel has its center at the last tap in time.  The variance of activations stays.  Linear layers next to the
+    latent need this: a random spatial kernel there blurs, no norm follows, and the decoder would have to learn to undo it.
     """
     rows, columns = shape[-2:]
     noise = fan_in_normal(key, (max(rows, columns), min(rows, columns)))
@@ -49,10 +47,10 @@ def centered_orthogonal(
 
 
 def from_one_draw(init: Callable[[Key[Array, ""]], Result], key: Key[Array, ""]) -> Result:
-    """Returns `init(key)` where every `fan_in_normal` inside takes its part of one draw instead of its own.
+    """Return `init(key)`, in which every `fan_in_normal` takes a slice of one array of noise.
 
-    `init` is traced twice, first only to add up the sizes: it must ask for the same shapes in the same order, and not
-    from inside a `jax.jit` of its own, whose trace would be reused.
+    `init` is traced twice, the first time to add up the sizes.  It must ask for the same shapes in the same order both
+    times, and not from inside its own `jax.jit`, which would reuse the first trace.
     """
     sizes: list[int] = []
 
@@ -61,7 +59,7 @@ def from_one_draw(init: Callable[[Key[Array, ""]], Result], key: Key[Array, ""])
         return jnp.zeros(shape)
 
     with _drawing_from(measure):
-        # A function of its own each time: `eval_shape` would not trace one that it has seen.
+        # A new lambda each time, because `eval_shape` does not trace a function again that it has seen.
         jax.eval_shape(lambda key: init(key), key)
     pieces = iter(jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1]))
     with _drawing_from(lambda shape: next(pieces).reshape(shape)):

@@ -1,7 +1,7 @@
 """Low-rank adapters.  MotionAura section 4, "sketch-guided video inpainting", and D.5; Hu et al. 2021.
 
 A frozen linear map L becomes L'(x) = L(x) + W_up GELU(W_down x).  W_up starts at zero, so that training starts at the frozen
-network; W_down starts like the frozen kernel W, from N(mean(W), std(W)).
+network; W_down starts with the mean and deviation of the frozen kernel.
 """
 
 import flax.linen as nn
@@ -19,23 +19,23 @@ def low_rank(
     x: Float[Array, "b s i"],
     kernel: Float[Array, "w o"],
 ) -> Float[Array, "b s o"]:
-    """Returns W_up GELU(W_down x) with the parameters NAMElora_down and NAMElora_up of `module`.
+    """Return W_up GELU(W_down x), with the parameters NAMElora_down and NAMElora_up of `module`.
 
     Args:
-      kernel: the frozen W; its output is that of the adapter.
+      kernel: the frozen kernel, whose output has the width of the adapter's.
     """
     down = module.param(f"{name}lora_down", _like(kernel), (x.shape[-1], config.rank))
     up = module.param(f"{name}lora_up", nn.initializers.zeros, (config.rank, kernel.shape[-1]))
-    return raised(config, x @ down.astype(x.dtype), up)
+    return up_project(config, x @ down.astype(x.dtype), up)
 
 
-def raised(config: LoraConfig, products: Float[Array, "b s r"], up: Float[Array, "r o"]) -> Float[Array, "b s o"]:
-    """Returns W_up GELU(products) in the precision of the products W_down x."""
+def up_project(config: LoraConfig, products: Float[Array, "b s r"], up: Float[Array, "r o"]) -> Float[Array, "b s o"]:
+    """Return W_up GELU(products) in the precision of the products W_down x."""
     return activate(config, products) @ up.astype(products.dtype)
 
 
 def activate(config: LoraConfig, products: Float[Array, "b s r"]) -> Float[Array, "b s r"]:
-    """Applies what stands between the two maps."""
+    """Apply the function between the two maps."""
     return nn.gelu(products) if config.activation == "gelu" else products
 
 

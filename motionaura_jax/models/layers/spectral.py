@@ -1,13 +1,14 @@
 """Linear maps into and out of a spectral domain.  MotionAura section 3.3, equations 2-5.
 
-A transform is written T(x) = Re(w * F x) with the unitary Fourier transform F over the axes of its kind and a weight w:
-1 for `re_fft2`, 1 + i for the Hartley kinds, learned for `filter` and for cross-attention.  The same layer
-exists in two forms that compute equal values: `SpectralInput` and `SpectralOutput` apply T to activations;
-`FoldedInput` and `FoldedOutput` hold kernels into which the transform along the embedding was merged beforehand
-and return their rows in the order of `paired_order`.
+A transform is T(x) = Re(w * F x), with the unitary Fourier transform F over the axes of its kind and a weight w: 1 for
+`re_fft2`, 1 + i for the Hartley kinds, learned for `filter` and for cross-attention.
 
-Where a mesh splits the tokens, everything that acts on single tokens works on that split; for a transform along the
-sequence channels are split instead, and for attention `heads`.  Devices exchange pieces in between, all to all.
+Every layer exists in two forms that compute equal values.  `SpectralInput` and `SpectralOutput` apply T to activations.
+`FoldedInput` and `FoldedOutput` use that a transform along the embedding is a matrix: it is multiplied into the kernels once
+(`denoisers.fold`), and only the transform along the sequence is left to do.  Their rows are in `paired_order`.
+
+On a mesh that splits tokens, operations on single tokens keep that split.  A transform along the sequence needs whole
+sequences, so channels are split there instead, and heads in attention; devices exchange their parts all to all in between.
 """
 
 import flax.linen as nn
@@ -27,16 +28,16 @@ Sequence = Float[Array, "b s d"]
 _NO_ADAPTERS = LoraConfig()
 
 FOLDED_KINDS = ("re_fft2", "hartley", "filter")
-"""Kinds whose embedding transform merges into the kernels; the others have none or need the (t, h, w) grid."""
+"""Kinds whose transform along the embedding merges into kernels; the others have none or need the (t, h, w) grid."""
 
-_TILE = 8
+_TILE = 8  # matrix products are fast if widths are multiples of this
 
 
 def transform(x: Sequence, kind: str, grid: Grid) -> Sequence:
-    """Applies the fixed transform T of `kind`; for an orthogonal kind also its inverse.
+    """Apply the fixed transform T of `kind`, which is its own inverse for the orthogonal (Hartley) kinds.
 
-    `filter` stands for its unweighted part, Re(fft2), which leads back from the learned transform.  Re(fft2) returns
-    the point-even half (x[s, d] + x[-s, -d]) / 2 when applied twice.
+    `filter` means its transform without the learned weight, Re(fft2).  Applied twice, Re(fft2) gives the point-even half
+    (x[s, d] + x[-s, -d]) / 2.
     """
     if kind == "none":
         return x
@@ -50,7 +51,7 @@ def transform(x: Sequence, kind: str, grid: Grid) -> Sequence:
 
 
 def weighted_transform(x: Sequence, weight: Float[Array, "2 d"], kind: str, grid: Grid) -> Sequence:
-    """Applies Re(w * F x), w = weight[0] + i weight[1] for each embedding frequency (channel for `seq_hartley`)."""
+    """Apply Re(w * F x), with w = weight[0] + i weight[1] per embedding frequency (per channel for `seq_hartley`)."""
     if kind == "seq_hartley":
         real, imaginary = _seq_parts(x)
     else:
@@ -60,7 +61,7 @@ def weighted_transform(x: Sequence, weight: Float[Array, "2 d"], kind: str, grid
 
 
 def initial_weight(kind: str) -> nn.initializers.Initializer:
-    """Starts a learned weight at the fixed one of `kind`, with noise of 0.02 on the imaginary part."""
+    """Return an initializer: the fixed weight of `kind`, with noise of deviation 0.02 on the imaginary part."""
     imaginary = 1.0 if "hartley" in kind else 0.0
 
     def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
@@ -71,19 +72,19 @@ def initial_weight(kind: str) -> nn.initializers.Initializer:
 
 
 def paired_order(length: int) -> np.ndarray:
-    """Returns the bins in the order 0, 1, ..., length // 2, -1, -2, ..., so that n and -n stand in separate halves."""
+    """Return the bins in the order 0, 1, ..., length // 2, -1, -2, ..., so that n and -n are in separate halves."""
     return np.concatenate([np.arange(length // 2 + 1), np.arange(length - 1, length // 2, -1)])
 
 
 def folded_width(width: int) -> int:
-    """Returns the number of columns 0..width/2 that the folded `re_fft2` keeps, rounded up to whole tiles."""
+    """Return the number of columns 0..width/2 that the folded `re_fft2` keeps, rounded up to whole tiles."""
     return -(-(width // 2 + 1) // _TILE) * _TILE
 
 
 class SpectralInput(nn.Module):
-    """Maps T(x) to one array of `features` for each of `names` (query, key, value), without biases.
+    """Linear maps of T(x) to `features` channels, one for each of `names` (query, key, value), without biases.
 
-    With `learned` the weight of the transform is the parameter `filter`.  Adapters see T(x), as the kernels do.
+    With `learned` the weight of the transform is the parameter `filter`.  Adapters get T(x), as the kernels do.
     """
 
     names: tuple[str, ...]
@@ -114,7 +115,7 @@ class SpectralInput(nn.Module):
 
 
 class SpectralOutput(nn.Module):
-    """Projects attention output to `features` and leaves the spectral domain."""
+    """Projection of the attention output to `features` channels, and the transform back from the spectral domain."""
 
     features: int
     kind: str
@@ -134,11 +135,12 @@ class SpectralOutput(nn.Module):
 
 
 class FoldedInput(nn.Module):
-    """`SpectralInput` without a transform along the embedding: bins u and -u are re(u) E +- im(u) O.
+    """`SpectralInput` with folded kernels: bins u and -u of a projection are re(u) E +- im(u) O.
 
-    re and im are the sequence transform of x, shared by all `names`; the kernels E and O are the parameters NAME_even
-    and NAME_odd.  With `half` (a transform of weight 1) columns 0..d/2 of the point-even half of x suffice, and E, O
-    have half the rows each.  The first map of an adapter is folded as the kernels are.
+    re and im are the transform of x along the sequence, shared by all `names`; it is conjugate-symmetric, so that bins
+    0..s/2 suffice.  The kernels E and O are the parameters NAME_even and NAME_odd.  With `half` (a transform of weight 1)
+    columns 0..d/2 of the point-even half of x suffice, and E and O have half the rows.  The first map of an adapter is
+    folded like the kernels.
     """
 
     names: tuple[str, ...]
@@ -152,6 +154,7 @@ class FoldedInput(nn.Module):
     def __call__(self, x: Sequence) -> tuple[Float[Array, "b s n"], ...]:
         length, width = x.shape[1:]
         if self.half:
+            # The point-even half, (x[s, d] + x[-s, -d]) / 2: Re drops the other one.  `seq_mirror` needs whole sequences.
             width = folded_width(width)
             pairs = fft.column_pairs(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
             columns, opposite = (_tokens_to_channels(part, width) for part in pairs)
@@ -166,12 +169,13 @@ class FoldedInput(nn.Module):
         if self.lora.adapts(name):
             up = self.param(f"{name}_lora_up", nn.initializers.zeros, (self.lora.rank, self.features))
             products = self._pair(f"{name}_lora_down", real, imaginary, self.lora.rank)
-            pair = [bins + lora.raised(self.lora, part, up) for bins, part in zip(pair, products, strict=True)]
+            pair = [bins + lora.up_project(self.lora, part, up) for bins, part in zip(pair, products, strict=True)]
+        # Bins 0 and s/2 are their own mirror images and appear once, among the positive ones.
         positive, negative = (_tokens_to_heads(part, self.heads)[:, : length // 2 + 1] for part in pair)
         return jnp.concatenate([positive, negative[:, 1 : (length + 1) // 2]], axis=1)
 
     def _pair(self, name: str, real: Array, imaginary: Array, features: int) -> list[Float[Array, "b u n"]]:
-        """Bins u and -u of a projection."""
+        """Return bins u and -u of a projection."""
         init, shape = nn.initializers.lecun_normal(), (real.shape[-1], features)
         even, odd = (self.param(f"{name}_{part}", init, shape) for part in ("even", "odd"))
         a, b = _dot(real, even, self.dtype), _dot(imaginary, odd, self.dtype)
@@ -179,10 +183,11 @@ class FoldedInput(nn.Module):
 
 
 class FoldedOutput(nn.Module):
-    """`SpectralOutput` without a transform along the embedding, from rows in `paired_order`.
+    """`SpectralOutput` with a folded kernel, from rows in `paired_order`.
 
-    Rows n and -n enter as their sum and difference; with `half` only columns 0..d/2 of the result are computed and the
-    others mirrored, because it is point-symmetric.  The second map of an adapter is folded as the kernel is.
+    The real part of bin n depends on the sum of rows n and -n, the imaginary part on their difference.  With `half` the
+    result is point-symmetric: columns 0..d/2 are computed and the others mirrored.  The second map of an adapter is folded
+    like the kernel.
     """
 
     features: int
@@ -205,11 +210,11 @@ class FoldedOutput(nn.Module):
         return fft.join_columns(columns, mirrored, self.features) if self.half else columns
 
     def _products(self, name: str, x: Array, width: int, heads: int) -> list[Float[Array, "b u w"]]:
-        """Real and imaginary part of bins 0..S/2."""
+        """Return real and imaginary part of bins 0..s/2."""
         length, kept = x.shape[1], x.shape[1] // 2 + 1
         init, shape = nn.initializers.lecun_normal(), (x.shape[-1], width)
         even, odd = (self.param(f"{name}_{part}", init, shape) for part in ("even", "odd"))
-        # Bins 0 and length / 2 are their own mirror images: their sum is twice themselves, their difference has no effect.
+        # Bins 0 and s/2 are their own mirror images: their sum is twice themselves, and `seq_irfft` ignores their difference.
         first, paired, middle = x[:, :1], x[:, 1 : (length + 1) // 2], x[:, (length + 1) // 2 : kept]
         sums = jnp.concatenate([2 * first, paired + x[:, kept:], 2 * middle], axis=1)
         differences = jnp.concatenate([first, paired - x[:, kept:], middle], axis=1)
@@ -222,7 +227,7 @@ def _dot(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
 
 
 def _seq_parts(x: Sequence) -> tuple[Sequence, Sequence]:
-    """Returns real and imaginary part of the transform along the sequence alone."""
+    """Return real and imaginary part of the transform along the sequence alone."""
     width = x.shape[-1]
     parts = fft.fft_parts(_tokens_to_channels(x, width), (1,))
     real, imaginary = (_channels_to_tokens(part, width) for part in parts)
@@ -230,27 +235,28 @@ def _seq_parts(x: Sequence) -> tuple[Sequence, Sequence]:
 
 
 def _tokens_to_channels(x: Sequence, width: int) -> Sequence:
-    """Splits channels in place of tokens: at least `width` of them, filled up until the devices divide them.
+    """Split channels instead of tokens: `width` or more of them, padded with zeros until the devices divide them.
 
-    Each of these exchanges says how its argument was split, too: the compiler would rather move that split elsewhere.
+    These four exchanges also constrain their argument to its present split.  Otherwise the compiler moves the exchange to
+    another place, where it costs more.
     """
     devices = constraints.axis_size("sequence")
     return x if devices == 1 else constraints.channels(_fill(constraints.tokens(x), -1, -(-width // devices) * devices))
 
 
 def _channels_to_tokens(x: Sequence, width: int) -> Sequence:
-    """Splits tokens in place of channels, filled up likewise where they are frequencies, and keeps `width` channels."""
+    """Split tokens or frequencies, padded likewise, instead of channels; keep `width` channels."""
     devices = constraints.axis_size("sequence")
     return x if devices == 1 else constraints.tokens(_fill_rows(constraints.channels(x), devices))[..., :width]
 
 
 def _tokens_to_heads(x: Sequence, heads: int) -> Sequence:
-    """Splits heads in place of tokens."""
+    """Split heads instead of tokens."""
     return constraints.heads(constraints.tokens(x, "tensor"), heads)
 
 
 def _heads_to_tokens(x: Sequence, heads: int) -> Sequence:
-    """Splits tokens in place of heads, filled up likewise where they are frequencies."""
+    """Split tokens or frequencies, padded likewise, instead of heads."""
     devices = constraints.axis_size("sequence")
     return constraints.tokens(_fill_rows(constraints.heads(x, heads), devices), "tensor")
 
@@ -260,12 +266,12 @@ def _fill_rows(x: Sequence, devices: int) -> Sequence:
 
 
 def _fill(x: Sequence, axis: int, size: int) -> Sequence:
-    """Appends zeros up to `size`."""
+    """Append zeros along `axis` up to `size`."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, max(size - x.shape[axis], 0))
     return jnp.pad(x, padding)
 
 
 def _domain(x: Sequence, kind: str, grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the shape in which `kind`, which is not along the sequence alone, sees x, and the axes that it transforms."""
+    """Return the shape that `kind` transforms x in, and the axes it transforms; not for `seq_hartley`."""
     return ((x.shape[0], *grid, x.shape[-1]), (1, 2, 3, 4)) if kind == "hartley3d" else (x.shape, (1, 2))

@@ -90,7 +90,7 @@ class TextToVideoRecipe(DiffusionRecipe):
       model: the denoiser; the tokenizer decides its `vocab_size`.
     """
 
-    places = (*Recipe.places, "tokenizer", "text.tower", "text.cache")
+    places = (*DiffusionRecipe.places, "tokenizer", "text.tower", "text.cache")
     meaning: ClassVar[Mapping[str, str]] = {
         "text.vocabulary": "leave it empty to take those words",
         "text.tower_hash": "leave it empty, and name the encoder that it was trained with",

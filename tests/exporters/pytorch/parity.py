@@ -11,8 +11,8 @@ from motionaura_jax.models.autoencoders.mbq_vae_tensors import MBQ_VAE
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.denoisers.spectral_transformer_tensors import SPECTRAL_TRANSFORMER
+from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.encoders.tensor_maps import TEXT_ENCODER
-from motionaura_jax.models.encoders.text import TextEncoder
 from motionaura_jax.weights.convert import export_tensors
 from tests.systems.tiny import perturb
 
@@ -31,7 +31,7 @@ def denoiser(config):
 
 def text_encoder(config, vocab_size, width):
     """Random weights of a text encoder."""
-    return _random(TextEncoder(config, vocab_size, width), jnp.ones((1, 3), jnp.int32))
+    return _random(T5Encoder(config.t5(vocab_size, width), scanned=False), jnp.ones((1, 3), jnp.int32))
 
 
 def _random(network, *inputs):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motionaura_jax.models.encoders.config import TextEncoderConfig
-from motionaura_jax.models.encoders.text import TextEncoder
-from motionaura_jax.models.encoders.text_tokenizer import TextTokenizer, build_vocabulary
+from motionaura_jax.models.encoders.t5 import T5Encoder
+from motionaura_jax.models.encoders.text_tokenizers import WordTokenizer, build_vocabulary
 from tests.exporters.pytorch import parity
 
 torch = pytest.importorskip("torch")
@@ -41,7 +41,7 @@ def test_an_encoder_computes_what_ours_does(config, width):
     params = parity.text_encoder(config, 20, width)
     ids = np.random.default_rng(0).integers(1, 20, (4, 40)).astype(np.int32)
     ids[1, 3:], ids[2, 1:], ids[3] = 0, 0, 0
-    wanted = jax.jit(TextEncoder(config, 20, width).apply)({"params": params}, jnp.asarray(ids))
+    wanted = jax.jit(T5Encoder(config.t5(20, width), scanned=False).apply)({"params": params}, jnp.asarray(ids))
     network = parity.torch_text_encoder(config, 20, width, params)
     with torch.inference_mode():
         found = network(torch.from_numpy(ids), torch.from_numpy(ids) != 0)
@@ -50,12 +50,12 @@ def test_an_encoder_computes_what_ours_does(config, width):
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    from motionaura_jax.exporters.pytorch.modeling_text_encoder import WordTokenizer
+    from motionaura_jax.exporters.pytorch.modeling_text_encoder import WordTokenizer as Exported
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    ours = TextTokenizer(build_vocabulary(TEXTS, 1000), 24)
+    ours = WordTokenizer(build_vocabulary(TEXTS, 1000), 24)
     ours.save(folder)
-    return ours, WordTokenizer.from_pretrained(folder)
+    return ours, Exported.from_pretrained(folder)
 
 
 @given(st.lists(st.text(max_size=60), max_size=3))

@@ -14,7 +14,7 @@ from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from motionaura_jax.scenes.reader import read_scene
-from motionaura_jax.weights import layout
+from motionaura_jax.weights import convert
 from tests.exporters.pytorch.noise import OurNoise
 from tests.systems import tiny
 
@@ -112,7 +112,7 @@ def test_a_sound_export_is_compared(runs, tmp_path, name, capsys):
 
 
 def test_wrong_weights_are_found_out_and_leave_no_folder(runs, tmp_path, capsys, monkeypatch):
-    right = layout.export_tensors
+    right = convert.export_tensors
 
     def wrong(rules, params):
         for name, array in right(rules, params):

@@ -12,10 +12,11 @@ from motionaura_jax import assets, encode, export
 from motionaura_jax.conditioning import text as conditioners
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.models.encoders.tower_tokenizer import TowerTokenizer
+from motionaura_jax.models.encoders.text_tokenizers import PretrainedTokenizer
 from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
+from motionaura_jax.systems.loading import load
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.exporters.pytorch.noise import OurNoise
@@ -105,10 +106,10 @@ def test_large_encoders_are_written_in_shards_without_what_nobody_reads(places, 
 
 def test_the_tokenizer_that_goes_along_is_the_one_of_training(places, folder):
     texts = [PROMPT, "", "two, growing " * 9, "ünknown 🎥"]
-    ours = TowerTokenizer(places / "t5", 12, 9)
+    ours = PretrainedTokenizer(places / "t5", 12, 9)
     wanted = ours.batch(texts)
     for place in (folder / "tokenizer", folder / "text_encoder"):
-        again = TowerTokenizer(place, 12, 9)
+        again = PretrainedTokenizer(place, 12, 9)
         assert again.digest == ours.digest
         np.testing.assert_array_equal(again.batch(texts), wanted)
 
@@ -118,7 +119,7 @@ def test_a_thousand_strings_have_the_ids_of_training_in_torch(places, folder):
     from motionaura_jax.exporters.pytorch.modeling_published_text import PublishedTokenizer
 
     texts = strings(1000)
-    wanted = TowerTokenizer(places / "t5", 12, 9).batch(texts)
+    wanted = PretrainedTokenizer(places / "t5", 12, 9).batch(texts)
     found = PublishedTokenizer.from_pretrained(folder / "tokenizer")(texts)
     np.testing.assert_array_equal(found, wanted[:, :9])
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.ops.transpose import conv_transpose_1x4x4
-from motionaura_jax.ops.upsample import depth_to_space, nearest_upsample
+from motionaura_jax.ops.upsample import conv_transpose_1x4x4, depth_to_space, nearest_upsample
 
 
 def draw(shape, seed=0):

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax.models.layers import rotary
+from motionaura_jax.models.layers.embeddings import rotary_angles, rotary_positions, rotate
 
 
 def test_products_depend_on_the_difference_of_positions():
     rng = np.random.default_rng(0)
     query, key = (np.tile(rng.standard_normal((1, 1, 2, 6)).astype(np.float32), (1, 9, 1, 1)) for _ in range(2))
-    angle = rotary.angles(rotary.positions("flat1d", (1, 3, 3), signed=False), 6)
-    rotated = [jax.jit(rotary.rotate)(x, angle) for x in (query, key)]
+    angle = rotary_angles(rotary_positions("flat1d", (1, 3, 3), signed=False), 6)
+    rotated = [jax.jit(rotate)(x, angle) for x in (query, key)]
     products = np.einsum("bqhd,bkhd->hqk", *rotated)
     for offset in range(-8, 9):
         for head in products:
@@ -24,7 +24,7 @@ def test_products_depend_on_the_difference_of_positions():
 @pytest.mark.parametrize("head_dim", [2, 6, 16, 70, 110])
 def test_axial_angles_follow_each_axis(head_dim):
     grid = (3, 2, 5)
-    angle = np.asarray(rotary.angles(rotary.positions("axial", grid, signed=False), head_dim)).reshape(*grid, -1)
+    angle = np.asarray(rotary_angles(rotary_positions("axial", grid, signed=False), head_dim)).reshape(*grid, -1)
     assert angle.shape[-1] == head_dim // 2
     moved = [np.abs(np.diff(angle, axis=axis)).sum((0, 1, 2)) > 0 for axis in range(3)]
     assert (np.sum(moved, axis=0) == 1).all()
@@ -33,8 +33,8 @@ def test_axial_angles_follow_each_axis(head_dim):
 
 
 def test_signed_positions_are_frequencies():
-    assert rotary.positions("flat1d", (1, 2, 3), signed=True)[:, 0].tolist() == [0, 1, 2, 3, -2, -1]
-    assert rotary.positions("flat1d", (1, 1, 5), signed=True)[:, 0].tolist() == [0, 1, 2, -2, -1]
-    assert rotary.positions("axial", (1, 3, 2), signed=True).tolist() == [
+    assert rotary_positions("flat1d", (1, 2, 3), signed=True)[:, 0].tolist() == [0, 1, 2, 3, -2, -1]
+    assert rotary_positions("flat1d", (1, 1, 5), signed=True)[:, 0].tolist() == [0, 1, 2, -2, -1]
+    assert rotary_positions("axial", (1, 3, 2), signed=True).tolist() == [
         [0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [0, -1, 0], [0, -1, 1],
     ]  # fmt: skip

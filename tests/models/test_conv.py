@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax.models.layers.norms import GroupNorm, num_groups
+from motionaura_jax.models.layers.conv import GroupNorm, num_groups
 
 
 @pytest.mark.parametrize(
