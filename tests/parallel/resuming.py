@@ -35,7 +35,7 @@ def main(folder: pathlib.Path) -> dict[str, int]:
     current = jax.jit(lambda: state.create(system, optimize, seed=0), out_shardings=shardings)()
     store = checkpoint.Checkpoints(folder / "lost", recipe.checkpoint, config.to_dict(recipe))
     for _ in range(2):
-        store.save(current, checkpoint.Beside())
+        store.save(current, checkpoint.Continuation())
         current = dataclasses.replace(current, step=jax.jit(lambda step: step + 1)(current.step))
     store.close()
     workdirs.open_workdir(folder / "new", recipe)
