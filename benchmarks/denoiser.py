@@ -229,7 +229,7 @@ def abstract_step(variant: str, dtype: str) -> tuple[Any, tuple[Any, ...]]:
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     recipe = config.build(TextToVideoSystem.Recipe, config.read(f"configs/text_to_video.py:{variant}", flags))
     system: Any = TextToVideoSystem(recipe)
-    optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
+    optimize = optimizer.of(system)
     fresh = jax.eval_shape(lambda: state.create(system, optimize, recipe.seed))
     params, extra = jax.eval_shape(lambda: init_tokenizer(tokenizer, jax.random.key(0)))
     frozen = {"tokenizer": Tokenizer(config=tokenizer, params=params, extra=extra, latent_space="abstract")}

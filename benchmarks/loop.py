@@ -1,10 +1,9 @@
-"""What training costs besides the steps: the loop around a device step of a given length, and checkpoints of a preset.
+"""Cost of training besides the steps: the loop around a device step of a given length, and checkpoints of a preset.
 
 python -m benchmarks.loop [--seconds=0.1] [--steps=100] [--every=50] [--preset=small]
 
-The device step takes its time by the clock and neither Python nor a core, as a step of an accelerator (`device_wait`, which
-needs a C++ compiler).  With checkpoints, its system carries the state of the preset with it, and the loop saves it as it
-goes on.
+The device step waits by the clock and uses neither Python nor a core, like a step on an accelerator (`device_wait`, which
+needs a C++ compiler).  For the checkpoints, the state of the preset is part of the state that the loop trains and saves.
 """
 
 import argparse
@@ -22,33 +21,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import device_wait
-from motionaura_jax import train
 from motionaura_jax.core import cli, config, process
 from motionaura_jax.core.recipe import CheckpointConfig, Recipe
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh, spread_batch
 from motionaura_jax.systems import registry
 from motionaura_jax.systems.base import Evaluation, System
-from motionaura_jax.training import checkpoint, data, optimizer, state, step
+from motionaura_jax.training import checkpoint, data, loop, optimizer, state, step
 
 _EVERY = 10  # steps between two log lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class BusyRecipe(Recipe):
-    """`seconds`: how long a device step takes."""
+    """Recipe whose device step takes `seconds`."""
 
     seconds: float = 0.1
 
 
 class BusySystem(System):
-    """A system whose loss keeps the device busy, and nothing else.
+    """System whose loss keeps the device busy, and nothing else.
 
     Args:
       load: arrays that are part of its state and never change.
 
     Attributes:
-      taken: when each batch was taken, as many steps ahead as batches wait.
+      taken: time at which each batch was taken; batches are prepared ahead of their steps.
     """
 
     Recipe = BusyRecipe
@@ -59,37 +57,37 @@ class BusySystem(System):
         self.taken: list[float] = []
 
     def batch_spec(self) -> dict[str, Any]:
-        """Not needed: nothing asks for it."""
+        """Return nothing: no test or plan asks for it."""
         return {}
 
     def to_arrays(self, batch: Any) -> Any:
-        """Video and rows."""
+        """Return video and rows."""
         self.taken.append(time.perf_counter())
         return {"video": batch["video"], "sample": batch["sample"]}
 
     def init(self, key: Any) -> Any:
-        """One weight, and room for the load."""
+        """Create one weight, and room for the load."""
         load = [jnp.zeros(array.shape, array.dtype) for array in self._load]
         return {"weight": jax.random.normal(key, (8, 8))}, {"load": load}
 
     def prepare(self, params: Any, extra: Any, batches: Any) -> Any:
-        """Takes the load."""
+        """Take the load."""
         return params, {"load": self._load}
 
     def loss(self, params: Any, extra: Any, frozen: Any, batch: Any, key: Any, step: Any) -> Any:
-        """Waits."""
+        """Wait on the device."""
         weight = params["weight"]
         waited = device_wait.wait(jax.lax.stop_gradient(weight[0, 0]), self.recipe.seconds)
         loss = jnp.square(weight @ weight).mean() + 0.0 * (waited + batch["video"].mean())
         return loss, ({}, {f"metric_{index}": loss * index for index in range(10)})
 
     def evaluate(self, params: Any, extra: Any, frozen: Any, batches: Any) -> Evaluation:
-        """Nothing to measure."""
+        """Measure nothing."""
         return Evaluation(metrics={})
 
 
-def loop(seconds: float, steps: int) -> dict[str, float]:
-    """Seconds of a step in the loop and alone, and processor seconds of the loop beyond those of the steps alone."""
+def stepping(seconds: float, steps: int) -> dict[str, float]:
+    """Measure seconds of a step in the loop and alone, and processor seconds per step that the loop adds."""
     system = BusySystem(config.build(BusyRecipe, _recipe(seconds, steps)))
     cpu = _train(system)
     stretches = itertools.pairwise(system.taken[_EVERY::_EVERY])
@@ -111,16 +109,16 @@ def _recipe(seconds: float, steps: int) -> dict[str, Any]:
 
 
 def _train(system: BusySystem) -> float:
-    """Trains and returns the processor seconds of it."""
+    """Train; return the processor seconds used."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
         cpu = time.process_time()
-        train.fit(system, pathlib.Path(folder))
+        loop.fit(system, pathlib.Path(folder))
         cpu = time.process_time() - cpu
     return cpu
 
 
 def _alone(system: BusySystem, workdir: pathlib.Path, steps: int) -> tuple[float, float]:
-    """Seconds of the same steps with no loop around them, one after the other on one batch, and of processors for all."""
+    """Measure seconds of the same step without the loop, on one batch, and processor seconds of all steps."""
     optimize = optimizer.build(system.recipe.optimizer, steps)
     current = jax.jit(lambda: state.create(system, optimize, 0))()
     clips = next(data.TrainingData(system.recipe, workdir).batches(0))
@@ -139,7 +137,7 @@ def _alone(system: BusySystem, workdir: pathlib.Path, steps: int) -> tuple[float
 
 
 def saving(seconds: float, steps: int, every: int, load: Sequence[Any]) -> dict[str, float]:
-    """Mean seconds of a step of the loop, with a checkpoint of `load` after `every` steps and without any."""
+    """Measure mean seconds of a step of the loop, with a checkpoint of `load` every `every` steps and without."""
     found = {}
     for name, interval in (("never", 10**9), ("saving", every)):
         values = _recipe(seconds, steps + every)
@@ -151,7 +149,7 @@ def saving(seconds: float, steps: int, every: int, load: Sequence[Any]) -> dict[
 
 
 def state_of(preset: str) -> state.TrainState:
-    """A state of a tokenizer preset."""
+    """Create the state of a tokenizer preset."""
     values = config.read(f"configs/tokenizer.py:{preset}", [])
     system_class = registry.system_class(values["system"])
     system = system_class(config.build(system_class.Recipe, values))
@@ -160,7 +158,7 @@ def state_of(preset: str) -> state.TrainState:
 
 
 def save(current: state.TrainState) -> dict[str, float]:
-    """Seconds that saving a state blocks the loop, that its thread computes, until the commit, and of processors."""
+    """Measure a save, in seconds: blocking the loop, computing in its thread, until the commit, and of processors."""
     rows = []
     with tempfile.TemporaryDirectory(dir=".") as folder:
         store = checkpoint.Checkpoints(pathlib.Path(folder), CheckpointConfig(keep=1), {})
@@ -168,7 +166,7 @@ def save(current: state.TrainState) -> dict[str, float]:
             current = jax.block_until_ready(jax.tree.map(jnp.copy, current))
             current = state.TrainState(**{**vars(current), "step": jnp.int32(number)})
             begun, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
-            store.save(current, checkpoint.Beside())
+            store.save(current, checkpoint.Continuation())
             blocked, own = time.perf_counter() - begun, time.thread_time() - own
             store.wait()
             rows.append((blocked, own, time.perf_counter() - begun, time.process_time() - cpu))
@@ -178,7 +176,7 @@ def save(current: state.TrainState) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=100)
@@ -188,7 +186,7 @@ def main() -> None:
     cli.set_up_logging()
     process.quiet_libraries()
     device_wait.register()
-    around = loop(args.seconds, args.steps)
+    around = stepping(args.seconds, args.steps)
     extra = around["loop"] / around["alone"] - 1
     print("| what | measured |\n|---|---|")
     print(f"| a step alone | {1e3 * around['alone']:.1f} ms |")
@@ -201,7 +199,7 @@ def main() -> None:
     size = f"{sum(array.nbytes for array in arrays) / 1e9:.2f} GB in {len(arrays):,} arrays"
     cost = save(current)
     print(
-        f"| a checkpoint of `{args.preset}`, {size} | blocks {cost['blocked']:.2f} s, of which its own {cost['own']:.2f} |"
+        f"| a checkpoint of `{args.preset}`, {size} | blocks {cost['blocked']:.2f} s, computing for {cost['own']:.2f} |"
     )
     print(f"| until it is committed | {cost['committed']:.2f} s, {cost['cpu']:.2f} CPU s |")
     print(

@@ -64,7 +64,7 @@ class Trainer:
 
     def __init__(self, system: Any, example: Batch):
         self.system = system
-        optimize = optimizer.build(system.recipe.optimizer, system.recipe.train.steps)
+        optimize = optimizer.of(system)
         self.state = jax.jit(lambda: state.create(system, optimize, system.recipe.seed))()
         make: Any = step.make_train_step(system, optimize)
         self._step = make.lower(self.state, {}, example).compile()

@@ -61,7 +61,7 @@ class Trainer:
 
     def __init__(self, system: MBQVAESystem, workdir: pathlib.Path):
         self.system, self.data = system, TrainingData(system.recipe, workdir)
-        optimize = optimizer.build(system.recipe.optimizer, system.recipe.train.steps)
+        optimize = optimizer.of(system)
         current = jax.jit(lambda: state.create(system, optimize, system.recipe.seed))()
         batches = (system.to_arrays(batch) for batch in self.data.preparation())
         self.state = state.restart(current, *system.prepare(current.params, current.extra, batches))

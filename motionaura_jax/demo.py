@@ -102,9 +102,10 @@ def _recipe(stage: str, values: Mapping[str, Any], flags: Sequence[str]) -> "Rec
 
 
 def _train(recipe: "Recipe", workdir: pathlib.Path) -> dict[str, Any]:
-    from motionaura_jax import train
+    from motionaura_jax.systems import loading
+    from motionaura_jax.training import loop
 
-    return train.fit(train.open_system(recipe, workdir), workdir)
+    return loop.fit(loading.open_system(recipe, workdir), workdir)
 
 
 def _measure(args: argparse.Namespace, watch: "Stopwatch") -> dict[str, Any]:

@@ -16,8 +16,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         __name__,
-        "motionaura_jax.training.monitoring.watch",
-        "motionaura_jax.training.step",
+        "motionaura_jax.training.loop",
         "motionaura_jax.systems.text_to_video.system",
     ]
 )

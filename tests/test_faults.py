@@ -10,10 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from motionaura_jax import train
 from motionaura_jax.parallel.hub import free_port
 from motionaura_jax.scenes import dataset
-from motionaura_jax.training import checkpoint, step
+from motionaura_jax.training import checkpoint, loop, step
 from motionaura_jax.training.data import TrainingData
 from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
@@ -59,7 +58,7 @@ def assert_equal_runs(one, other):
 
 
 def test_a_signal_in_the_middle_of_a_step_ends_the_run_after_it(clips, tmp_path, monkeypatch):
-    train.fit(killed.make(clips, 8, 100), tmp_path / "whole")
+    loop.fit(killed.make(clips, 8, 100), tmp_path / "whole")
     make, calls = step.make_train_step, []
 
     def make_and_be_stopped(*arguments):
@@ -74,15 +73,15 @@ def test_a_signal_in_the_middle_of_a_step_ends_the_run_after_it(clips, tmp_path,
         return stopped_in_the_third
 
     monkeypatch.setattr(step, "make_train_step", make_and_be_stopped)
-    result = train.fit(killed.make(clips, 8, 100), tmp_path / "stopped")
+    result = loop.fit(killed.make(clips, 8, 100), tmp_path / "stopped")
     assert result["stopped"] and result["step"] == 3
-    assert train.fit(killed.make(clips, 8, 100), tmp_path / "stopped")["step"] == 8
+    assert loop.fit(killed.make(clips, 8, 100), tmp_path / "stopped")["step"] == 8
     fed = [everything(tmp_path / name)[0]["extra"]["extra"]["fed"] for name in ("whole", "stopped")]
     np.testing.assert_array_equal(*fed)
 
 
 def test_a_signal_in_the_middle_of_a_save_loses_nothing(clips, tmp_path, monkeypatch):
-    train.fit(killed.make(clips, 8, 3), tmp_path / "whole")
+    loop.fit(killed.make(clips, 8, 3), tmp_path / "whole")
     save = checkpoint.Checkpoints.save
 
     def save_and_be_stopped(self, state, beside):
@@ -92,9 +91,9 @@ def test_a_signal_in_the_middle_of_a_save_loses_nothing(clips, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", save_and_be_stopped)
         with pytest.raises(KeyboardInterrupt):  # the second signal comes with the save that the first one asks for
-            train.fit(killed.make(clips, 8, 3), tmp_path / "stopped")
+            loop.fit(killed.make(clips, 8, 3), tmp_path / "stopped")
     assert steps.newest(tmp_path / "stopped").name in ("3", "4")
-    assert train.fit(killed.make(clips, 8, 3), tmp_path / "stopped")["step"] == 8
+    assert loop.fit(killed.make(clips, 8, 3), tmp_path / "stopped")["step"] == 8
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 

@@ -56,6 +56,7 @@ ALLOWED = {
         "systems.base",
         "training",
         "weights.checksum",
+        "weights.load",
         "weights.steps",
     },
     "weights": {"core", "data", "models", "systems.base", "weights"},

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax import train
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.scenes import dataset
+from motionaura_jax.systems import loading
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
+from motionaura_jax.training import loop
 from motionaura_jax.weights import steps
 from tests.systems import tiny
 from tests.training.toy import ToyRecipe, ToySystem
@@ -45,12 +46,12 @@ def weights(workdir, system):
 
 def test_a_run_starts_from_the_weights_of_another_and_resumes_without_them(scenes, tmp_path):
     first = make(scenes)
-    train.fit(first, tmp_path / "first")
+    loop.fit(first, tmp_path / "first")
     params, extra = weights(tmp_path / "first", first)
 
     values = {"learning_rate": 0.0, "seed": 5, "init_from": str(tmp_path / "first")}
     second = make(scenes, **values)
-    train.fit(second, tmp_path / "second")
+    loop.fit(second, tmp_path / "second")
     kept, counted = weights(tmp_path / "second", second)
     for name in params:
         np.testing.assert_allclose(kept[name], params[name], rtol=1e-6)  # the average of equal values may round
@@ -58,7 +59,7 @@ def test_a_run_starts_from_the_weights_of_another_and_resumes_without_them(scene
 
     shutil.rmtree(tmp_path / "first")
     resumed = make(scenes, last=4, **values)
-    assert train.fit(resumed, tmp_path / "second", override=True)["step"] == 4
+    assert loop.fit(resumed, tmp_path / "second", override=True)["step"] == 4
     assert weights(tmp_path / "second", resumed)[1]["seen"] == extra["seen"] + 8
 
 
@@ -71,7 +72,7 @@ def tiny_values(tokenizer, scenes, **sections):
 
 def fit(values, workdir, **options):
     recipe = config.build(TextToVideoRecipe, values)
-    return train.fit(train.open_system(recipe, workdir), workdir, **options)
+    return loop.fit(loading.open_system(recipe, workdir), workdir, **options)
 
 
 def test_a_text_to_video_run_resumes_with_the_words_and_codes_that_it_has_learned(scenes, tmp_path):
@@ -105,6 +106,6 @@ def test_a_text_to_video_run_resumes_with_the_words_and_codes_that_it_has_learne
 
 def test_a_start_that_cannot_be_leaves_the_workdir_free(scenes, tmp_path):
     with pytest.raises(UserError, match="absent: no such checkpoint"):
-        train.fit(make(scenes, init_from="absent"), tmp_path / "run")
+        loop.fit(make(scenes, init_from="absent"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert train.fit(make(scenes), tmp_path / "run")["step"] == 2
+    assert loop.fit(make(scenes), tmp_path / "run")["step"] == 2

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from motionaura_jax import export, sample, train
+from motionaura_jax import export, sample
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.trees import leaf_types, partition
 from motionaura_jax.exporters import adapter as adapters
 from motionaura_jax.scenes import dataset
+from motionaura_jax.systems import loading
 from motionaura_jax.systems.loading import load
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
-from motionaura_jax.training import optimizer, state
+from motionaura_jax.training import loop, optimizer, state
 from motionaura_jax.weights import steps
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import load_start
@@ -52,11 +53,11 @@ def values(runs, lora=LORA, **sections):
 
 
 def system(values):
-    return train.open_system(config.build(TextToVideoRecipe, values), "nowhere")
+    return loading.open_system(config.build(TextToVideoRecipe, values), "nowhere")
 
 
 def fit(values, workdir, **options):
-    return train.fit(train.open_system(config.build(TextToVideoRecipe, values), workdir), workdir, **options)
+    return loop.fit(loading.open_system(config.build(TextToVideoRecipe, values), workdir), workdir, **options)
 
 
 def assert_same_bits(one, other):

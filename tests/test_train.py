@@ -16,7 +16,7 @@ from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.scenes import dataset
 from motionaura_jax.systems import mbq_vae
-from motionaura_jax.training import data, prefetch, workdir
+from motionaura_jax.training import data, in_flight, loop, workdir
 from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.systems import tiny
@@ -67,7 +67,7 @@ def assert_same(a, b):
 
 def test_a_run_that_fails_midway_and_resumes_equals_one_that_does_not(scenes, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = train.fit(make(scenes), whole)
+    expected = loop.fit(make(scenes), whole)
     system = make(scenes)
     report, count = system.to_arrays, 0
 
@@ -80,8 +80,8 @@ def test_a_run_that_fails_midway_and_resumes_equals_one_that_does_not(scenes, tm
 
     monkeypatch.setattr(system, "to_arrays", fail_at_the_sixth_batch)
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        train.fit(system, parts)
-    resumed = train.fit(make(scenes), parts)
+        loop.fit(system, parts)
+    resumed = loop.fit(make(scenes), parts)
     assert resumed["loss"] == expected["loss"] and resumed["step"] == 6
     assert_same(final_state(whole, make(scenes)), final_state(parts, make(scenes)))
     steps = [(row["step"], row["loss"]) for row in read_metrics(parts / "metrics.jsonl") if "loss" in row]
@@ -90,9 +90,9 @@ def test_a_run_that_fails_midway_and_resumes_equals_one_that_does_not(scenes, tm
 
 
 def test_a_finished_run_does_nothing_more(scenes, tmp_path):
-    first = train.fit(make(scenes), tmp_path)
+    first = loop.fit(make(scenes), tmp_path)
     before = final_state(tmp_path, make(scenes))
-    again = train.fit(make(scenes), tmp_path)
+    again = loop.fit(make(scenes), tmp_path)
     assert first["step"] == again["step"] == 6
     assert_same(before, final_state(tmp_path, make(scenes)))
 
@@ -107,9 +107,9 @@ def test_a_signal_saves_and_ends_the_run(scenes, tmp_path, monkeypatch):
         return to_arrays(batch)
 
     monkeypatch.setattr(system, "to_arrays", be_stopped_at_the_20th_batch)
-    result = train.fit(system, tmp_path)
+    result = loop.fit(system, tmp_path)
     assert result["stopped"] and final_state(tmp_path, system)[0] == result["step"]
-    assert 20 - prefetch.AHEAD - 1 <= result["step"] <= 20
+    assert 20 - in_flight.BATCHES_AHEAD - 1 <= result["step"] <= 20
 
 
 def test_a_signal_in_the_middle_of_a_step_is_not_lost(scenes, tmp_path, monkeypatch):
@@ -121,13 +121,13 @@ def test_a_signal_in_the_middle_of_a_step_is_not_lost(scenes, tmp_path, monkeypa
         return evaluate(*arguments)
 
     monkeypatch.setattr(system, "evaluate", evaluate_and_be_stopped)
-    result = train.fit(system, tmp_path)
+    result = loop.fit(system, tmp_path)
     assert result["stopped"] and result["step"] == 4  # evaluated after step 3, saved after the next
     assert final_state(tmp_path, system)[0] == 4
 
 
 def test_a_workdir_holds_what_people_look_for(scenes, tmp_path):
-    result = train.fit(make(scenes), tmp_path)
+    result = loop.fit(make(scenes), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["data"]["batch_size"] == 2
     assert {p.name for p in (tmp_path / "samples").iterdir()} == {"0000003", "0000003.png", "0000006", "0000006.png"}
     assert (tmp_path / "samples" / "0000006" / "first.mp4").stat().st_size > 0
@@ -138,15 +138,15 @@ def test_a_workdir_holds_what_people_look_for(scenes, tmp_path):
 
 
 def test_another_config_in_the_workdir_is_refused_with_the_keys(scenes, tmp_path):
-    train.fit(make(scenes), tmp_path)
+    loop.fit(make(scenes), tmp_path)
     with pytest.raises(UserError, match=r"another config \(optimizer.learning_rate: 0.0001 -> 0.5\).*--override"):
-        train.fit(make(scenes, optimizer__learning_rate=0.5), tmp_path)
-    result = train.fit(make(scenes, optimizer__learning_rate=0.5), tmp_path, override=True)
+        loop.fit(make(scenes, optimizer__learning_rate=0.5), tmp_path)
+    result = loop.fit(make(scenes, optimizer__learning_rate=0.5), tmp_path, override=True)
     assert result["step"] == 6
-    assert train.fit(make(scenes, checkpoint__every=1, optimizer__learning_rate=0.5), tmp_path)["step"] == 6
+    assert loop.fit(make(scenes, checkpoint__every=1, optimizer__learning_rate=0.5), tmp_path)["step"] == 6
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(UserError, match="another architecture"):
-        train.fit(make(scenes, optimizer__learning_rate=0.5, optimizer__mu_dtype="bfloat16"), tmp_path, override=True)
+        loop.fit(make(scenes, optimizer__learning_rate=0.5, optimizer__mu_dtype="bfloat16"), tmp_path, override=True)
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(before)
 
 
@@ -164,21 +164,21 @@ def test_a_start_that_failed_leaves_the_workdir_free(scenes, tmp_path, capsys):
     workdir.open_workdir(tmp_path, recipe)
     assert data.TrainingData(recipe, tmp_path).evaluation[0]["video"].shape[2] == 32
     assert not (tmp_path / "rejected.jsonl").exists() and (tmp_path / "scenes" / "mine.txt").exists()
-    assert train.fit(make(scenes), tmp_path)["step"] == 6
+    assert loop.fit(make(scenes), tmp_path)["step"] == 6
 
 
 def test_a_workdir_made_before_a_key_existed_goes_on(scenes, tmp_path):
-    train.fit(make(scenes, train__steps=3), tmp_path)
+    loop.fit(make(scenes, train__steps=3), tmp_path)
     path = tmp_path / "config.json"
     saved = json.loads(path.read_text())
     del saved["init_from"]
     path.write_text(json.dumps(saved))
-    assert train.fit(make(scenes, train__steps=3), tmp_path)["step"] == 3
+    assert loop.fit(make(scenes, train__steps=3), tmp_path)["step"] == 3
     assert json.loads(path.read_text())["init_from"] == ""
     saved["init_from"] = "a/very" * 100
     path.write_text(json.dumps(saved))
     with pytest.raises(UserError, match=r"init_from: a/very[a/very]{74}\.\.\. -> \)"):
-        train.fit(make(scenes, train__steps=3), tmp_path)
+        loop.fit(make(scenes, train__steps=3), tmp_path)
 
 
 def test_a_loss_that_stays_infinite_stops_the_run_with_one_line(scenes, tmp_path):
@@ -186,10 +186,10 @@ def test_a_loss_that_stays_infinite_stops_the_run_with_one_line(scenes, tmp_path
     system = make(scenes, **settings)
     system.recipe = config.build(ToyRecipe, {**config.to_dict(system.recipe), "explode_from": 2})
     with pytest.raises(UserError, match=r"not finite for 3 steps up to step 5.*resume .* with --override"):
-        train.fit(system, tmp_path)
+        loop.fit(system, tmp_path)
     system.recipe = config.build(ToyRecipe, {**config.to_dict(system.recipe), "checkpoint": {"every": 50}})
     with pytest.raises(UserError, match=r"learning_rate and run again$"):
-        train.fit(system, tmp_path / "no checkpoint")
+        loop.fit(system, tmp_path / "no checkpoint")
     _, (params, _) = final_state(tmp_path, system)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
@@ -200,7 +200,7 @@ def test_one_bad_file_among_good_ones_is_listed_and_counted(scenes, tmp_path):
     for source in scenes.rglob("*.mp4"):
         (folder / source.name).write_bytes(source.read_bytes())
     (folder / "broken.mp4").write_bytes(b"no video")
-    train.fit(make(folder, evaluate__manifest=str(scenes)), tmp_path / "run")
+    loop.fit(make(folder, evaluate__manifest=str(scenes)), tmp_path / "run")
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
     assert [row["file"].endswith("broken.mp4") for row in rejected] == [True]
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
@@ -213,10 +213,10 @@ def test_a_run_that_resumes_on_other_files_says_so(scenes, tmp_path, caplog):
     for source in scenes.rglob("*.mp4"):
         (folder / source.name).write_bytes(source.read_bytes())
     for _ in range(2):
-        assert train.fit(make(folder), tmp_path / "run")["step"] == 6
+        assert loop.fit(make(folder), tmp_path / "run")["step"] == 6
     assert "not those of step 6" not in caplog.text
     (folder / "another.mp4").write_bytes(source.read_bytes())
-    assert train.fit(make(folder), tmp_path / "run")["step"] == 6
+    assert loop.fit(make(folder), tmp_path / "run")["step"] == 6
     assert "not those of step 6" in caplog.text
 
 
@@ -228,7 +228,7 @@ def test_training_goes_on_for_several_clip_shapes(scenes, tmp_path):
     system, shapes = make(scenes, data__buckets=buckets), []
     to_arrays = system.to_arrays
     system.to_arrays = lambda batch: shapes.append(batch["video"].shape[:3]) or to_arrays(batch)
-    train.fit(system, tmp_path)
+    loop.fit(system, tmp_path)
     trained = [shape for shape in shapes if shape != (2, 4, 16)]
     assert trained and set(trained) == {(6, 1, 8)}
     assert int(final_state(tmp_path, system)[1][1]["seen"]) == 100 + 3 * 2 + 3 * 6
@@ -244,7 +244,7 @@ def test_the_use_of_the_codebook_is_logged(scenes, tmp_path):
         "train": {"steps": 2, "log_every": 1},
         "evaluate": {"clips": 1, "pictures": 0},
     }
-    train.fit(mbq_vae.MBQVAESystem(config.build(mbq_vae.MBQVAERecipe, values)), tmp_path)
+    loop.fit(mbq_vae.MBQVAESystem(config.build(mbq_vae.MBQVAERecipe, values)), tmp_path)
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(0 < row["usage"] <= 1 and 1 <= row["perplexity"] <= 16 for row in rows)
@@ -312,39 +312,39 @@ def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, capsys):
 
 def test_checkpoints_that_live_elsewhere_outlive_the_workdir(scenes, tmp_path):
     place = {"checkpoint__folder": str(tmp_path / "bucket")}
-    first = train.fit(make(scenes, train__steps=4, **place), tmp_path / "one")
+    first = loop.fit(make(scenes, train__steps=4, **place), tmp_path / "one")
     assert first["step"] == 4 and steps.read_meta(tmp_path / "one")[0].parent.name == "bucket"
-    again = train.fit(make(scenes, train__steps=4, **place), tmp_path / "two")
+    again = loop.fit(make(scenes, train__steps=4, **place), tmp_path / "two")
     assert again["step"] == 4 and "loss" not in again
     with pytest.raises(UserError, match=r"another config \(optimizer.learning_rate"):
-        train.fit(make(scenes, train__steps=4, optimizer__learning_rate=0.5, **place), tmp_path / "three")
+        loop.fit(make(scenes, train__steps=4, optimizer__learning_rate=0.5, **place), tmp_path / "three")
     with pytest.raises(UserError, match=r"another config \(checkpoint.folder"):
-        train.fit(make(scenes, train__steps=4), tmp_path / "one")
+        loop.fit(make(scenes, train__steps=4), tmp_path / "one")
 
 
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(scenes, tmp_path, caplog):
-    train.fit(make(scenes), tmp_path / "whole")
-    train.fit(make(scenes), tmp_path / "hurt")
+    loop.fit(make(scenes), tmp_path / "whole")
+    loop.fit(make(scenes), tmp_path / "hurt")
     for file in (tmp_path / "hurt" / "checkpoints" / "6").rglob("*"):
         if file.is_file() and file.parent.name != "meta":
             file.write_bytes(file.read_bytes()[:-20])
-    assert train.fit(make(scenes), tmp_path / "hurt")["step"] == 6
-    assert "6: is damaged" in caplog.text and "going on from step 4" in caplog.text
+    assert loop.fit(make(scenes), tmp_path / "hurt")["step"] == 6
+    assert "6: is damaged" in caplog.text and "continuing from step 4" in caplog.text
     assert_same(final_state(tmp_path / "whole", make(scenes)), final_state(tmp_path / "hurt", make(scenes)))
 
 
 def test_where_no_checkpoint_can_be_opened_nothing_starts_anew_over_them(scenes, tmp_path):
-    train.fit(make(scenes), tmp_path)
+    loop.fit(make(scenes), tmp_path)
     for meta in (tmp_path / "checkpoints").glob("*/meta/metadata"):
         meta.write_text("{")
     with pytest.raises(UserError, match="no checkpoint can be read, not even step 6"):
-        train.fit(make(scenes), tmp_path)
+        loop.fit(make(scenes), tmp_path)
 
 
 def test_a_metric_that_is_measured_no_more_does_not_end_a_run_that_resumes(scenes, tmp_path):
     """The window of the log that a checkpoint leaves open still has it."""
     system = make(scenes, train__steps=3, train__log_every=10)
-    train.fit(system, tmp_path)
+    loop.fit(system, tmp_path)
     again = make(scenes, train__steps=10, train__log_every=10)
     loss = again.loss
 
@@ -353,7 +353,7 @@ def test_a_metric_that_is_measured_no_more_does_not_end_a_run_that_resumes(scene
         return value, (stats, {})
 
     again.loss = without
-    assert train.fit(again, tmp_path, override=True)["step"] == 10
+    assert loop.fit(again, tmp_path, override=True)["step"] == 10
 
 
 def test_the_best_checkpoint_stays_over_restarts(scenes, tmp_path):
@@ -361,8 +361,8 @@ def test_the_best_checkpoint_stays_over_restarts(scenes, tmp_path):
     system = make(scenes, **settings)
     evaluate, scores = system.evaluate, iter([5.0, 1.0, 2.0, 3.0, 4.0])
     system.evaluate = lambda *a: dataclasses.replace(evaluate(*a), metrics={"clips": next(scores)})
-    train.fit(system, tmp_path)
+    loop.fit(system, tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
     system.recipe = make(scenes, train__steps=10, **settings).recipe
-    train.fit(system, tmp_path, override=True)
+    loop.fit(system, tmp_path, override=True)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "2"]

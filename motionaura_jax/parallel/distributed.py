@@ -19,6 +19,9 @@ from motionaura_jax.parallel import cluster, wire
 from motionaura_jax.parallel.hub import Hub, Member, free_port
 from motionaura_jax.parallel.link import Link
 
+AGAIN, FAILED = wire.AGAIN, wire.FAILED
+"""Exit status that asks a launcher for another start, and exit status of an error."""
+
 _LONGEST = 2000  # characters of a fault that the others print
 _NEWS = 5.0  # seconds in which the hub hears of a process whose end broke a collective
 _link: Link | None = None

@@ -41,7 +41,7 @@ def measure(question: Question) -> Estimate:
     for bucket in recipe.data.all_buckets():
         check_batch(mesh.shape, bucket.batch_size, recipe.train.accumulation)
     with jax.set_mesh(mesh):
-        optimize = optimizer.build(recipe.optimizer, recipe.train.steps, system.param_groups())
+        optimize = optimizer.of(system)
         current = state.abstract(system, optimize, mesh)
         places = state.shardings(current, mesh)
         frozen = system.frozen()

@@ -7,9 +7,10 @@ import jax
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
+from motionaura_jax.systems.base import System
 from motionaura_jax.systems.registry import system_class
 from motionaura_jax.weights import steps
-from motionaura_jax.weights.load import Checkpoint, Loaded, load_as, open_checkpoint
+from motionaura_jax.weights.load import Checkpoint, Loaded, load_as, load_recipe, open_checkpoint
 
 
 def load(path: steps.Location, system: str | None = None) -> Loaded:
@@ -25,6 +26,18 @@ def load(path: steps.Location, system: str | None = None) -> Loaded:
     cls = system_class(source.system)
     source.recipe(cls.Recipe, system)
     return load_as(cls, source)[1]
+
+
+def open_system(recipe: Recipe, workdir: steps.Location) -> System:
+    """Build the system of a recipe for training; fill what it leaves unset from the checkpoint in `workdir`, if any.
+
+    Raises:
+      UserError: the workdir belongs to another system, or parts of other runs cannot be opened.
+    """
+    newest = steps.newest(steps.folder_of(workdir, recipe.checkpoint.folder))
+    if recipe.meaning and newest:
+        recipe = recipe.completed(load_recipe(newest, type(recipe), recipe.system))
+    return system_class(recipe.system)(recipe)
 
 
 def recipe_of(path: steps.Location) -> Recipe:

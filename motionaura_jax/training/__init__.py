@@ -1,1 +1,1 @@
-"""The engine: state, step, optimizer, checkpoints and what people see of a run."""
+"""Training of any system: the loop, its state and step, optimizer, data, checkpoints and monitoring."""

@@ -1,12 +1,14 @@
-"""Checkpoints of a run: orbax behind one small door, with config, provenance and data position beside the state.
+"""Checkpoints of a run, written by orbax in the background: the state, with config, provenance and data position.
 
-A step folder holds `params`, `ema` (where on), `extra`, `optimizer` and `meta`, so that inference reads only the weights.
+A step folder holds `params`, `ema` (if averaging is on), `extra`, `optimizer` and `meta`, so that inference reads only the
+weights.
 """
 
 import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import math
 import os
@@ -20,30 +22,30 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, Sharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from motionaura_jax import __version__
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.recipe import CheckpointConfig
 from motionaura_jax.core.types import PyTree
-from motionaura_jax.parallel import distributed
-from motionaura_jax.training.snapshot import snapshot
+from motionaura_jax.parallel import distributed, rules
 from motionaura_jax.training.state import TrainState
 from motionaura_jax.weights import checksum, steps
 
 logger = logging.getLogger(__name__)
 
 _ITEMS = ("params", "ema", "extra", "optimizer")
-_CONSUMED = 64  # states at most: what is left of one takes a kilobyte for each array
+_CONSUMED = 64  # donated states to keep at most: each takes a kilobyte per array
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
-    """What a run needs besides its arrays in order to go on as if it had not stopped; plain JSON values.
+class Continuation:
+    """Values that a run needs in addition to its arrays to continue exactly; plain JSON.
 
     Attributes:
-      skipped_windows: ranges of data steps that it has given up (see `data.windows`).
+      skipped_windows: ranges of data steps that the run has dropped (see `data.windows`).
       open_window: (step, metrics) of the steps since the last log step.
     """
 
@@ -52,13 +54,13 @@ class Beside:
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, one at a time, committed atomically, kept as `config` says.
+    """Checkpoints of one run: saved in the background, one at a time, committed atomically, kept as `config` says.
 
-    The loop waits for a copy of the state on its way to host memory, and for the save before where that is not done; all
-    else, which is Python on each array, is the work of a thread.
+    The loop only starts a copy of the state to host memory, after waiting for the previous save.  A thread does the rest,
+    which is Python work on each array.
 
     Args:
-      recipe, provenance: plain JSON values that every checkpoint carries.
+      recipe, provenance: plain JSON values that are part of every checkpoint.
     """
 
     def __init__(
@@ -70,17 +72,19 @@ class Checkpoints:
     ):
         self._config, self._recipe, self._provenance = config, recipe, dict(provenance or {})
         self._scores: dict[int, float] = {}
-        self._known_scores: dict[int, float] = {}  # when a save begins, so that all processes keep the same steps
+        # Orbax applies the retention policy in the thread.  Scores are copied when a save begins, so that all processes
+        # keep the same steps.
+        self._known_scores: dict[int, float] = {}
         self._folder = steps.folder_of(workdir, config.folder)
         self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future[None] | None = None
         self._consumed: collections.deque[TrainState] = collections.deque(maxlen=_CONSUMED)
         self._warned = False
-        with _writing(self._folder):
+        with _disk_errors(self._folder):
             self._manager = _manager(self._folder, _preservation(config, self._known_scores))
 
     def check_new(self) -> None:
-        """Raises UserError where there are steps although none of them can be opened: a fresh start would write over them."""
+        """Raise UserError if there are steps but none can be opened: a fresh start would overwrite them."""
         step = self.latest()
         if step is not None:
             raise UserError(
@@ -89,20 +93,21 @@ class Checkpoints:
             )
 
     def latest(self) -> int | None:
-        """The newest committed step, or None."""
+        """Return the newest committed step, or None."""
         return self._manager.latest_step()
 
     def rate(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Notes what the evaluation of `step` found, by which `checkpoint.best` chooses; warns once if that has no such metric.
+        """Record the held-out metrics of `step`, from which `checkpoint.best` chooses.
 
-        Which metrics there are shows in an evaluation only, and by then there are steps to lose.
+        An unknown `checkpoint.best` is one warning and no error: only an evaluation shows which metrics exist, and by then
+        there are steps to lose.
         """
         best = self._config.best
         if best and best not in metrics and not self._warned:
             self._warned = True
             logger.warning(
-                "config.checkpoint.best=%s: the evaluation has no such metric%s; the newest checkpoints stay, and none for "
-                "being the best until a rerun has the right name",
+                "config.checkpoint.best=%s: the evaluation has no such metric%s; only the newest checkpoints are kept "
+                "until a rerun has the right name",
                 *(best, nearest(best, metrics)),
             )
         value = metrics.get(best)
@@ -110,52 +115,54 @@ class Checkpoints:
             self._scores[step] = value if self._config.best_mode == "max" else -value
 
     def rate_again(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Notes what earlier starts found, from the rows of `metrics.jsonl`."""
+        """Record the held-out metrics of earlier starts, from the rows of `metrics.jsonl`."""
         for row in rows:
             if self._config.best in row:
                 self.rate(row["step"], row)
 
-    def save(self, state: TrainState, beside: Beside) -> None:
-        """Starts saving `state` and what goes beside it, once the save before is committed; `state` may be donated at once.
+    def save(self, state: TrainState, continuation: Continuation) -> None:
+        """Start saving, once the previous save is committed; `state` may be donated immediately.
 
         Raises:
-          UserError: the disk is full or not writable, which the save before has met; what was committed stays intact.
+          UserError: the previous save met a full or read-only disk; committed steps stay intact.
         """
         self.wait()
         self._known_scores |= self._scores
         step, trees = int(state.step), _items(state)
         sums = {name: checksum.begin(tree) for name, tree in trees.items()}
-        self._saving = self._thread.submit(self._write, step, snapshot(trees), sums, beside)
+        self._saving = self._thread.submit(self._write, step, snapshot(trees), sums, continuation)
 
     def let_go(self, consumed: TrainState) -> None:
-        """Drops a state that a step was given, but not while a save is on its way.
+        """Release a donated state, but not during a save.
 
-        Its arrays are empty, but each waits for the interpreter before it goes, and the thread that saves holds that: with a
-        thousand arrays the loop would stand still for seconds.
+        Its arrays are empty, but deleting each needs the interpreter, which the saving thread holds most of the time: with a
+        thousand arrays the loop would stop for seconds.
         """
         if self._saving and not self._saving.done():
             self._consumed.append(consumed)
         else:
             self._consumed.clear()
 
-    def _write(self, step: int, trees: Mapping[str, PyTree], sums: Mapping[str, Any], beside: Beside) -> None:
+    def _write(
+        self, step: int, trees: Mapping[str, PyTree], sums: Mapping[str, Any], continuation: Continuation
+    ) -> None:
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
         meta = {"recipe": self._recipe, "step": step, "version": __version__, "jax": jax.__version__}
         meta |= {"checksums": {name: checksum.finish(begun) for name, begun in sums.items()}}
-        meta |= {"provenance": self._provenance, **dataclasses.asdict(beside)}
+        meta |= {"provenance": self._provenance, **dataclasses.asdict(continuation)}
         self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
         self._manager.wait_until_finished()
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, Beside]:
-        """Restores the newest step that can be read into the shapes, dtypes and shardings of `abstract`.
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Continuation]:
+        """Restore the newest readable step in the shapes, dtypes and shardings of `abstract`.
 
-        Newer ones that are damaged are renamed, so that the run can save these steps again.
+        Damaged newer steps are renamed, so that the run can save these steps again.
 
         Raises:
-          UserError: no step can be read, or the newest belongs to another architecture or a newer version.
+          UserError: no step can be read, or the newest is of another architecture or a newer version.
         """
         self.wait()
-        damaged: list[tuple[int, str]] = []  # no exceptions: they would keep the arrays that were read
+        damaged: list[tuple[int, str]] = []  # texts, because an exception would keep the arrays that were read alive
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._read(step, abstract)
@@ -167,29 +174,29 @@ class Checkpoints:
         raise UserError(damaged[0][1] if damaged else f"{self._folder}: holds no finished checkpoint")
 
     def check(self) -> None:
-        """Raises UserError where the save on its way has failed; waits for nothing."""
+        """Raise UserError if the last save has failed; do not wait for it."""
         if self._saving and self._saving.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is committed.  Raises UserError where it was not."""
+        """Wait until the last save is committed; raise UserError if it failed."""
         saving, self._saving = self._saving, None
-        with _writing(self._folder):
+        with _disk_errors(self._folder):
             if saving:
                 saving.result()
 
     def close(self) -> None:
-        """Waits until the last save is committed, and ends the threads.  Raises UserError where it was not."""
+        """Wait for the last save and end the threads; raise UserError if it failed."""
         with self._thread:
             self.wait()
-        with _writing(self._folder):
+        with _disk_errors(self._folder):
             self._manager.close()
 
-    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Beside]:
+    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Continuation]:
         wanted = _items(abstract)
         with _together():
             folder, meta = steps.read_meta(self._folder / str(step))
-            new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # else it is there or damaged
+            new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # listed but absent: damaged
             if new_average:
                 wanted.pop("ema")
             items = {name: steps.restore_item(folder, name, tree) for name, tree in wanted.items()}
@@ -208,67 +215,99 @@ class Checkpoints:
             ema=items.get("ema"),
             skipped=rest["skipped"],
         )
-        return state, Beside(**{field.name: meta.get(field.name, ()) for field in dataclasses.fields(Beside)})
+        return state, Continuation(
+            **{field.name: meta.get(field.name, ()) for field in dataclasses.fields(Continuation)}
+        )
 
     def _compare_data(self, step: int, meta: Mapping[str, Any]) -> None:
         then, now = (origin.get("data") for origin in (meta.get("provenance", {}), self._provenance))
         if then and now and then != now:
             logger.warning(
-                "the files of the data are not those of step %d (hash %s, now %s); from here on batches are drawn from the "
-                "new list, so that some files may come twice and others later",
+                "the data files are not those of step %d (hash %s, now %s); batches now come from the new list, so some files "
+                "may come twice and others later",
                 *(step, then, now),
             )
 
     def _set_aside(self, damaged: list[tuple[int, str]], step: int) -> None:
         for number, damage in damaged:
             target = self._folder / f"damaged-{number}"
-            logger.warning("%s; going on from step %d, and keeping it as %s", damage, step, target.name)
+            logger.warning("%s; continuing from step %d and keeping the damaged step as %s", damage, step, target.name)
             if jax.process_index() == 0:
-                with _writing(self._folder):
+                with _disk_errors(self._folder):
                     if target.exists():
                         target.rmtree()
                     (self._folder / str(number)).rename(target)
         if damaged:
-            multihost_utils.sync_global_devices("damaged checkpoints are out of the way")
+            multihost_utils.sync_global_devices("damaged checkpoints are renamed")
             self._manager.reload()
 
 
+# ---------------------------------------------------------------- Copies in host memory
+def snapshot(tree: PyTree) -> PyTree:
+    """Start copying the arrays of `tree` to host memory and return the copies without waiting.
+
+    The originals may be donated immediately: the device overwrites them only after the copy.  Each host holds one more
+    copy of what it writes.  Arrays that are replicated on several devices are split over them as far as their dimensions
+    divide, so that no part is moved, held or written twice.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, _copy(tuple(map(_on_host, leaves)))(leaves))
+
+
+@functools.lru_cache(maxsize=4)
+def _copy(places: Sequence[Sharding]) -> jax.stages.Wrapped:
+    # One program for all arrays: starting one per array takes the loop longer than moving the bytes.
+    return jax.jit(lambda leaves: [jnp.copy(leaf) for leaf in leaves], out_shardings=list(places))
+
+
+def _on_host(leaf: jax.Array) -> Sharding:
+    place = leaf.sharding
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, rules.spread(place.spec, leaf.shape, place.mesh.shape))
+    return place.with_memory_kind("pinned_host")
+
+
+# ---------------------------------------------------------------- Orbax
 class _Manager(ocp.CheckpointManager):
-    """Writes in a thread of its own."""
+    """Manager that saves from a thread and leaves preemption to the loop."""
 
     def reached_preemption(self, step: int) -> bool:
-        """Leaves it to the loop to ask: told of a step that lies behind, JAX would let all stop at one that is past."""
+        """Return False: asked in the thread about an old step, JAX would let all processes stop at a step in the past."""
         return False
 
 
 def _manager(folder: epath.Path, policy: managers.PreservationPolicy) -> ocp.CheckpointManager:
-    """Opens the folder in all processes, which it makes them meet in through the service of JAX.
+    """Open the folder in all processes, which synchronize through JAX's coordination service.
 
-    By default they would meet in collectives, which have to come in one order on all devices: those of a thread and those
-    of the steps have none.
+    By default orbax synchronizes by collectives.  Collectives must run in the same order on all devices, and those of a
+    thread have no fixed order relative to those of the steps.
     """
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    multihost_utils.sync_global_devices("folder of checkpoints")
+    multihost_utils.sync_global_devices("checkpoint folder exists")
     together = ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy, multiprocessing_options=together, create=False, enable_async_checkpointing=True
     )
     handlers = ocp.DefaultCheckpointHandlerRegistry()
     for item in _ITEMS:
-        # Weights shrink by a tenth at most, and packing them takes a third of the processor time of a save.
+        # Compression saves a tenth of the bytes at most and takes a third of the processor time of a save.
         handlers.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
     return _Manager(folder, options=options, handler_registry=handlers)
 
 
 @dataclasses.dataclass
 class _Best:
-    """Preserves the `count` steps with the highest scores; orbax has metrics only for what is evaluated before it is saved."""
+    """Retention policy for the `count` steps with the highest scores.
+
+    Orbax's own needs metrics when a step is saved; here evaluation comes after the save.
+    """
 
     count: int
     scores: Mapping[int, float]
 
     def should_preserve(self, checkpoints: Sequence[managers.PolicyCheckpointInfo], **_: Any) -> list[bool]:
+        """Return, for each checkpoint, True if it is among the best."""
         rated = sorted((c.step for c in checkpoints if c.step in self.scores), key=self.scores.__getitem__)
         return [c.step in rated[-self.count :] for c in checkpoints]
 
@@ -284,7 +323,7 @@ def _preservation(config: CheckpointConfig, scores: Mapping[int, float]) -> mana
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Raises `Damaged` in all processes where one of them does: only those whose arrays lie in a damaged file notice."""
+    """Raise `Damaged` in all processes if it is raised in one: only processes that read a damaged file notice."""
     fault = ""
     try:
         yield
@@ -301,8 +340,8 @@ def _items(state: TrainState) -> dict[str, PyTree]:
 
 
 @dataclasses.dataclass
-class _writing:
-    """Turns a failing disk into one line."""
+class _disk_errors:
+    """Context that turns a failing disk into one line."""
 
     folder: epath.Path
 
@@ -310,7 +349,7 @@ class _writing:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # tensorstore reports the fault of a disk as a ValueError with the text of the system in it.
+        # tensorstore reports a failing disk as a ValueError that contains the message of the operating system.
         full = next((text for text in _FULL if text in str(error)), None)
         if full or isinstance(error, OSError):
             reason, remedy = full or str(error).splitlines()[0], "free space" if full else "check its permissions"

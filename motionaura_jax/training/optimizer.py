@@ -1,5 +1,6 @@
 """The optimizer of a recipe: optax behind clipping by group, with a schedule, a weight-decay mask and learning-rate scales."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -11,10 +12,14 @@ from jaxtyping import Array
 from motionaura_jax.core.recipe import OptimizerConfig, ParamGroup
 from motionaura_jax.core.trees import path_name
 from motionaura_jax.core.types import PyTree
+from motionaura_jax.systems.base import System
 from motionaura_jax.training.groups import Groups
 
-# The number of dimensions does not tell a gain from a matrix: layers stacked by a scan have one more leading axis.
-_NOT_DECAYED = frozenset({"bias", "scale", "gain", "table", "filter", "null", "codebook", "embedding", "relative_bias"})
+Mask = Callable[[PyTree], PyTree]
+"""Parameters to booleans: True where weight decay applies."""
+
+# The number of dimensions does not tell a vector from a matrix: layers stacked by a scan have one more leading axis.
+_VECTORS = frozenset({"bias", "scale"})
 _DEPTHWISE, _DENSE_CONVOLUTION = 4, 5  # axes of a kernel: time, height, width, then channels once or twice
 _MUON_MOMENTUM, _MUON_RMS = 0.95, 0.2  # Jordan et al. 2024; Liu et al. 2025 ("Muon is scalable"), equation 4
 
@@ -35,44 +40,54 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
+def of(system: System) -> optax.GradientTransformationExtraArgs:
+    """Build the optimizer of a system's trained parameters, by its recipe and its own declarations."""
+    recipe = system.recipe
+    return build(recipe.optimizer, recipe.train.steps, system.param_groups(), system.not_decayed)
+
+
 def build(
-    config: OptimizerConfig, steps: int, declared: tuple[ParamGroup, ...] = ()
+    config: OptimizerConfig,
+    steps: int,
+    declared: tuple[ParamGroup, ...] = (),
+    not_decayed: frozenset[str] = frozenset(),
 ) -> optax.GradientTransformationExtraArgs:
     """Build the optimizer of the trained parameters; frozen ones are not shown to it.
 
     Args:
       steps: optimizer steps of the whole run.
       declared: groups of the system (`System.param_groups`), which follow those in `config`.
+      not_decayed: names of matrix-shaped leaves without weight decay (`System.not_decayed`), besides vectors.
     """
     groups = Groups((*config.groups, *declared))
     parts = [_clip(config.clip_norm, groups)] if config.clip_norm else []
-    parts.append(_OPTIMIZERS[config.name](config, schedule(config, steps)))
+    parts.append(_OPTIMIZERS[config.name](config, schedule(config, steps), functools.partial(_decayed, not_decayed)))
     if any(group.scale not in (0, 1) for group in groups.groups):
         parts.append(_scale(groups))
     return optax.chain(*parts)
 
 
-def _adam(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+def _adam(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
     return optax.adam(rate, b1=config.b1, b2=config.b2, mu_dtype=config.mu_dtype)
 
 
-def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+def _adamw(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
     decay = config.weight_decay
-    return optax.adamw(rate, config.b1, config.b2, weight_decay=decay, mask=_decayed, mu_dtype=config.mu_dtype)
+    return optax.adamw(rate, config.b1, config.b2, weight_decay=decay, mask=decayed, mu_dtype=config.mu_dtype)
 
 
-def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+def _adafactor(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
     """Scale the updates to the size of Adam's, so that Adam's learning rates apply (Zhai et al. 2021, section 3.4)."""
     return optax.chain(
         optax.scale_by_factored_rms(),
         optax.clip_by_block_rms(1.0),
         *([optax.ema(config.b1, accumulator_dtype=config.mu_dtype)] if config.b1 else []),
-        optax.add_decayed_weights(config.weight_decay, _decayed),
+        optax.add_decayed_weights(config.weight_decay, decayed),
         optax.scale_by_learning_rate(rate),
     )
 
 
-def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+def _muon(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
     """Scale the updates to the root mean square of Adam's, so that both halves share one learning rate."""
     return optax.contrib.muon(
         rate,
@@ -81,12 +96,12 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
         mu_dtype=config.mu_dtype,
         adam_b1=config.b1,
         adam_b2=config.b2,
-        muon_weight_dimension_numbers=_matrices,
+        muon_weight_dimension_numbers=functools.partial(_matrices, decayed),
         consistent_rms=_MUON_RMS,
     )
 
 
-_OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]] = {
+_OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig, optax.Schedule, Mask], optax.GradientTransformation]] = {
     "adam": _adam,
     "adamw": _adamw,
     "adafactor": _adafactor,
@@ -94,27 +109,26 @@ _OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig, optax.Schedule], optax.Grad
 }
 
 
-def _decays(path: tuple, leaf: jax.Array) -> bool:
-    return leaf.ndim >= 2 and path_name(path).rsplit("/", 1)[-1] not in _NOT_DECAYED
+def _decayed(not_decayed: frozenset[str], params: PyTree) -> PyTree:
+    def decays(path: tuple, leaf: jax.Array) -> bool:
+        return leaf.ndim >= 2 and path_name(path).rsplit("/", 1)[-1] not in _VECTORS | not_decayed
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def _decayed(params: PyTree) -> PyTree:
-    return jax.tree_util.tree_map_with_path(_decays, params)
-
-
-def _matrices(params: PyTree) -> PyTree:
+def _matrices(decayed: Mask, params: PyTree) -> PyTree:
     """Tell Muon which axes of each weight form a matrix: kernels of convolutions flattened, stacked layers one by one.
 
     Embeddings, vectors and depthwise kernels are not linear maps between features: None leaves them to AdamW.
     """
 
-    def matrix(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        if not _decays(path, leaf) or leaf.ndim == _DEPTHWISE:
+    def matrix(decays: bool, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if not decays or leaf.ndim == _DEPTHWISE:
             return None
         reduced = tuple(range(leaf.ndim - 1)) if leaf.ndim == _DENSE_CONVOLUTION else leaf.ndim - 2
         return optax.contrib.MuonDimensionNumbers(reduced, leaf.ndim - 1)
 
-    return jax.tree_util.tree_map_with_path(matrix, params)
+    return jax.tree.map(matrix, decayed(params), params)
 
 
 def _clip(max_norm: float, groups: Groups) -> optax.GradientTransformation:

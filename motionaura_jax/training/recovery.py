@@ -1,4 +1,4 @@
-"""What a run does when loss or gradient does not stay finite: back to the last checkpoint, and around the data."""
+"""Recovery from losses and gradients that do not stay finite: back to the last checkpoint, without the data of the streak."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ import numpy as np
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.data.media import write_json
-from motionaura_jax.training.checkpoint import Beside, Checkpoints
+from motionaura_jax.training.checkpoint import Checkpoints, Continuation
 from motionaura_jax.training.data import TrainingData
 from motionaura_jax.training.state import TrainState
 
@@ -23,15 +23,18 @@ FOLDER = "non_finite"
 
 
 class NonFiniteStreak(Exception):
-    """`train.max_skipped` or more steps in a row had a loss or gradient that was not finite."""
+    """Loss or gradient of `train.max_skipped` or more steps in a row was not finite."""
 
 
 @dataclasses.dataclass
 class Recovery:
-    """Watches for streaks of non-finite steps and takes a run out of them.
+    """Detector of streaks of non-finite steps, and the way out of them.
 
-    No such step changes a weight, and none is in a checkpoint but that of the last step.  A run goes back nevertheless:
-    the cause is often in what was learned or read some steps earlier.
+    Such a step changes no weight, and no checkpoint is made after one except at the end.  A run goes back nevertheless,
+    because the cause often lies in what was learned or read some steps earlier.
+
+    Attributes:
+      rollbacks: rollbacks since the last new checkpoint.
     """
 
     workdir: pathlib.Path
@@ -42,10 +45,10 @@ class Recovery:
     _streak: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False)
 
     def watch(self, last: int, rows: Sequence[Mapping[str, float]]) -> None:
-        """Takes the metrics of the steps up to `last`.
+        """Take the metrics of consecutive steps that end with step `last`.
 
         Raises:
-          NonFiniteStreak: the last of them were not finite; `roll_back` is due.
+          NonFiniteStreak: the streak is long enough; call `roll_back`.
         """
         for step, row in enumerate(rows, start=last - len(rows) + 1):
             if row["skipped"]:
@@ -56,33 +59,33 @@ class Recovery:
             raise NonFiniteStreak
 
     def saved(self) -> None:
-        """Notes a new checkpoint: rollbacks are counted anew."""
+        """Reset the count of rollbacks after a new checkpoint."""
         self.rollbacks = 0
 
-    def roll_back(self, state: TrainState) -> tuple[TrainState, Beside]:
-        """Returns the last checkpoint, in the shardings of the abstract `state`; the data of the streak is given up.
+    def roll_back(self, state: TrainState) -> tuple[TrainState, Continuation]:
+        """Restore the last checkpoint in the shardings of the abstract `state`, and drop the data of the streak.
 
         Raises:
-          UserError: no checkpoint, or `train.max_rollbacks` did not help; batches and keys are written to a file.
+          UserError: there is no checkpoint, or `train.max_rollbacks` did not help; a file has the batches and keys.
         """
         streak, self._streak = self._streak, []
-        first, last = streak[0]["step"] - 1, streak[-1]["step"]  # of the data position: steps count from 0 there
+        first, last = streak[0]["step"] - 1, streak[-1]["step"]  # as data steps, which count from 0
         report = self._report(streak)
         self.checkpoints.wait()
         if self.checkpoints.latest() is None or self.rollbacks >= self.recipe.train.max_rollbacks:
             self._give_up(streak, report)
         self.rollbacks += 1
-        restored, beside = self.checkpoints.restore(state)
+        restored, continuation = self.checkpoints.restore(state)
         positions = [self.data.skipped.data_step(step) for step in (first, last - 1)]
         self.data.skipped = self.data.skipped.with_window(positions[0], positions[1] + 1)
         logger.warning(
             "loss or gradient was not finite for %d steps up to step %d; going back to step %d and leaving their data out (%s)",
             *(len(streak), last, int(restored.step), report),
         )
-        return restored, beside
+        return restored, continuation
 
     def _report(self, streak: list[dict[str, Any]]) -> pathlib.Path:
-        """Writes what is needed to run the steps again by hand; every process writes its part of the batches."""
+        """Write what is needed to run the steps again by hand; every process writes its part of the batches."""
         rows = []
         for row in streak:
             position = self.data.skipped.data_step(row["step"] - 1)
@@ -90,7 +93,7 @@ class Recovery:
             numbers = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
             batch = self.data.drawn(position, position + 1) or [{"data_step": position}]
             rows.append({**numbers, "key": np.asarray(jax.random.key_data(key)).tolist(), **batch[0]})
-        # Another try may fail at the same steps, but never on the same data.
+        # Named by data step: another try may fail at the same steps, but never on the same data.
         path = self.workdir / FOLDER / f"{rows[-1]['data_step']:07d}-{jax.process_index()}.json"
         write_json(path, {"seed": self.recipe.seed, "skipped_windows": self.data.skipped.ranges, "steps": rows})
         return path

@@ -1,11 +1,24 @@
-"""The folder of a run: `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/`, TensorBoard events, `rejected.jsonl`."""
+"""The folder of a run: one process at a time holds it, one config belongs to it, and its origin is recorded.
 
+It holds `config.json`, `metrics.jsonl`, `goodput.json`, `checkpoints/`, `samples/`, `tensorboard/` and `rejected.jsonl`.
+"""
+
+import contextlib
+import errno
+import importlib.metadata
 import json
+import logging
+import os
 import pathlib
-from typing import Any
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from etils import epath
 
+import motionaura_jax
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import Recipe
@@ -14,27 +27,98 @@ from motionaura_jax.parallel import distributed
 from motionaura_jax.training import data
 from motionaura_jax.weights import steps
 
-CONFIG = "config.json"
+logger = logging.getLogger(__name__)
 
-# Keys that may change between two runs of one workdir: they move no parameter and no sample.  Elsewhere is another run.
+CONFIG, LOCK = "config.json", "lock"
+LEASE = 120.0  # seconds until a file server forgets a machine that is gone (NFSv4: 90)
+
+# Keys that may differ between two starts in one workdir, as they affect neither parameters nor samples.  A change of
+# BOUND_KEYS points to another run.
 FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "profile", "sample", "watchdog")
 BOUND_KEYS = ("checkpoint.folder",)
 FREE_KEYS = ("data.threads", "train.log_every", "train.max_rollbacks")
 
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
+
+# ---------------------------------------------------------------- Lock
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path, lease: float = LEASE) -> Iterator[None]:
+    """Keep other runs out of `workdir` during the body; the first process does it for all.
+
+    The operating system frees the lock when the process ends, however it ends.  A holder on another machine gets `lease`
+    seconds to turn out to be gone.  If the file system or the operating system has no such locks, nobody is kept out.
+    A workdir that a refused run would leave empty is removed again.
+
+    Raises:
+      UserError: another run holds it, or it is not writable.
+    """
+    if not distributed.is_primary():
+        yield
+        return
+    fresh = not workdir.exists()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+    with file:
+        _acquire(workdir, file, lease)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {distributed.host_name()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            if fresh and [path.name for path in workdir.iterdir()] == [LOCK]:
+                (workdir / LOCK).unlink()
+                workdir.rmdir()
+
+
+def _acquire(workdir: pathlib.Path, file: TextIO, lease: float) -> None:
+    deadline, told = time.monotonic() + lease, False
+    while not _try_lock(file):
+        file.seek(0)
+        holder = file.read() or "another process"
+        here = holder.endswith(f" on {distributed.host_name()}")
+        if here or time.monotonic() > deadline:
+            remedy = "" if here else f"; if it is gone for good, delete {workdir / LOCK}"
+            raise UserError(
+                f"{workdir}: {holder} trains in it; wait until it ends or stop it, or choose another folder{remedy}"
+            )
+        if not told:
+            logger.warning("%s: %s trains in it; waiting up to %g s for its end", workdir, holder, lease)
+        told = True
+        time.sleep(min(1.0, lease))
+
+
+def _try_lock(file: TextIO) -> bool:
+    """Return False if another process holds the lock."""
+    try:
+        import fcntl  # absent on Windows
+    except ImportError:
+        return True
+    try:
+        # A lock of the process, not of the open file: a child that outlives a killed run must not keep it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+# ---------------------------------------------------------------- Config
 def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = False) -> dict[str, Any]:
-    """Creates the workdir, or checks that it belongs to this recipe, and saves the resolved config.
+    """Create the workdir, or check that it belongs to `recipe`, and save the resolved config.
 
-    With `override`, `record` saves a config that differs: its checkpoint may yet turn out not to fit.
-
-    Of several processes the first does this, and the others wait for it.  Without a finished checkpoint there is nothing
-    that another config could spoil: the workdir starts anew.
+    The first process does this while the others wait.  A workdir without a finished checkpoint accepts any config and
+    starts over.  With `override`, a different config is accepted but not yet saved, because its checkpoint may not fit;
+    call `record` after restoring it.
 
     Returns:
       The recipe as plain JSON values.
 
     Raises:
-      UserError: the folder is not writable, or its checkpoints were made with another config (the differing keys are named).
+      UserError: the folder is not writable, or its checkpoints have another config (the message names the keys).
     """
     wanted = config.to_dict(recipe)
     if distributed.is_primary():
@@ -44,7 +128,7 @@ def open_workdir(workdir: pathlib.Path, recipe: Recipe, *, override: bool = Fals
 
 
 def record(workdir: pathlib.Path, wanted: dict[str, Any]) -> None:
-    """Saves the resolved config of a run whose checkpoint was restored, in the first of several processes."""
+    """Save the resolved config of a run whose checkpoint was restored; the first process writes."""
     if distributed.is_primary():
         write_json(workdir / CONFIG, wanted)
 
@@ -53,9 +137,9 @@ def _claim(workdir: pathlib.Path, recipe: Recipe, wanted: dict[str, Any], overri
     path, place = workdir / CONFIG, steps.folder_of(workdir, recipe.checkpoint.folder)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        saved = json.loads(path.read_text("utf-8")) if path.exists() else _of_checkpoint(place) or wanted
+        saved = json.loads(path.read_text("utf-8")) if path.exists() else _from_checkpoint(place) or wanted
     except OSError as error:
-        raise UserError(f"{workdir}: cannot be used as a workdir ({error.strerror}); choose another folder") from error
+        raise _unusable(workdir, error) from error
     except ValueError:
         raise UserError(f"{path}: is damaged; delete it to save the config again") from None
     changed = [line for line in config.differences(_completed(saved, recipe), wanted) if not _free(line)]
@@ -70,14 +154,14 @@ def _claim(workdir: pathlib.Path, recipe: Recipe, wanted: dict[str, Any], overri
     write_json(path, wanted)
 
 
-def _of_checkpoint(place: epath.Path) -> dict[str, Any] | None:
-    """The recipe of a run whose checkpoints outlived its workdir."""
+def _from_checkpoint(place: epath.Path) -> dict[str, Any] | None:
+    """Read the recipe of a run whose checkpoints, in another folder, outlived its workdir."""
     newest = steps.newest(place)
     return steps.read_meta(newest)[1]["recipe"] if newest else None
 
 
 def _completed(saved: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Adds the defaults of keys that are younger than the workdir; a config that no longer fits stays as it is."""
+    """Add the defaults of keys that are newer than the workdir; return a config that no longer fits unchanged."""
     try:
         return config.to_dict(config.build(type(recipe), saved))
     except UserError:
@@ -87,3 +171,32 @@ def _completed(saved: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 def _free(line: str) -> bool:
     key = line.split(":")[0]
     return key not in BOUND_KEYS and (key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS)
+
+
+def _unusable(workdir: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"{workdir}: cannot be used as a workdir ({error.strerror}); choose another folder")
+
+
+# ---------------------------------------------------------------- Provenance
+def provenance(data_hash: str) -> dict[str, Any]:
+    """Describe the origin of a checkpoint: `versions` of the libraries, git `revision` of the source (or None), `data`."""
+    versions = {"motionaura_jax": motionaura_jax.__version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {
+        "versions": versions,
+        "revision": _revision(pathlib.Path(motionaura_jax.__file__).parent),
+        "data": data_hash,
+    }
+
+
+def _revision(folder: pathlib.Path) -> str | None:
+    """Return the commit that `folder` was checked out at, with "+" appended if tracked files changed since."""
+    describe = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--match=", "--dirty=+"]
+    try:
+        # A package installed inside another repository does not belong to that repository.
+        if not (folder.parent / ".git").exists():
+            return None
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

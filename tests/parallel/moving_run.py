@@ -12,11 +12,11 @@ from unittest import mock
 
 import jax
 
-from motionaura_jax import train
 from motionaura_jax.core import config
 from motionaura_jax.parallel import mesh
 from motionaura_jax.parallel.config import MeshConfig, parse
-from motionaura_jax.systems import base, registry
+from motionaura_jax.systems import base, loading, registry
+from motionaura_jax.training import loop
 from motionaura_jax.training.monitoring.writers import read_metrics
 from tests.systems import tiny
 
@@ -36,9 +36,9 @@ def go_on(values, workdir, sizes, steps):
     train_section = {"steps": steps, "log_every": 1, "ema_decay": 0.9}
     values = {**values, "mesh": dataclasses.asdict(parse(sizes)), "train": train_section}
     recipe = config.build(registry.system_class(values["system"]).Recipe, values)
-    system = train.open_system(recipe, workdir)
+    system = loading.open_system(recipe, workdir)
     with mock.patch.object(system, "evaluate", lambda *_: base.Evaluation(metrics={})):
-        train.fit(system, workdir, override=True)
+        loop.fit(system, workdir, override=True)
 
 
 def losses(workdir):

@@ -30,12 +30,12 @@ class WideSystem(ToySystem):
 def main(folder: pathlib.Path) -> dict[str, int]:
     recipe = config.build(ToyRecipe, {"system": "toy", "checkpoint": {"folder": str(folder / "bucket")}})
     system, mesh = WideSystem(recipe), make_mesh(MeshConfig(fsdp=2))
-    optimize = optimizer.build(recipe.optimizer, recipe.train.steps)
+    optimize = optimizer.of(system)
     shardings = state.shardings(state.abstract(system, optimize, mesh), mesh)
     current = jax.jit(lambda: state.create(system, optimize, seed=0), out_shardings=shardings)()
     store = checkpoint.Checkpoints(folder / "lost", recipe.checkpoint, config.to_dict(recipe))
     for _ in range(2):
-        store.save(current, checkpoint.Beside())
+        store.save(current, checkpoint.Continuation())
         current = dataclasses.replace(current, step=jax.jit(lambda step: step + 1)(current.step))
     store.close()
     workdirs.open_workdir(folder / "new", recipe)

@@ -25,7 +25,7 @@ from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.systems import registry
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import state, step
-from motionaura_jax.training.snapshot import snapshot
+from motionaura_jax.training.checkpoint import snapshot
 from tests.systems import tiny
 
 CLIPS, GRID = 8, (4, 6, 4)

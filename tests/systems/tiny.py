@@ -42,7 +42,7 @@ def save_untrained(folder: Path, noise: float = 0.0, **values):
     optimize = optimizer.build(system.recipe.optimizer, 1)
     current = jax.jit(lambda: state.create(system, optimize, 0))()
     noisy = state.restart(current, perturb(current.params, noise), current.extra) if noise else current
-    store.save(noisy, checkpoint.Beside())
+    store.save(noisy, checkpoint.Continuation())
     store.close()
     return system
 

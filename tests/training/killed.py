@@ -4,9 +4,9 @@ import pathlib
 
 import jax.numpy as jnp
 
-from motionaura_jax import train
 from motionaura_jax.core import config
 from motionaura_jax.parallel import cluster, distributed
+from motionaura_jax.training import loop
 from tests.processes import FORKS
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -55,4 +55,4 @@ def start(workdir, manifest, steps, every, **place):
 
 def _run(workdir, manifest, steps, every, place):
     with distributed.joined(cluster.Wanted(**place)):
-        train.fit(make(manifest, steps, every), pathlib.Path(workdir))
+        loop.fit(make(manifest, steps, every), pathlib.Path(workdir))

@@ -19,12 +19,11 @@ import pytest
 from etils import epath
 from jax.experimental import multihost_utils
 
-from motionaura_jax import train
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import CheckpointConfig
 from motionaura_jax.data import media
-from motionaura_jax.training import checkpoint, optimizer, provenance, state
+from motionaura_jax.training import checkpoint, loop, optimizer, state, workdir
 from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.training.toy import ToyRecipe, ToySystem
@@ -46,7 +45,7 @@ def saved(system, tmp_path):
         current = dataclasses.replace(
             current, step=jnp.int32(step), ema={**current.ema, "color": jnp.full(3, 1.0 * step)}
         )
-        store.save(current, checkpoint.Beside())
+        store.save(current, checkpoint.Continuation())
     store.close()
     return tmp_path, current
 
@@ -114,8 +113,10 @@ def test_a_damaged_newest_step_is_put_aside_for_the_one_before(system, saved, ca
     restored, _ = store.restore(abstract(system))
     assert int(restored.step) == 2
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
-    assert "checkpoints/3: is damaged" in line and "going on from step 2" in line and "damaged-3" in line
-    store.save(dataclasses.replace(restored, step=jnp.int32(3)), checkpoint.Beside())  # the run saves the step again
+    assert "checkpoints/3: is damaged" in line and "continuing from step 2" in line and "damaged-3" in line
+    store.save(
+        dataclasses.replace(restored, step=jnp.int32(3)), checkpoint.Continuation()
+    )  # the run saves the step again
     store.close()
     assert steps.newest(workdir).name == "3"
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3", "damaged-3"]
@@ -124,7 +125,7 @@ def test_a_damaged_newest_step_is_put_aside_for_the_one_before(system, saved, ca
 def test_a_bit_that_turned_over_is_damage(system, tmp_path):
     params = {"matrix": jax.random.normal(jax.random.key(0), (64, 64))}  # large enough to lie outside of the index
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
-    store.save(dataclasses.replace(fresh(system), params=params), checkpoint.Beside())
+    store.save(dataclasses.replace(fresh(system), params=params), checkpoint.Continuation())
     store.close()
     folder = tmp_path / "checkpoints" / "0"
     path = max((folder / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(system, saved):
 
 def test_an_average_that_was_off_starts_from_the_parameters(system, tmp_path, caplog):
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
-    store.save(dataclasses.replace(fresh(system), ema=None, step=jnp.int32(4)), checkpoint.Beside())
+    store.save(dataclasses.replace(fresh(system), ema=None, step=jnp.int32(4)), checkpoint.Continuation())
     restored, _ = store.restore(abstract(system))
     store.close()
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
@@ -191,7 +192,7 @@ def save_all(system, workdir, config, metrics):
     store = checkpoint.Checkpoints(workdir, config, RECIPE)
     for step, value in enumerate(metrics, start=1):
         current = dataclasses.replace(fresh(system), step=jnp.int32(step))
-        store.save(current, checkpoint.Beside())
+        store.save(current, checkpoint.Continuation())
         if value is not None:
             store.rate(step, {"eval_psnr": value})
     store.close()
@@ -219,12 +220,12 @@ def test_a_best_metric_that_does_not_exist_is_told_once_and_ends_nothing(system,
 
 
 def test_a_checkpoint_says_where_it_comes_from_and_what_data_was_given_up(system, tmp_path):
-    origin = provenance.provenance("0123")
+    origin = workdir.provenance("0123")
     assert origin["data"] == "0123" and origin["versions"]["jax"] == jax.__version__
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE, origin)
-    beside = checkpoint.Beside([[3, 5], [9, 11]], [[8, {"loss": 0.1}], [9, {"loss": 1 / 3}]])
-    store.save(fresh(system), beside)
-    assert store.restore(abstract(system))[1] == beside
+    continuation = checkpoint.Continuation([[3, 5], [9, 11]], [[8, {"loss": 0.1}], [9, {"loss": 1 / 3}]])
+    store.save(fresh(system), continuation)
+    assert store.restore(abstract(system))[1] == continuation
     store.close()
     assert steps.read_meta(tmp_path)[1]["provenance"] == origin
 
@@ -233,22 +234,22 @@ def test_the_revision_of_a_checkout_is_known_and_that_of_an_installation_is_not(
     package = tmp_path / "motionaura_jax"
     package.mkdir()
     (package / "__init__.py").touch()
-    monkeypatch.setattr(provenance.motionaura_jax, "__file__", str(package / "__init__.py"))
-    assert provenance.provenance("")["revision"] is None
+    monkeypatch.setattr(workdir.motionaura_jax, "__file__", str(package / "__init__.py"))
+    assert workdir.provenance("")["revision"] is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert provenance.provenance("")["revision"] == head
+    assert workdir.provenance("")["revision"] == head
     (package / "__init__.py").write_text("1")
-    assert provenance.provenance("")["revision"] == head + "+"
+    assert workdir.provenance("")["revision"] == head + "+"
 
 
 def test_checkpoints_may_live_elsewhere(system, tmp_path):
     workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     settings = CheckpointConfig(folder=str(elsewhere))
     store = checkpoint.Checkpoints(workdir, settings, RECIPE)
-    store.save(fresh(system), checkpoint.Beside())
+    store.save(fresh(system), checkpoint.Continuation())
     store.close()
     media.write_json(workdir / "config.json", {"checkpoint": {"folder": str(elsewhere)}})
     assert {str(steps.newest(place)) for place in (workdir, elsewhere, elsewhere / "0")} == {str(elsewhere / "0")}
@@ -287,7 +288,7 @@ def test_the_loop_goes_on_while_a_save_is_written(system, tmp_path, monkeypatch)
     store, current, may_write = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE), fresh(system), Event()
     expected, write = jax.tree.map(np.array, current), store._manager.save
     monkeypatch.setattr(store._manager, "save", lambda *args, **named: may_write.wait(60) and write(*args, **named))
-    store.save(current, checkpoint.Beside())
+    store.save(current, checkpoint.Continuation())
     assert store.latest() is None
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     jax.block_until_ready(step(current))
@@ -302,7 +303,7 @@ def test_what_a_step_has_consumed_stays_while_a_save_is_written(system, tmp_path
     store, consumed, may_write = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE), fresh(system), Event()
     alive, write = weakref.ref(consumed), store._manager.save
     monkeypatch.setattr(store._manager, "save", lambda *args, **named: may_write.wait(60) and write(*args, **named))
-    store.save(fresh(system), checkpoint.Beside())
+    store.save(fresh(system), checkpoint.Continuation())
     store.let_go(consumed)
     del consumed
     assert alive()
@@ -317,7 +318,7 @@ def test_the_thread_never_asks_for_the_step_at_which_a_signal_stops_all(system, 
     asked = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
-    store.save(fresh(system), checkpoint.Beside())
+    store.save(fresh(system), checkpoint.Continuation())
     store.close()
     assert store.latest() == 0 and not asked
 
@@ -348,9 +349,9 @@ def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr(store._manager, "save", fail)
-    store.save(fresh(system), checkpoint.Beside())
+    store.save(fresh(system), checkpoint.Continuation())
     with pytest.raises(UserError, match=f"checkpoints: could not save a checkpoint .*{message}"):
-        store.save(fresh(system), checkpoint.Beside())  # tells of the one before
+        store.save(fresh(system), checkpoint.Continuation())  # tells of the one before
     store.close()
 
 
@@ -363,7 +364,7 @@ def test_a_save_that_fails_ends_the_run_before_the_next_one(tmp_path, monkeypatc
     built = ToySystem(config.build(ToyRecipe, {"system": "toy", "batch_seconds": 0.002, **values}))
     monkeypatch.setattr(checkpoint._Manager, "save", fail)
     with pytest.raises(UserError, match=r"No space left on device.; free space and run"):
-        train.fit(built, tmp_path)
+        loop.fit(built, tmp_path)
     assert 199 <= read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] < 400
 
 
@@ -382,7 +383,7 @@ def save():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
     try:
-        store.save(state, checkpoint.Beside())
+        store.save(state, checkpoint.Continuation())
     finally:
         store.close()
 

@@ -35,7 +35,7 @@ def batch(seed):
 
 def start(system):
     recipe = system.recipe
-    optimize = optimizer.build(recipe.optimizer, recipe.train.steps, system.param_groups())
+    optimize = optimizer.of(system)
     return state.create(system, optimize, recipe.seed), step.make_train_step(system, optimize)
 
 

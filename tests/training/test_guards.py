@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax import train
 from motionaura_jax.core import config
 from motionaura_jax.core.recipe import ProfileConfig, WatchdogConfig
 from motionaura_jax.parallel import distributed, mesh
-from motionaura_jax.training import in_flight, prefetch
-from motionaura_jax.training.monitoring import alarms, profile, watchdog
+from motionaura_jax.training import in_flight, loop
+from motionaura_jax.training.monitoring import alarms, goodput, watchdog
 from motionaura_jax.training.monitoring.writers import read_metrics
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -29,12 +28,12 @@ def toy(**values):
 # ---------------------------------------------------------------- Prefetch
 def test_batches_come_in_order_and_some_wait_ready():
     placed = []
-    with prefetch.Prefetch(iter(range(10)), lambda batch: placed.append(batch) or batch) as batches:
+    with in_flight.Prefetch(iter(range(10)), lambda batch: placed.append(batch) or batch) as batches:
         assert next(batches) == 0
         deadline = time.monotonic() + 10
-        while len(placed) <= prefetch.AHEAD and time.monotonic() < deadline:
+        while len(placed) <= in_flight.BATCHES_AHEAD and time.monotonic() < deadline:
             time.sleep(0.001)
-        assert placed == list(range(prefetch.AHEAD + 1))
+        assert placed == list(range(in_flight.BATCHES_AHEAD + 1))
         assert list(batches) == list(range(1, 10))
 
 
@@ -52,14 +51,14 @@ def test_a_failure_is_raised_where_its_batch_is_due(where):
             raise RuntimeError("broken")
         return batch
 
-    with prefetch.Prefetch(batches(), place) as ready:
+    with in_flight.Prefetch(batches(), place) as ready:
         assert [next(ready), next(ready)] == [0, 1]
         with pytest.raises(RuntimeError, match="broken"):
             next(ready)
 
 
 def test_leaving_ends_the_thread():
-    with prefetch.Prefetch(iter(range(100)), lambda batch: batch) as batches:
+    with in_flight.Prefetch(iter(range(100)), lambda batch: batch) as batches:
         next(batches)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
@@ -105,29 +104,28 @@ def test_the_host_does_not_run_away_from_the_device():
     held = len(ran)
     gate.set()
     thread.join(20)
-    assert held <= in_flight.AHEAD and ran == [1, 2, 3, 4, 5]
+    assert held <= in_flight.STEPS_AHEAD and ran == [1, 2, 3, 4, 5]
 
 
 # ---------------------------------------------------------------- Transfers
 def test_a_transfer_that_nobody_asked_for_stops_the_loop(tmp_path, monkeypatch):
     system = toy()
-    train.fit(system, tmp_path / "clean")
+    loop.fit(system, tmp_path / "clean")
     monkeypatch.setattr(mesh, "spread_batch", lambda _, batch: batch)  # numpy arrays, which a step would move by itself
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        train.fit(system, tmp_path / "implicit")
+        loop.fit(system, tmp_path / "implicit")
 
 
 # ---------------------------------------------------------------- Profile
 def test_the_window_of_the_profile_leaves_a_trace(tmp_path):
-    train.fit(toy(profile={"start": 2, "steps": 2}), tmp_path)
+    loop.fit(toy(profile={"start": 2, "steps": 2}), tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    train.fit(toy(), tmp_path / "without")
+    loop.fit(toy(), tmp_path / "without")
     assert not (tmp_path / "without" / "profile").exists()
 
 
 def test_a_run_that_ends_inside_the_window_ends_the_trace(tmp_path):
-    with profile.Profiler(tmp_path, ProfileConfig(start=0, steps=100)) as profiler:
-        profiler.before_step()
+    with goodput.Profiler(tmp_path, ProfileConfig(start=0, steps=100)) as profiler:
         profiler.after_step(jnp.ones(2))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
@@ -171,7 +169,7 @@ def test_an_alarm_is_a_warning_and_a_row(tmp_path, monkeypatch, caplog):
         return {**arrays, "video": arrays["video"] + 100.0 * (count == 31)}
 
     system.to_arrays = brighten
-    train.fit(system, tmp_path)
+    loop.fit(system, tmp_path)
     lines = [record.getMessage() for record in caplog.records if "jumped" in record.getMessage()]
     assert len(lines) == 1 and lines[0].startswith("step 32: the loss jumped to")
     (row,) = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "alarm_loss" in row]

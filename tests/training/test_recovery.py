@@ -6,12 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from motionaura_jax import train
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.scenes import dataset
-from motionaura_jax.training import data
+from motionaura_jax.training import data, loop
 from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.training.toy import ToyRecipe, ToySystem
@@ -68,7 +67,7 @@ def assert_same_weights(one, other):
 
 def test_bad_steps_change_nothing_and_no_checkpoint_is_made_among_them(clips, tmp_path):
     system = poison(make(clips), tmp_path, 3, 4)
-    assert train.fit(system, tmp_path)["step"] == 12
+    assert loop.fit(system, tmp_path)["step"] == 12
     assert saved_steps(tmp_path) == [2, 6, 8, 10, 12]  # not 4, and what was due then not 5
     assert not (tmp_path / "non_finite").exists()
     assert steps.read_meta(tmp_path)[1]["skipped_windows"] == []
@@ -77,7 +76,7 @@ def test_bad_steps_change_nothing_and_no_checkpoint_is_made_among_them(clips, tm
 def test_a_streak_goes_back_and_around_its_data(clips, tmp_path, monkeypatch, caplog):
     rolled, reference = tmp_path / "rolled", tmp_path / "reference"
     system = poison(make(clips), rolled, 5, 6, 7)
-    assert train.fit(system, rolled)["step"] == 12
+    assert loop.fit(system, rolled)["step"] == 12
     assert "not finite for 3 steps up to step 8; going back to step 4" in caplog.text
     assert steps.read_meta(rolled)[1]["skipped_windows"] == [[5, 8]]
     rows = [row for row in read_metrics(rolled / "metrics.jsonl") if "loss" in row]
@@ -85,13 +84,13 @@ def test_a_streak_goes_back_and_around_its_data(clips, tmp_path, monkeypatch, ca
 
     # The same as a run that never met these data.
     monkeypatch.setattr(data, "SkippedWindows", lambda: SkippedWindows.of([(5, 8)]))
-    train.fit(make(clips), reference)
+    loop.fit(make(clips), reference)
     assert_same_weights(rolled, reference)
 
 
 def test_a_run_that_resumes_leaves_out_what_was_given_up(clips, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train.fit(poison(make(clips), whole, 3, 4, 5), whole)
+    loop.fit(poison(make(clips), whole, 3, 4, 5), whole)
     system = poison(make(clips), parts, 3, 4, 5)
     init = system.to_arrays
     seen = []
@@ -104,16 +103,16 @@ def test_a_run_that_resumes_leaves_out_what_was_given_up(clips, tmp_path):
 
     system.to_arrays = fail_late
     with pytest.raises(RuntimeError, match="plug"):
-        train.fit(system, parts)
+        loop.fit(system, parts)
     assert 2 < saved_steps(parts)[-1] < 12
-    train.fit(make(clips), parts)
+    loop.fit(make(clips), parts)
     assert steps.read_meta(parts)[1]["skipped_windows"] == [[3, 6]]
     assert_same_weights(whole, parts)
 
 
 def test_what_cannot_be_mended_is_given_up_with_batches_and_keys(clips, tmp_path):
     with pytest.raises(UserError, match=r"not finite for 3 steps up to step 7, after 2 rollback.*with --override"):
-        train.fit(make(clips, explode_from=4, max_rollbacks=2, log_every=1), tmp_path)
+        loop.fit(make(clips, explode_from=4, max_rollbacks=2, log_every=1), tmp_path)
     reports = sorted((tmp_path / "non_finite").iterdir())
     assert [path.name for path in reports] == [f"{last:07d}-0.json" for last in (6, 9, 12)]
     report = json.loads(reports[-1].read_text())
@@ -129,6 +128,6 @@ def test_what_cannot_be_mended_is_given_up_with_batches_and_keys(clips, tmp_path
 
 def test_without_a_checkpoint_or_without_rollbacks_the_first_streak_ends_the_run(clips, tmp_path):
     with pytest.raises(UserError, match=r"up to step 3; they changed no weight, .* and run again$"):
-        train.fit(make(clips, explode_from=0, log_every=1), tmp_path / "a")
+        loop.fit(make(clips, explode_from=0, log_every=1), tmp_path / "a")
     with pytest.raises(UserError, match=r"up to step 7; they .*--override$"):
-        train.fit(make(clips, explode_from=4, max_rollbacks=0, log_every=1), tmp_path / "b")
+        loop.fit(make(clips, explode_from=4, max_rollbacks=0, log_every=1), tmp_path / "b")

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from motionaura_jax.parallel import rules
-from motionaura_jax.training.snapshot import snapshot
+from motionaura_jax.training.checkpoint import snapshot
 
 
 @pytest.mark.parametrize("place", ["mesh", "device"])

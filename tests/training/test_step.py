@@ -24,7 +24,7 @@ def batch(seed=0, size=8):
 
 
 def run(system, steps):
-    optimize = optimizer.build(system.recipe.optimizer, system.recipe.train.steps)
+    optimize = optimizer.of(system)
     current = state.create(system, optimize, system.recipe.seed)
     train_step = step.make_train_step(system, optimize)
     metrics = []

@@ -1,1 +1,1 @@
-"""Alarms, watchdog, goodput, progress, profiles and metric writers: what runs next to the steps."""
+"""Monitoring of a run: metrics, progress, goodput, profiles, watchdog and alarms, behind `monitor.Monitor`."""

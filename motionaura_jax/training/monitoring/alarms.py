@@ -1,4 +1,4 @@
-"""What a run warns of by its numbers: a loss that jumps, a codebook that empties."""
+"""Alarms on the metrics of a run: a loss that jumps, a codebook that collapses."""
 
 import collections
 import math
@@ -13,9 +13,9 @@ _NORMAL = 1.4826  # standard deviation of a normal distribution over its median 
 
 
 class LossAlarm:
-    """Rings for a loss far above the median of the last `window` ones, measured in robust standard deviations.
+    """Alarm for a loss far above the median of the last `window` ones, in robust standard deviations.
 
-    A spike does not become normal: it enters the window only with those that follow, and a median stands half of them.
+    Spikes do not become normal: the median ignores them as long as they are fewer than half of the window.
     """
 
     def __init__(self, config: WatchdogConfig):
@@ -23,12 +23,12 @@ class LossAlarm:
         self._past: collections.deque[float] = collections.deque(maxlen=config.window)
 
     def check(self, loss: float) -> str | None:
-        """Takes the next loss and returns one line where it is a spike."""
+        """Take the next loss; return one line if it is a spike."""
         line = None
         if self._limit and len(self._past) >= _LEAST and math.isfinite(loss):
             middle = statistics.median(self._past)
             spread = _NORMAL * statistics.median(abs(value - middle) for value in self._past)
-            # A loss that hardly moves has no spread to speak of: a thousandth of it never alarms.
+            # The spread of a nearly constant loss is close to zero: require a thousandth of the median.
             if loss > middle + self._limit * max(spread, 1e-3 * abs(middle)):
                 line = f"the loss jumped to {loss:.4g} (median of the last {len(self._past)}: {middle:.4g})"
         if math.isfinite(loss):
@@ -37,7 +37,10 @@ class LossAlarm:
 
 
 class CollapseAlarm:
-    """Rings once when a measure of the codebook stays, in the median, below a share of its best; again after it recovered."""
+    """Alarm for a codebook measure whose median falls below a share of its best.
+
+    It rings once, and again after the measure has recovered.
+    """
 
     def __init__(self, name: str, config: WatchdogConfig):
         self._name, self._share = name, config.collapse
@@ -45,7 +48,7 @@ class CollapseAlarm:
         self._best, self._rung = 0.0, False
 
     def check(self, value: float) -> str | None:
-        """Takes the next value and returns one line where the codebook has collapsed."""
+        """Take the next value; return one line if the codebook has collapsed."""
         self._past.append(value)
         if len(self._past) < _LEAST:
             return None
@@ -58,14 +61,14 @@ class CollapseAlarm:
 
 
 class Alarms:
-    """All of them."""
+    """All alarms of a run."""
 
     def __init__(self, config: WatchdogConfig):
         self._loss = LossAlarm(config)
         self._codebook = {name: CollapseAlarm(name, config) for name in CODEBOOK}
 
     def check(self, metrics: Mapping[str, float]) -> dict[str, tuple[str, float]]:
-        """Returns, by the name of the metric, the line and the value of every alarm that `metrics` set off."""
+        """Return (line, value) of every alarm that `metrics` set off, by metric name."""
         checks = {"loss": self._loss.check, **{name: alarm.check for name, alarm in self._codebook.items()}}
         lines = {name: check(metrics[name]) for name, check in checks.items() if name in metrics}
         return {name: (line, metrics[name]) for name, line in lines.items() if line}

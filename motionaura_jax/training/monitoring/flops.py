@@ -1,8 +1,8 @@
 """Arithmetic of a training step, counted on its trace, and the share of the hardware's peak that it reaches (MFU).
 
-Model FLOPs are those that the mathematics needs: two for each multiply-add of matrix products and convolutions and
-5 n log2 n for a Fourier transform, half of it for a real one, three times where a gradient flows (Chowdhery et al. 2022,
-appendix B).  What remat computes again, and elementwise work, do not count.
+Model FLOPs are those that the mathematics needs: two per multiply-add of matrix products and convolutions, and
+5 n log2 n per Fourier transform or half of that per real one, times three if a gradient flows (Chowdhery et al. 2022,
+appendix B).  Recomputation by remat and elementwise work do not count.
 """
 
 import math
@@ -17,7 +17,7 @@ from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.training.groups import Groups
 from motionaura_jax.training.state import TrainState
 
-# Dense bfloat16 (float16 before Ampere) FLOPs a second of one device, by the beginning of its kind; from data sheets.
+# Dense bfloat16 (float16 before Ampere) FLOPs per second of one device, by prefix of its kind; from data sheets.
 PEAK = {
     "NVIDIA V100": 125e12,
     "Tesla V100": 125e12,
@@ -39,36 +39,41 @@ PEAK = {
     "TPU v6": 918e12,
 }
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_BACKWARD = 2  # products of a backward pass for each one of the forward pass
+_BACKWARD = 2  # products of the backward pass per product of the forward pass
 
 
 def peak(kind: str) -> float | None:
-    """FLOPs a second of one device of this kind in bfloat16; None where it is not known, as for a CPU."""
+    """Return bfloat16 FLOPs per second of one device of this kind; None if unknown, e.g. a CPU."""
     names = [name for name in PEAK if kind.startswith(name)]
     return PEAK[max(names, key=len)] if names else None
 
 
 class ModelFlops:
-    """Counts the model FLOPs of steps; shapes of a batch are traced once each."""
+    """Counter of the model FLOPs of steps; each set of batch shapes is traced once.
 
-    def __init__(self, system: System):
+    Args:
+      state, frozen: arguments of the training step, or their shapes.
+    """
+
+    def __init__(self, system: System, state: TrainState, frozen: PyTree):
         self._system, self._counted = system, dict[tuple[Any, ...], float]()
+        self._state, self._frozen = _shapes((state, frozen))  # keeps no array alive
         self._total, self._steps = 0.0, 0
 
-    def add(self, state: TrainState, frozen: PyTree, batch: Mapping[str, Any]) -> float:
-        """Takes note of a step and returns its FLOPs, over all devices."""
+    def add(self, batch: Batch) -> float:
+        """Count a step on `batch` and return its FLOPs over all devices."""
         leaves, structure = jax.tree.flatten(dict(batch))
         shapes = (structure, *(leaf.shape for leaf in leaves))
         if shapes not in self._counted:
-            abstract = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, frozen, dict(batch))
-            )
-            self._counted[shapes] = model_flops(self._system, *abstract)
+            self._counted[shapes] = model_flops(self._system, self._state, self._frozen, _shapes(dict(batch)))
         self._total, self._steps = self._total + self._counted[shapes], self._steps + 1
         return self._counted[shapes]
 
     def rates(self, steps_per_second: float) -> dict[str, float]:
-        """`model_tflops` of a step since the last call, `model_tflops_per_second` of a device, `mfu` where its peak is known."""
+        """Return mean `model_tflops` per step since the last call, `model_tflops_per_second` per device, and `mfu`.
+
+        `mfu` is absent if the peak of the device is unknown.
+        """
         step, (self._total, self._steps) = self._total / max(self._steps, 1), (0.0, 0)
         each = step * steps_per_second / jax.device_count()
         best = peak(jax.devices()[0].device_kind)
@@ -76,8 +81,12 @@ class ModelFlops:
         return {**rates, "mfu": each / best} if best else rates
 
 
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def model_flops(system: System, state: TrainState, frozen: PyTree, batch: Batch) -> float:
-    """FLOPs of one step of `system`, over all devices; the arguments may be abstract."""
+    """Return the FLOPs of one step of `system` over all devices; the arguments may be abstract."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.make_jaxpr(system.loss)(state.params, state.extra, frozen, batch, key, state.step)
     learned = [Groups.of(system).is_trained(name) for name in leaf_types(state.params)]
@@ -85,12 +94,12 @@ def model_flops(system: System, state: TrainState, frozen: PyTree, batch: Batch)
 
 
 def step_flops(jaxpr: Any, learned: Sequence[bool]) -> float:
-    """FLOPs of a loss and of its gradient with respect to the inputs where `learned` is True."""
+    """Return the FLOPs of a loss and of its gradient with respect to the inputs marked in `learned`."""
     return _walk(jaxpr, learned)[0]
 
 
 def _walk(jaxpr: Any, learned: Sequence[bool]) -> tuple[float, list[bool]]:
-    """Returns the FLOPs and which outputs depend on what is learned."""
+    """Return the FLOPs, and for each output True if it depends on a learned input."""
     known = dict(zip(jaxpr.invars, learned, strict=True))
 
     def depends(atom: Any) -> bool:
@@ -113,7 +122,7 @@ def _walk(jaxpr: Any, learned: Sequence[bool]) -> tuple[float, list[bool]]:
 
 
 def _forward(eqn: Any) -> float:
-    """FLOPs of one equation without any gradient."""
+    """Return the FLOPs of one equation without any gradient."""
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         (left, _), _ = params["dimension_numbers"]
@@ -121,7 +130,7 @@ def _forward(eqn: Any) -> float:
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * depth
     if name == "conv_general_dilated":
         kernel, axes = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
-        # Each output needs the kernel once, without its axis of output channels, and no zeros put between the inputs.
+        # Each output uses the kernel once, without its axis of output channels; zeros between dilated inputs are free.
         taps = math.prod(kernel) / kernel[axes[0]] / math.prod(params["lhs_dilation"])
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * taps
     if name == "fft":
@@ -134,7 +143,7 @@ def _forward(eqn: Any) -> float:
 
 
 def _inside(params: Mapping[str, Any]) -> list[Any]:
-    """The programs inside an equation, other than the rules of its gradient."""
+    """Return the programs inside an equation, except the rules of its gradient."""
     values = [value for name, value in params.items() if name in (*_CALLS, "branches", "body_jaxpr")]
     flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
     return [getattr(item, "jaxpr", item) for item in flat]

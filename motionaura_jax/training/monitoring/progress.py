@@ -1,4 +1,4 @@
-"""What people see of a run: a bar with loss, speed, remaining time and memory, or plain lines in a log file."""
+"""Progress of a run for people: a bar with loss, speed, remaining time and memory, or plain lines in a log file."""
 
 import resource
 import sys
@@ -14,7 +14,7 @@ from motionaura_jax.parallel import distributed
 
 
 class TrainingProgress:
-    """Bar on a terminal, one line per log step elsewhere; everything on stderr, and from the first process only."""
+    """Progress bar on a terminal, one line per log step elsewhere; on stderr, from the first process only."""
 
     def __init__(self, total: int, start: int):
         self._console = Console(stderr=True, quiet=not distributed.is_primary())
@@ -41,13 +41,13 @@ class TrainingProgress:
         self._bar.stop()
 
     def pause(self, step: int) -> None:
-        """Starts the stopwatch anew at `step`, so that compiling, saving and evaluating stay out of the speed."""
+        """Restart the stopwatch at `step`, so that compiling, saving and evaluating stay out of the speed."""
         self._step, self._clock = step, time.perf_counter()
 
     def report(self, step: int, metrics: Mapping[str, float], clips_per_step: float) -> dict[str, float]:
-        """Shows a log step; returns the measured speed and memory for the metric writers."""
+        """Show a log step; return the measured speed and memory for the metric writer."""
         now = time.perf_counter()
-        # Else nothing was timed: the stopwatch started at this step or, logs being late, behind it.
+        # Logs come a step late: if the stopwatch was restarted after this step, nothing was timed; repeat the last speed.
         if step > self._step:
             self._rate = (step - self._step) / max(now - self._clock, 1e-9)
             self._step, self._clock = step, now
@@ -65,12 +65,12 @@ class TrainingProgress:
         return speed
 
     def note(self, text: str) -> None:
-        """Prints one line above the bar."""
+        """Print one line above the bar."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def memory_gb() -> float:
-    """Peak memory of the busiest device where the backend tells, else of this process, in GB."""
+    """Return peak memory in GB: of the fullest device if the backend reports it, else of this process."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     if any(peaks):
         return max(peaks) / 1e9

@@ -1,4 +1,4 @@
-"""Says so when a step hangs: stacks of all threads in a file, and which process is behind."""
+"""Watchdog for steps that hang: it dumps the stacks of all threads and names the process that is behind."""
 
 import collections
 import contextlib
@@ -18,16 +18,14 @@ from motionaura_jax.parallel import distributed
 logger = logging.getLogger(__name__)
 
 FOLDER = "watchdog"
-_LEAST = 3  # steps that say how long a step takes
+_LEAST = 3  # timed steps before any step can count as stalled
 
 
 class Watchdog:
-    """A thread that looks whether steps go on.
+    """Thread that checks that steps advance.
 
-    A stalled step leaves `watchdog/stacks-PROCESS.txt` and one warning, which names the processes of the run that are
-    behind; it is not ended.
-
-    Compiling, saving and evaluating are no steps: `rest` before them, and the next `beat` goes on.
+    A stalled step leaves `watchdog/stacks-PROCESS.txt` and one warning that names the processes that are behind; it is not
+    ended.  Compiling, saving and evaluating are not steps: call `rest` before them, and the next `beat` resumes.
     """
 
     def __init__(self, workdir: pathlib.Path, config: WatchdogConfig):
@@ -49,7 +47,7 @@ class Watchdog:
             self._thread.join()
 
     def beat(self, step: int) -> None:
-        """Notes that the loop has come to the end of `step`."""
+        """Record the end of `step`."""
         now = time.monotonic()
         distributed.at_step(step)
         with self._lock:
@@ -60,12 +58,12 @@ class Watchdog:
             self._step, self._began, self._awake, self._told = step, now, True, False
 
     def rest(self) -> None:
-        """Expects nothing until the next `beat`."""
+        """Expect nothing until the next `beat`."""
         with self._lock:
             self._awake = False
 
     def _watch(self) -> None:
-        # The disk is not what this watches, and training itself says where it fails.
+        # A full disk is not for the watchdog to report: the run itself will.
         with contextlib.suppress(OSError):
             while not self._ended.wait(min(self._config.stalled_seconds / 4, 10.0)):
                 with self._lock:
@@ -94,6 +92,6 @@ class Watchdog:
 
 
 def _behind(step: int) -> str:
-    """The processes whose last finished step is the lowest."""
+    """Name the processes whose last finished step is the lowest."""
     steps = distributed.steps() or dict.fromkeys(distributed.names(), step)
     return ", ".join(f"{name} (step {reached})" for name, reached in steps.items() if reached == min(steps.values()))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from motionaura_jax import train
+from motionaura_jax.training import loop
 from motionaura_jax.training.monitoring import flops
 from motionaura_jax.training.monitoring.goodput import Goodput
 from motionaura_jax.training.monitoring.writers import read_metrics
@@ -22,58 +22,66 @@ class Clock:
 
 def test_every_second_is_booked_once(tmp_path):
     clock = Clock()
-    with Goodput(tmp_path, clock) as goodput:
-        for kind, seconds in (("start", 10), ("steps", 60), ("data", 5), ("checkpoint", 15), ("evaluation", 10)):
-            clock.now += seconds
-            assert goodput.book(kind) == kind
+    with Goodput(tmp_path, began=95.0, now=clock) as goodput:
+        clock.now += 5
+        with goodput.clock("steps"):
+            for kind, seconds in (("data", 5), ("checkpoint", 15), ("evaluation", 10)):
+                clock.now += 15
+                with goodput.clock(kind):
+                    clock.now += seconds
+            with goodput.clock("data", unless=lambda: True):  # the device was still busy
+                clock.now += 15
         shares = goodput.shares()
+    assert shares["badput_start"] == 0.1 and shares["badput_data"] == 0.05 and shares["badput_evaluation"] == 0.1
     assert shares["goodput"] == 0.6 and shares["badput_checkpoint"] == 0.15 and shares["badput_lost"] == 0
     assert sum(shares.values()) == pytest.approx(1)
 
 
 def test_a_step_that_compiles_is_booked_as_such(tmp_path):
     clock = Clock()
-    with Goodput(tmp_path, clock) as goodput:
+    with Goodput(tmp_path, now=clock) as goodput, goodput.clock("steps"):
         jax.jit(lambda x: x * 3.14159 + 2)(jnp.ones(7)).block_until_ready()
-        clock.now += 4
-        assert goodput.compiled and goodput.book("steps") == "compile"
-        clock.now += 4
-        assert not goodput.compiled and goodput.book("steps") == "steps"
+        clock.now += 3
+        assert goodput.compiled
+        goodput.mark()
+        clock.now += 1
+        assert not goodput.compiled
+    assert goodput.shares()["badput_compile"] == 0.75 and goodput.shares()["goodput"] == 0.25
     jax.jit(lambda x: x * 2.71828 + 2)(jnp.ones(7)).block_until_ready()
     assert not goodput.compiled
 
 
 def test_work_beyond_the_checkpoint_is_lost_by_a_restart_or_a_rollback(tmp_path):
     clock = Clock()
-    goodput = Goodput(tmp_path, clock)
-    for step in (10, 20):
-        clock.now += 50
-        goodput.book("steps")
-        goodput.saved(step)
-    clock.now += 30
-    goodput.book("steps")
+    goodput = Goodput(tmp_path, now=clock)
+    with goodput.clock("steps"):
+        for step in (10, 20):
+            clock.now += 50
+            with goodput.clock("checkpoint"):
+                goodput.saved(step)
+        clock.now += 30
     goodput.write()
 
     clock.now += 1000  # nobody runs
-    again = Goodput(tmp_path, clock)
+    again = Goodput(tmp_path, now=clock)
     again.resume(10)  # step 20 was never committed
     assert again.shares()["goodput"] == pytest.approx(50 / 130)
     assert again.shares()["badput_lost"] == pytest.approx(80 / 130)
-    clock.now += 70
-    again.book("steps")
+    with again.clock("steps"):
+        clock.now += 70
     again.lose(10)
     assert again.shares() == pytest.approx({**again.shares(), "goodput": 0.25, "badput_lost": 0.75})
 
 
 def test_a_spoiled_file_counts_as_none(tmp_path):
     (tmp_path / "goodput.json").write_text('{"seconds": ')
-    goodput = Goodput(tmp_path, Clock())
+    goodput = Goodput(tmp_path, now=Clock())
     goodput.resume(5)
     assert goodput.shares()["goodput"] == 0
 
 
 def test_the_log_has_goodput_and_the_workdir_keeps_it(tmp_path):
-    train.fit(toy(checkpoint={"every": 2}), tmp_path)
+    loop.fit(toy(checkpoint={"every": 2}), tmp_path)
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
     kinds = ("start", "compile", "data", "checkpoint", "evaluation", "lost")
     for row in rows:
@@ -82,7 +90,7 @@ def test_the_log_has_goodput_and_the_workdir_keeps_it(tmp_path):
     saved = json.loads((tmp_path / "goodput.json").read_text())
     assert saved["seconds"]["compile"] > 0 and saved["seconds"]["checkpoint"] > 0
     assert set(saved["steps_at_checkpoint"]) == {"2", "4", "6"}
-    train.fit(toy(checkpoint={"every": 2}, train={"steps": 8}), tmp_path, override=True)
+    loop.fit(toy(checkpoint={"every": 2}, train={"steps": 8}), tmp_path, override=True)
     again = json.loads((tmp_path / "goodput.json").read_text())
     assert (
         again["seconds"]["start"] > saved["seconds"]["start"] and again["seconds"]["steps"] >= saved["seconds"]["steps"]

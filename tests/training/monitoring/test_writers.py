@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from motionaura_jax import train
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.training import checkpoint, loop
 from motionaura_jax.training.monitoring.writers import MetricWriter, read_metrics
+from tests.training.test_guards import toy
 
 
 def crc32c(data):
@@ -51,14 +51,15 @@ def test_numbers_and_pictures_reach_tensorboard(tmp_path, caplog):
     writer = MetricWriter(tmp_path, 3)
     writer.scalars(4, {"loss": 0.5, "odd": float("nan")})
     writer.picture(4, "held out", tmp_path / "a.png")
-    version, start, loss, odd, picture = events(tmp_path / "tensorboard")  # flushed before the end
+    writer.flush()
+    version, start, row, picture = events(tmp_path / "tensorboard")
     assert not caplog.records  # of a step that is not finite the log has its own word
     writer.close()
     assert version.file_version == "brain.Event:2"
     assert start.session_log.status == SessionLog.START and start.step == 4
-    assert [event.step for event in (loss, odd, picture)] == [4, 4, 4]
-    assert (loss.summary.value[0].tag, loss.summary.value[0].simple_value) == ("loss", 0.5)
-    assert np.isnan(odd.summary.value[0].simple_value)
+    assert [event.step for event in (row, picture)] == [4, 4]
+    loss, odd = row.summary.value
+    assert (loss.tag, loss.simple_value, odd.tag) == ("loss", 0.5, "odd") and np.isnan(odd.simple_value)
     assert (picture.summary.value[0].image.height, picture.summary.value[0].image.width) == (2, 3)
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 4, "loss": 0.5, "odd": None}]
 
@@ -69,13 +70,13 @@ class Full:
     def write(self, _):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    flush = close = write
+    flush = close = write_event = write
 
 
-@pytest.mark.parametrize(("part", "name"), [("metrics", "metrics.jsonl"), ("board", "events.out.tfevents")])
+@pytest.mark.parametrize(("part", "name"), [("_file", "metrics.jsonl"), ("_events", "tensorboard")])
 def test_a_full_disk_names_the_file_and_closing_is_quiet(tmp_path, part, name):
     writer = MetricWriter(tmp_path, 0)
-    (writer if part == "metrics" else writer._board)._file = Full()
+    setattr(writer, part, Full())
     with pytest.raises(UserError, match=rf"{name}.*: cannot be written \(No space left on device\); free space"):
         writer.scalars(1, {"loss": 1.0})
     Full.close = lambda self: self.write("")
@@ -103,48 +104,29 @@ sys.exit(cli.run(write, as_json=False))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"error: {tmp_path}/tensorboard/events") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/tensorboard: ") and done.stderr.count("\n") == 1
 
 
 def test_the_writer_is_closed_though_the_last_save_fails(tmp_path, monkeypatch):
-    closed = []
+    closed, close, end = [], MetricWriter.close, checkpoint.Checkpoints.close
+    monkeypatch.setattr(MetricWriter, "close", lambda self: closed.append("writer") or close(self))
 
-    class Part:
-        def __init__(self, name, error=None):
-            self.name, self.error = name, error
+    def fail(self):
+        end(self)
+        raise UserError("full")
 
-        def close(self):
-            closed.append(self.name)
-            if self.error:
-                raise self.error
-
-    class State:
-        step = 0
-
-    class System:
-        class recipe:
-            mesh = MeshConfig()
-
-            class train:
-                steps = 1
-
-    run = train.Run(
-        system=System(),
-        workdir=tmp_path,
-        data=None,
-        frozen=None,
-        train_step=None,
-        checkpoints=Part("checkpoints", UserError("full")),
-        writer=Part("writer"),
-        state=State(),
-        goodput=None,
-        open_window=(),
-    )
-    monkeypatch.setattr(train, "_start", lambda *_: run)
-    monkeypatch.setattr(train, "_loop", lambda *_: {})
+    monkeypatch.setattr(checkpoint.Checkpoints, "close", fail)
     with pytest.raises(UserError, match="full"):
-        train.fit(System(), tmp_path)
-    assert closed == ["checkpoints", "writer"]
+        loop.fit(toy(), tmp_path)
+    assert closed == ["writer"]
+
+
+def test_a_restart_in_the_same_second_keeps_the_events_of_before(tmp_path):
+    for step in (1, 2):
+        writer = MetricWriter(tmp_path, step - 1)
+        writer.scalars(step, {"loss": 1.0})
+        writer.close()
+    assert [event.step for event in events(tmp_path / "tensorboard") if event.HasField("summary")] == [1, 2]
 
 
 def test_rows_after_the_resumed_step_and_torn_ones_go(tmp_path):
