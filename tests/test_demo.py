@@ -11,7 +11,9 @@ from motionaura_jax.core import config
 from motionaura_jax.pipelines import adherence, demo_page, text_to_video
 from motionaura_jax.pipelines.text_to_video import TextToVideo
 from motionaura_jax.scenes import renderer
+from motionaura_jax.systems import loading
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
+from motionaura_jax.training import loop
 from tests.systems import tiny
 
 SIZE = ["data.num_frames=4", "data.height=16", "data.width=16", "data.scenes=8", "data.batch_size=4"]
@@ -71,7 +73,7 @@ def test_the_terminal_gets_one_table_and_the_page(capsys):
 
 def test_a_stopped_training_ends_the_demo_until_it_is_run_again(tmp_path, capsys, monkeypatch):
     stages = []
-    monkeypatch.setattr(train, "fit", lambda system, workdir: stages.append(workdir.name) or {"stopped": True})
+    monkeypatch.setattr(loop, "fit", lambda system, workdir: stages.append(workdir.name) or {"stopped": True})
     assert run(tmp_path) == 0
     assert "run the same command again to resume" in capsys.readouterr().err
     assert stages == ["tokenizer"] and not (tmp_path / "index.html").exists()
@@ -88,15 +90,15 @@ def test_videos_are_drawn_and_shown_at_the_rate_of_the_first_bucket(tmp_path, mo
         def __init__(self, checkpoint):
             assert checkpoint == tmp_path / "text_to_video"
 
-        def draw(self, jobs, settings):
+        def generate(self, jobs, settings):
             rates.append(settings.fps)
             return (np.zeros((4, 16, 16, 3), np.uint8) for _ in jobs)
 
     def kept(pipeline, prompts):
         return adherence.Kept(rows=adherence.measure(pipeline, prompts).rows, shown=[], psnr=20.0)
 
-    monkeypatch.setattr(train, "open_system", lambda recipe, workdir: None)
-    monkeypatch.setattr(train, "fit", lambda system, workdir: {})
+    monkeypatch.setattr(loading, "open_system", lambda recipe, workdir: None)
+    monkeypatch.setattr(loop, "fit", lambda system, workdir: {})
     monkeypatch.setattr(text_to_video, "TextToVideo", Pipeline)
     monkeypatch.setattr(adherence, "measure_tokenizer", kept)
     monkeypatch.setattr(demo_page, "write", lambda result, drawn, kept, fps: rates.append(fps))
