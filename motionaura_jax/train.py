@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result.update(_train(args.config, overrides, args.workdir, args.override, told))
         return result if distributed.is_primary() else None
 
-    from motionaura_jax.parallel import distributed, wire
+    from motionaura_jax.parallel import distributed
 
     try:
         status = cli.run(work, as_json=args.json)
@@ -332,8 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if distributed.process_count() == 1:
             raise
         traceback.print_exc()
-        status = wire.FAILED
-    return distributed.leave(wire.AGAIN if args.requeue and result.get("stopped") else status)
+        status = distributed.FAILED
+    return distributed.leave(distributed.AGAIN if args.requeue and result.get("stopped") else status)
 
 
 def _place_flags(parser: cli.Parser) -> list[str]:
