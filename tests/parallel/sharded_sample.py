@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from motionaura_jax.parallel.config import MeshConfig, parse
-from motionaura_jax.parallel.local import by_rows
-from motionaura_jax.parallel.mesh import make_mesh
+from motionaura_jax.parallel.mesh import by_rows, make_mesh
 from motionaura_jax.pipelines import text_to_video
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, Settings, TextToVideo

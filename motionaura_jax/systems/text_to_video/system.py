@@ -27,7 +27,7 @@ from motionaura_jax.models.denoisers.fold import fold
 from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.parallel import constraints
-from motionaura_jax.parallel.local import by_rows
+from motionaura_jax.parallel.mesh import by_rows
 from motionaura_jax.systems.base import Batch, Evaluation, System
 from motionaura_jax.systems.text_to_video import advice
 from motionaura_jax.systems.text_to_video.conditioners import Conditioner, ids_of, make_conditioner
