@@ -64,7 +64,7 @@ def _texts(args: argparse.Namespace, records: Sequence["Record"]) -> dict[str, A
     from motionaura_jax.conditioning import text as conditioners
     from motionaura_jax.data import array_cache
     from motionaura_jax.models.encoders.text_tokenizers import PretrainedTokenizer
-    from motionaura_jax.parallel.local import by_rows
+    from motionaura_jax.parallel.mesh import by_rows
     from motionaura_jax.pipelines.prompts import read_prompts
     from motionaura_jax.weights import hub, towers
 
@@ -125,7 +125,7 @@ def _clip_encoder(
     from motionaura_jax.data.clips import load_frames
     from motionaura_jax.data.frames import to_float
     from motionaura_jax.data.video import VideoError
-    from motionaura_jax.parallel.local import by_rows
+    from motionaura_jax.parallel.mesh import by_rows
 
     encode = by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, tokenizer)
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,12 @@ FORKS.set_forkserver_preload(
 
 # JAX has read these when it was imported.
 _VARIABLES = {"JAX_COMPILATION_CACHE_DIR": str, "JAX_DISABLE_MOST_OPTIMIZATIONS": int, "JAX_NUM_CPU_DEVICES": int}
+
+
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens on."""
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 class Forked:

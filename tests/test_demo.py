@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from motionaura_jax import assets, demo, export, train
+from motionaura_jax import assets, demo, export
 from motionaura_jax.core import config
 from motionaura_jax.pipelines import adherence, demo_page, text_to_video
 from motionaura_jax.pipelines.text_to_video import TextToVideo

@@ -10,12 +10,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from motionaura_jax.parallel.hub import free_port
 from motionaura_jax.scenes import dataset
 from motionaura_jax.training import checkpoint, loop, step
 from motionaura_jax.training.data import TrainingData
 from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
+from tests.processes import free_port
 from tests.training import killed
 
 SPEED = ("per_second", "goodput", "badput", "memory_gb")

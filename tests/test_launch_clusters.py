@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from motionaura_jax.core import cli, config
-from motionaura_jax.parallel import cluster, wire
+from motionaura_jax.parallel import cluster, distributed
 from motionaura_jax.systems import registry
 from tests.test_launch import Checkout, one_error
 
@@ -43,7 +43,7 @@ def test_examples_of_text_to_video_name_a_tokenizer_and_videos(root: Path) -> No
 
 # ---------------------------------------------------------------- SLURM
 
-LOST = [wire.AGAIN, 134, 135, 137, 139, 143]
+LOST = [distributed.AGAIN, 134, 135, 137, 139, 143]
 """Statuses after which another start may succeed: that of a lost process, and of one that a signal ended."""
 
 
@@ -148,7 +148,11 @@ def test_a_jobset_starts_again_except_after_bad_input(jobset: dict) -> None:
     spec = job_of(jobset)["template"]["spec"]
     assert spec["backoffLimit"] == 0 and spec["template"]["spec"]["restartPolicy"] == "Never"
     ((rule),) = spec["podFailurePolicy"]["rules"]
-    codes = {"containerName": container_of(jobset)["name"], "operator": "In", "values": [cli.FAILED, wire.FAILED]}
+    codes = {
+        "containerName": container_of(jobset)["name"],
+        "operator": "In",
+        "values": [cli.FAILED, distributed.FAILED],
+    }
     assert rule == {"action": "FailJob", "onExitCodes": codes}
 
 

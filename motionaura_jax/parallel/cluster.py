@@ -1,4 +1,12 @@
-"""Where this process stands in a run of several: told by flags, by the environment, or found out from the cluster."""
+"""The place of this process in a run: from flags, environment variables, or JAX's cluster detection.
+
+JAX detects SLURM, Open MPI, TPU pods and indexed Kubernetes jobs. This module adds what JAX lacks:
+
+- flags and variables for the number of processes and of this process (JAX reads a variable for the address only);
+- the place before `jax.distributed.initialize`, for `membership`;
+- several GPUs per process (JAX gives each process of SLURM and Open MPI one GPU);
+- a plain start for single-process jobs and for Kubernetes pods outside an indexed job, where JAX raises an error.
+"""
 
 import dataclasses
 import os
@@ -14,7 +22,7 @@ VARIABLES = {
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
-"""Variables that stand for the flags of the same meaning; launch/local.sh sets them."""
+"""Environment variables with the meaning of the flags of these names; launch/local.sh sets them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +31,8 @@ class Place:
 
     Attributes:
       coordinator: HOST:PORT at which process 0 waits for the others.
-      count, index: number of processes, and which of them this is.
-      devices: the accelerators of the machine that this process may use; None means all that it sees.
+      count, index: number of processes and number of this process.
+      devices: accelerators of the machine that this process may use; None for all that it sees.
     """
 
     coordinator: str
@@ -35,7 +43,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted(Checked):
-    """What the flags of a command say about its place; what they leave open is found out.
+    """The flags of a command about its place. `find` fills those that are None.
 
     Attributes:
       heartbeat_timeout: seconds of silence after which a process counts as gone and the others end.
@@ -50,18 +58,17 @@ class Wanted(Checked):
 
 
 def find(wanted: Wanted, environment: Mapping[str, str] | None = None) -> Place | None:
-    """Returns the place of this process, or None where it runs alone: flags first, then `VARIABLES`, then the cluster.
+    """Return the place of this process, or None for single-process jobs.
 
-    Clusters are those that JAX knows (SLURM, Open MPI, TPU pods, indexed jobs of Kubernetes).  A cluster of one process
-    is none.
+    Flags come first, then `VARIABLES`, then the cluster.
 
     Raises:
-      UserError: a part is missing, is no number, or contradicts another.
+      UserError: a part is missing, is not a number, or contradicts another.
     """
     environment = os.environ if environment is None else environment
     told = {name: _first(getattr(wanted, name), _variable(environment, name)) for name in VARIABLES}
     if None in told.values():
-        found = _from_cluster(environment, wanted.start_timeout) or {}
+        found = _detect(environment, wanted.start_timeout)
         told = {name: _first(value, found.get(name)) for name, value in told.items()}
     if all(value is None for value in told.values()):
         return None
@@ -91,44 +98,47 @@ def _variable(environment: Mapping[str, str], name: str) -> Any:
     if not text or name == "coordinator_address":
         return text or None
     if not text.isdecimal():
-        raise UserError(f"{VARIABLES[name]}={text}: is no number; set it to a whole number or unset it")
+        raise UserError(f"{VARIABLES[name]}={text}: not a number; set it to a whole number or unset it")
     return int(text)
 
 
-def _from_cluster(environment: Mapping[str, str], timeout: int) -> dict[str, Any] | None:
-    """Asks JAX's detectors; they have no public entrance but `initialize`, which would take one GPU of a node only."""
+def _detect(environment: Mapping[str, str], timeout: int) -> dict[str, Any]:
+    """Ask JAX's detectors; return {} for single-process jobs.
+
+    They are internal: the public way to them, `jax.distributed.initialize()`, already joins the run.
+    """
     from jax._src.clusters import ClusterEnv, K8sCluster
 
-    for cluster in ClusterEnv._cluster_types:
-        # A pod that is not one of an indexed job is alone, and asking Kubernetes about it needs rights that it may lack.
+    def present(cluster: type[ClusterEnv]) -> bool:
+        # Outside an indexed job a pod runs alone, and may lack the rights to ask Kubernetes about itself.
         lone_pod = cluster is K8sCluster and "JOB_COMPLETION_INDEX" not in environment
-        if cluster.opt_in_only_method or lone_pod or not cluster.is_env_present():
-            continue
-        try:
-            if cluster.get_process_count() == 1:
-                return None
-            return {
-                "coordinator_address": cluster.get_coordinator_address(
-                    timeout, environment.get("JAX_COORDINATOR_PORT")
-                ),
-                "num_processes": cluster.get_process_count(),
-                "process_id": cluster.get_process_id(),
-            }
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(
-                f"{cluster.__name__}: cannot tell the place of this process ({error}); "
-                f"pass --coordinator_address, --num_processes and --process_id"
-            ) from error
-    return None
+        return not cluster.opt_in_only_method and not lone_pod and cluster.is_env_present()
+
+    cluster = next(filter(present, ClusterEnv._cluster_types), None)
+    if cluster is None:
+        return {}
+    try:
+        if cluster.get_process_count() == 1:
+            return {}
+        return {
+            "coordinator_address": cluster.get_coordinator_address(timeout, environment.get("JAX_COORDINATOR_PORT")),
+            "num_processes": cluster.get_process_count(),
+            "process_id": cluster.get_process_id(),
+        }
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(
+            f"{cluster.__name__}: cannot tell the place of this process ({error}); "
+            f"pass --coordinator_address, --num_processes and --process_id"
+        ) from error
 
 
 def share_of_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Returns the GPUs of this process where several of one node see the same ones; None where it may use all it sees.
+    """Return the GPUs of this process if several processes of its node see the same ones; else None, for all.
 
-    Where nothing tells how many GPUs the node has, as under Open MPI, each process takes one, as in JAX.
+    If the number of GPUs of the node is unknown, as under Open MPI, each process takes one, as in JAX.
 
     Raises:
-      UserError: more processes on the node than GPUs.
+      UserError: the node has more processes than GPUs.
     """
     if environment.get("JAX_LOCAL_DEVICE_IDS"):
         return None  # JAX reads the variable itself
@@ -139,7 +149,7 @@ def share_of_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
         return (local,)
     visible = [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     if len(visible) < 2:
-        return None  # its own one, or none at all
+        return None  # one of its own, or none at all
     if len(visible) < tasks:
         raise UserError(f"{tasks} processes on a node with {len(visible)} GPUs; start at most one process for each GPU")
     share = len(visible) // tasks
@@ -147,7 +157,7 @@ def share_of_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
 
 
 def _on_this_node(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Returns which process of its node this is, and how many there are."""
+    """Return the number of this process on its node and the number of processes there."""
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in environment:
         return int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]), int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"])
     counts = [  # "2(x3),1" stands for three nodes with two tasks and one with one

@@ -1,4 +1,4 @@
-"""What a compiled program moves between devices, read from its text."""
+"""The communication of a compiled program, read from its text."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction.
+    """One collective instruction.
 
     Attributes:
       shapes: of its results on each device.
@@ -35,13 +35,13 @@ class Collective:
 
 
 def collectives(program: str) -> list[Collective]:
-    """Reads the text of a compiled program, `jax.stages.Compiled.as_text()`."""
+    """Find the collectives in the text of a compiled program, `jax.stages.Compiled.as_text()`."""
     bodies, entry = _computations(program)
     return list(_walk(bodies, entry, 1, set()))
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
-    """Adds up bytes on each device per call of the program."""
+    """Sum the bytes on each device per call of the program, by kind."""
     return {kind: sum(one.bytes * one.times for one in found if one.kind == kind) for kind in KINDS}
 
 
@@ -63,7 +63,7 @@ def _walk(
 ) -> Iterator[Collective]:
     for line in bodies.get(name, ()):
         if found := _COLLECTIVE.search(line):
-            # A TPU fuses one collective with the work of several computations, each of which names it again.
+            # A TPU fuses one collective with several computations, and each names it again.
             channel = _CHANNEL.search(line) if fused else None
             if channel is None or channel[1] not in seen:
                 yield _read(found[1], found[2], bool(found[3]), times)
@@ -77,7 +77,7 @@ def _walk(
 
 
 def _trips(bodies: Mapping[str, list[str]], loop: str) -> int:
-    """How often a loop runs: as it says or, on a TPU, as the one constant that its condition compares with."""
+    """Return the trip count of a loop: its annotation or, on a TPU, the only constant in its condition."""
     if known := _TRIPS.search(loop):
         return int(known[1])
     condition = _CONDITION.search(loop)

@@ -1,4 +1,4 @@
-"""How devices share the work, as settings; free of jax imports."""
+"""Settings of the mesh. Imports no jax."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.limits import Checked, Count, Limit
 
 AXES = ("data", "fsdp", "tensor", "sequence")
-"""Names of the mesh axes, from the one that talks least to the ones that talk in every layer."""
+"""Names of the mesh axes, ordered from the least communication to communication in every layer."""
 
 Rest = Annotated[int, Limit("at least 1, or -1 for all devices that the other axes leave", lambda value: value >= -1)]
 
@@ -30,7 +30,7 @@ class MeshConfig(Checked):
     sequence: Count = 1
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """Returns the size of every axis on `devices` devices.
+        """Return the size of every axis on `devices` devices.
 
         Raises:
           UserError: the axes do not divide the devices, or leave some without work.
@@ -49,10 +49,10 @@ class MeshConfig(Checked):
 
 
 def parse(text: str, flag: str = "--mesh") -> MeshConfig:
-    """Reads "data:2,sequence:4"; an axis that is not named has one device, `data` all that are left.
+    """Parse "data:2,sequence:4". Other axes get one device, `data` all remaining devices.
 
     Raises:
-      UserError: another axis, or a size that is no number above 0.
+      UserError: unknown axis, or a size that is not a number above 0.
     """
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
@@ -66,5 +66,5 @@ def parse(text: str, flag: str = "--mesh") -> MeshConfig:
 
 
 def shown(sizes: dict[str, int]) -> str:
-    """Writes sizes as `parse` reads them, without axes of one device."""
+    """Format sizes for `parse`, without axes of one device."""
     return ",".join(f"{axis}:{size}" for axis, size in sizes.items() if size > 1) or "data:1"

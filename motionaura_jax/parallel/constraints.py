@@ -1,7 +1,7 @@
-"""Where activations lie on the mesh: the only hints that networks give the compiler.
+"""Sharding constraints on activations: the only hints that networks give the compiler.
 
-Each function returns its argument unchanged where no mesh is set, where the mesh has one device, and inside of a
-`jax.shard_map` island.  An axis of the mesh that does not divide an array is left out.
+Each function returns its argument unchanged if no mesh is set, if the mesh has one device, and inside a `jax.shard_map`
+island. A mesh axis that does not divide an array is left out.
 """
 
 import math
@@ -18,12 +18,12 @@ Axes = str | tuple[str, ...] | None
 
 
 def axis_size(axis: str) -> int:
-    """Returns the number of devices along an axis of the mesh that is set; 1 where there is none."""
+    """Return the number of devices along an axis of the current mesh; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def split(x: Array, *axes: Axes) -> Array:
-    """Splits the leading dimensions of `x` over mesh axes, one entry each; what is not named stays whole."""
+    """Split the leading dimensions of `x` over mesh axes, one entry each; the other dimensions stay whole."""
     mesh = jax.sharding.get_abstract_mesh()
     if _nothing_to_split(mesh):
         return x
@@ -38,36 +38,36 @@ def split(x: Array, *axes: Axes) -> Array:
 
 
 def batch(tree: PyTree) -> PyTree:
-    """Splits the clips, which lead every array."""
+    """Split the clips, the first axis of every array."""
     return jax.tree.map(lambda x: split(x, BATCH), tree)
 
 
 def tokens(x: Float[Array, "b s *f"], *features: Axes) -> Float[Array, "b s *f"]:
-    """Splits clips and tokens; `features` says how the other axes are split, by default not at all."""
+    """Split clips and tokens; `features` gives the split of the other axes, by default none."""
     return split(x, BATCH, "sequence", *features)
 
 
 def channels(x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
-    """Splits clips and, over the devices that shared the tokens, channels: each device then sees whole sequences."""
+    """Split clips, and channels over `sequence` in place of tokens: each device then sees whole sequences."""
     return split(x, BATCH, None, "sequence")
 
 
 def heads(x: Float[Array, "b s n"], count: int) -> Float[Array, "b s n"]:
-    """Splits clips and, between their `count` heads, features: over `tensor` and over the devices that shared the tokens.
+    """Split clips, and features between their `count` heads over `tensor` and `sequence`.
 
-    Each of these then attends to whole sequences with some of the heads ("Ulysses", Jacobs et al. 2023).
+    Each device then attends to whole sequences with some of the heads ("Ulysses", Jacobs et al. 2023).
     """
     parts = x.reshape(*x.shape[:2], count, -1)
     return split(parts, BATCH, None, ("tensor", "sequence")).reshape(x.shape)
 
 
 def whole(tree: PyTree) -> PyTree:
-    """Copies arrays to every device, so that every process can read them."""
+    """Copy arrays to every device, so that every process can read them."""
     return jax.tree.map(split, tree)
 
 
 def placed(params: PyTree) -> PyTree:
-    """Splits what is computed from parameters by the rules of parameters."""
+    """Split values computed from parameters by the sharding rules of the parameters."""
     mesh = jax.sharding.get_abstract_mesh()
     if _nothing_to_split(mesh):
         return params
@@ -77,10 +77,10 @@ def placed(params: PyTree) -> PyTree:
 
 
 def gathered(params: PyTree) -> PyTree:
-    """Undoes the split of parameters over the devices that share the clips, where they are used.
+    """Gather parameters over the axes of the batch at the place of their use.
 
-    Left alone, the compiler would rather exchange activations for some layers.  Layers stacked by a scan stay split: the
-    loop gathers them one by one.
+    Without this the compiler exchanges activations in some layers. Layers stacked by a scan stay split: the loop gathers
+    them one by one.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if _nothing_to_split(mesh):
@@ -95,9 +95,9 @@ def gathered(params: PyTree) -> PyTree:
 
 
 def microbatches(tree: PyTree, count: int) -> PyTree:
-    """Cuts a batch into `count` microbatches along a new leading axis, of which each device keeps its own clips.
+    """Cut a batch into `count` microbatches along a new leading axis; no clip changes its device.
 
-    On one device they are consecutive; on several each takes an equal part of the clips of every device.
+    On one device microbatches are consecutive; on several, each takes an equal part of the clips of every device.
     """
     shards = batch_shards(jax.sharding.get_abstract_mesh())
 

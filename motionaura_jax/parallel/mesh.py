@@ -1,8 +1,9 @@
-"""The mesh of a run, what has to divide over it, and batches spread over its devices."""
+"""The mesh of a run, the sizes that must divide over it, and batches spread over its devices."""
 
+import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,20 +22,20 @@ BATCH = ("data", "fsdp")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Arranges `devices` (all of them by default) as `config` says; `jax.set_mesh` puts the mesh to use.
+    """Arrange `devices` (default: all) into the axes of `config`. `jax.set_mesh` puts the mesh to use.
 
-    Where devices form several slices (TPU) or machines (GPU), connected more slowly than within, `data` and then `fsdp`
-    run across them, so that the other axes stay inside.
+    If the devices form several slices (TPU) or machines (GPU) with slower connections between them, `data` and then
+    `fsdp` run across these, and the other axes stay inside.
 
     Raises:
-      UserError: sizes that do not fit the number of devices.
+      UserError: the sizes do not fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = tuple(config.sizes(len(devices)).values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     outer = across_slices(sizes, slices)
     inner = [size // part for size, part in zip(sizes, outer, strict=True)]
-    # `jax.make_mesh` gives an axis of a TPU's torus to one axis of the mesh alone, which rules most meshes out.
+    # `jax.make_mesh` never splits an axis of a TPU's torus between two axes of the mesh, which rules out most meshes.
     if slices == 1:
         arranged = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
     else:
@@ -43,10 +44,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def across_slices(sizes: Sequence[int], slices: int) -> tuple[int, ...]:
-    """Splits `slices` over the axes from the first on; warns where an axis that talks in every layer is cut.
+    """Split `slices` over the axes, first axis first. Warn if this cuts an axis that communicates in every layer.
 
     Raises:
-      UserError: the slices cannot be split so.
+      UserError: the sizes of the axes do not divide into the slices.
     """
     outer, left = [], slices
     for size in sizes:
@@ -63,12 +64,12 @@ def across_slices(sizes: Sequence[int], slices: int) -> tuple[int, ...]:
 
 
 def batch_shards(mesh: Any) -> int:
-    """Returns into how many parts a batch is split; `mesh` may be abstract, or empty."""
+    """Return the number of parts of a batch. `mesh` may be abstract or empty."""
     return math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
 
 
 def check_batch(sizes: dict[str, int], batch_size: int, accumulation: int = 1) -> None:
-    """Raises UserError unless every microbatch of a batch divides over `data` x `fsdp` of `sizes`."""
+    """Raise UserError unless every microbatch divides over `data` x `fsdp` of `sizes`."""
     unit = accumulation * math.prod(sizes[axis] for axis in BATCH)
     if batch_size % unit:
         below = batch_size // unit * unit
@@ -80,15 +81,15 @@ def check_batch(sizes: dict[str, int], batch_size: int, accumulation: int = 1) -
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of every array of a batch: clips lead."""
+    """Return the sharding of every array of a batch: its first axis is split."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def batch_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
-    """Returns (parts, count): this process reads these of `count` equal parts of every batch.
+    """Return (parts, count): this process reads `parts` of the `count` equal parts of every batch.
 
-    Processes whose devices hold the same clips, as along `tensor` and `sequence`, read the same.  The parts of a process
-    need not lie together: on a TPU neighbors in the mesh are neighbors on the torus, which visits the hosts in turn.
+    Processes whose devices hold the same clips, as along `tensor` and `sequence`, read the same parts. The parts of a
+    process need not be contiguous: neighbors in a TPU's mesh are neighbors on its torus, which visits the hosts in turn.
     """
     shards = mesh.devices.reshape(batch_shards(mesh), -1)  # the axes of a batch come first
     own = jax.process_index()
@@ -97,7 +98,7 @@ def batch_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
 
 
 def spread_batch(mesh: Mesh, batch: PyTree) -> PyTree:
-    """Makes global arrays of a batch of which this process holds `batch_parts`, one after the other."""
+    """Make global arrays from the `batch_parts` of this process, concatenated in order."""
     sharding, (parts, count) = batch_sharding(mesh), batch_parts(mesh)
 
     def spread(leaf: Any) -> jax.Array:
@@ -106,3 +107,34 @@ def spread_batch(mesh: Mesh, batch: PyTree) -> PyTree:
         return jax.make_array_from_process_local_data(sharding, local, shape)
 
     return jax.tree.map(spread, batch)
+
+
+def by_rows(function: Callable[[Any, Any], Any], weights: PyTree) -> Callable[[np.ndarray], np.ndarray]:
+    """Return `rows -> function(weights, rows)`, computed on the devices of this process alone.
+
+    `function` must treat every row by itself. Each device holds all `weights` and takes its part of the rows; the last
+    row is repeated until they divide. Devices exchange nothing, so a thread may call the result while another thread
+    runs a program on the same devices. The same function with weights of the same shapes is compiled once.
+    """
+    mesh = make_mesh(MeshConfig(), jax.local_devices())
+    # Through the host: `weights` may lie on the devices of all processes.
+    copies = jax.device_put(jax.tree.map(np.asarray, weights), NamedSharding(mesh, PartitionSpec()))
+
+    def call(rows: np.ndarray) -> np.ndarray:
+        count = len(rows)
+        filled = rows[np.minimum(np.arange(-(-count // mesh.size) * mesh.size), count - 1)]
+        with jax.set_mesh(mesh):  # the caller may be inside the mesh of all processes
+            return np.asarray(_shared(function, mesh, copies, jax.device_put(filled, batch_sharding(mesh))))[:count]
+
+    return call
+
+
+@functools.partial(jax.jit, static_argnames=("function", "mesh"))
+def _shared(function: Callable[[Any, Any], Any], mesh: Mesh, weights: PyTree, rows: Any) -> Any:
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(BATCH)),
+        out_specs=PartitionSpec(BATCH),
+        check_vma=False,  # the loops of these functions do not declare what varies between devices: only the rows
+    )(weights, rows)

@@ -1,4 +1,4 @@
-"""What is checked before several processes train together: one line each, and the machine that differs by name."""
+"""Checks before several processes train together: one log line each; errors name the machine that differs."""
 
 import contextlib
 import functools
@@ -19,18 +19,18 @@ from motionaura_jax.parallel import distributed
 
 logger = logging.getLogger(__name__)
 
-CLOCK_LIMIT = 30.0  # seconds; logs of different machines could not be compared any more
-SIGHT_LIMIT = 10.0  # seconds for a new file to show on the other machines, which network disks delay
-REDUCE_LIMIT = 120.0  # seconds for the first sums over all devices, compiled and connected
-_ROOM = 1 << 20  # bytes that a workdir must take; on a full disk even an empty file can be made
+CLOCK_LIMIT = 30.0  # seconds; beyond, logs of different machines cannot be compared
+SIGHT_LIMIT = 10.0  # seconds for a new file to appear on the other machines; network disks are slow
+REDUCE_LIMIT = 120.0  # seconds for the first sums over all devices, compilation and connection included
+_ROOM = 1 << 20  # bytes written to the workdir; a full disk still accepts an empty file
 _ELEMENTS = {"cpu": 1 << 20}  # float32 numbers summed over all devices
 _REPEATS = 3
 
 
 def check(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Checks devices, versions, clocks, the config, the workdir and a sum over all devices; logs a summary.
+    """Check devices, versions, clocks, config, workdir and a sum over all devices; log a summary.
 
-    Alone, there is nothing to check.
+    A process that runs alone checks nothing.
 
     Raises:
       UserError: a process differs from process 0, does not see its workdir, or gets a wrong sum.
@@ -57,10 +57,10 @@ def _facts() -> dict[str, Any]:
 
 
 def compare(facts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Compares what processes said about themselves with what process 0 said; returns the line of the summary.
+    """Compare the facts of all processes with those of process 0; return the summary line.
 
     Raises:
-      UserError: names the process that differs, and in what.
+      UserError: names the process that differs and the fact.
     """
     clocks = [fact["clock"] for fact in facts]
     for name, fact in zip(names, facts, strict=True):
@@ -79,7 +79,7 @@ def compare(facts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
 
 
 def check_config(config: Mapping[str, Any]) -> str:
-    """Compares the resolved config with that of process 0.
+    """Compare the resolved config with that of process 0; return the summary line.
 
     Raises:
       UserError: names the process and the keys that differ.
@@ -106,10 +106,10 @@ def _flat(tree: Any, key: str = "config") -> Iterator[tuple[str, Any]]:
 
 
 def check_workdir(workdir: pathlib.Path) -> str:
-    """Has process 0 write a file that all others must see.
+    """Let process 0 write a file that all others must see; return the summary line.
 
     Raises:
-      UserError: process 0 cannot write, or a process does not see what it wrote.
+      UserError: process 0 cannot write, or a process does not see the file.
     """
     mark = workdir / f".seen-by-all-{distributed.broadcast('mark', uuid.uuid4().hex)}"
     if distributed.is_primary():
@@ -139,10 +139,12 @@ def check_workdir(workdir: pathlib.Path) -> str:
 
 
 def check_sum() -> str:
-    """Sums known numbers over all devices, and measures how fast.
+    """Sum known numbers over all devices and measure the bandwidth; return the summary line.
+
+    A sum that takes longer than `REDUCE_LIMIT` ends all processes.
 
     Raises:
-      UserError: names the process that got a wrong sum.  One whose sum does not come within `REDUCE_LIMIT` is ended.
+      UserError: names the process that got a wrong sum.
     """
     import jax
     import numpy as np
@@ -171,7 +173,7 @@ def check_sum() -> str:
     for name, answer in zip(distributed.names(), distributed.gather("sum is right", right), strict=True):
         if not answer:
             raise UserError(f"{name} got a wrong sum over all devices; take that machine out, its hardware is faulty")
-    sent = 2 * (count - 1) / count * size * 4  # bytes that each device sends in a ring, which is optimal
+    sent = 2 * (count - 1) / count * size * 4  # bytes that each device sends in a ring, the optimum
     return f"all-reduce of {size * 4 / 1e6:.0f} MB over {count} devices is right, {sent / seconds / 1e9:.2f} GB/s"
 
 

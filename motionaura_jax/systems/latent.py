@@ -16,7 +16,7 @@ from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.token_cache import TokenCache
 from motionaura_jax.diffusion.process import Latents
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
-from motionaura_jax.parallel.local import by_rows
+from motionaura_jax.parallel.mesh import by_rows
 from motionaura_jax.systems import loading
 from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.systems.diffusion_recipe import DiffusionRecipe

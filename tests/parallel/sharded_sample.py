@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from motionaura_jax.parallel.config import MeshConfig, parse
-from motionaura_jax.parallel.local import by_rows
-from motionaura_jax.parallel.mesh import make_mesh
+from motionaura_jax.parallel.mesh import by_rows, make_mesh
 from motionaura_jax.pipelines import base
 from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt

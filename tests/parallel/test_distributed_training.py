@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from motionaura_jax import train
-from motionaura_jax.parallel import wire
-from motionaura_jax.parallel.hub import free_port
+from motionaura_jax.parallel import distributed
 from motionaura_jax.training.monitoring.writers import read_metrics
 from motionaura_jax.weights import steps
 from tests.cluster import recipes
-from tests.processes import Forked
+from tests.processes import Forked, free_port
 
 DEVICES = 4  # of a run, whatever the number of its processes
 
@@ -119,7 +118,7 @@ def test_a_defect_in_one_process_ends_both_at_once_and_shows_its_traceback(root,
     began = time.monotonic()
     (own_status, traceback), (status, said) = Defective(root, recipes.toy(tmp_path), tmp_path / "run", 2).finish()
     assert time.monotonic() - began < 60  # JAX would wait for 300 s at the end of the interpreter
-    assert status == own_status == wire.FAILED
+    assert status == own_status == distributed.FAILED
     assert re.search(r"process 0 on \S+ failed: ZeroDivisionError: a defect", one_error(said))
     assert traceback.startswith("Traceback") and traceback.endswith("ZeroDivisionError: a defect\n")
 

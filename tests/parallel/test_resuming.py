@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from motionaura_jax.parallel.hub import free_port
-from tests.processes import Forked
+from tests.processes import Forked, free_port
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,14 @@
+"""One process of a run that only JAX's own service holds together: ADDRESS COUNT INDEX HEARTBEAT. It never ends by itself."""
+
+import sys
+import time
+
+import jax
+
+if __name__ == "__main__":
+    address, count, index, heartbeat = sys.argv[1], *map(int, sys.argv[2:])
+    jax.distributed.initialize(
+        address, count, index, heartbeat_timeout_seconds=heartbeat, cluster_detection_method="deactivate"
+    )
+    print("joined", flush=True)
+    time.sleep(600)

@@ -1,0 +1,203 @@
+"""Processes that meet and end together: members as threads whose ends are recorded and not carried out."""
+
+import queue
+import re
+import socket
+import threading
+import time
+
+import pytest
+
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.parallel.membership import AGAIN, FAILED, Member, Membership
+from tests.processes import free_port
+
+
+class Run:
+    """Members of one run; `ends` records how each would have ended its process."""
+
+    def __init__(self, count, *, start_timeout=5.0, heartbeat_timeout=5.0):
+        self.count, self.port = count, free_port()
+        self.timeouts = {"start_timeout": start_timeout, "heartbeat_timeout": heartbeat_timeout}
+        self.ends = {index: queue.Queue() for index in range(count)}
+        self.members = {}
+
+    def join(self, number, **changes):
+        me = Member(**{"index": number, "count": self.count, "host": f"n{number}", **changes})
+        address = f"localhost:{self.port}"
+        return Membership(address, me, **self.timeouts, end=lambda *end: self.ends[me.index].put(end))
+
+    def start(self):
+        self.members = together(self.join, range(self.count))
+        return self.members
+
+    def break_off(self, index):
+        """Closes all connections of a member, as its death does."""
+        self.members[index]._over.set()
+        for connection in list(self.members[index]._connections.values()):
+            connection.close()
+
+    def end(self, index):
+        return self.ends[index].get(timeout=10)
+
+
+def together(function, arguments):
+    """Calls `function` for all arguments at once, each in a thread; returns the results or raises the first error."""
+    results, errors = {}, []
+
+    def call(argument):
+        try:
+            results[argument] = function(argument)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=(argument,)) for argument in arguments]
+    [thread.start() for thread in threads]
+    [thread.join(20) for thread in threads]
+    if errors:
+        raise errors[0]
+    return [results[argument] for argument in arguments]
+
+
+def errors_of(run, *changes):
+    """Starts a member for each of `changes`, one after the other; returns the errors of all."""
+    errors = queue.Queue()
+
+    def join(change):
+        try:
+            run.join(change["index"], **change)
+        except UserError as error:
+            errors.put(str(error))
+
+    for change in changes:
+        threading.Thread(target=join, args=(change,), daemon=True).start()
+        time.sleep(0.1)
+    return [errors.get(timeout=10) for _ in changes]
+
+
+def test_members_know_each_other_and_part_without_an_end():
+    run = Run(3)
+    members = run.start()
+    for each in members:
+        assert [str(member) for member in each.members] == ["process 0 on n0", "process 1 on n1", "process 2 on n2"]
+    together(lambda index: members[index].close(), range(3))
+    time.sleep(0.3)
+    assert all(ends.empty() for ends in run.ends.values())
+
+
+def test_a_dead_process_ends_the_others_at_once_and_by_name():
+    run = Run(3, heartbeat_timeout=60)
+    run.start()
+    run.break_off(1)
+    for index in (0, 2):
+        status, message = run.end(index)
+        assert status == AGAIN and message.startswith("process 1 on n1 is gone: it was killed, crashed or lost")
+
+
+def test_a_silent_process_ends_the_others_within_the_heartbeat():
+    run = Run(3, heartbeat_timeout=1.0)
+    run.start()[1]._over.set()  # its beats stop, as on a machine that hangs
+    began = time.monotonic()
+    for index in (0, 2):
+        status, message = run.end(index)
+        assert status == AGAIN and "no sign of life for 1 s from process 1 on n1" in message
+    assert 0.5 < time.monotonic() - began < 4
+
+
+def test_a_dead_process_0_is_named():
+    run = Run(2)
+    run.start()
+    run.break_off(0)
+    status, message = run.end(1)
+    assert status == AGAIN and message.startswith("process 0 on n0 is gone")
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_an_error_on_one_process_ends_all_with_its_message(failing):
+    run = Run(3)
+    run.start()[failing].fail("data: no such folder")
+    for index in {0, 1, 2} - {failing}:
+        assert run.end(index) == (FAILED, f"process {failing} on n{failing} failed: data: no such folder")
+    assert run.ends[failing].empty()
+
+
+def test_every_process_knows_the_steps_of_the_others():
+    run = Run(3, heartbeat_timeout=0.5)
+    members = run.start()
+    assert set(members[1].steps().values()) == {-1}
+    for index, member in enumerate(members):
+        member.at_step(7 - index)
+    expected = {"process 0 on n0": 7, "process 1 on n1": 6, "process 2 on n2": 5}
+    until = time.monotonic() + 5
+    while any(member.steps() != expected for member in members):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 4}, "process 1 on n9 was started for 4 processes, process 0 for 3; .* the same --num_processes"),
+        ({}, "two processes have the number 1: on n1 and on n9; .* --process_id of its own"),
+    ],
+)
+def test_processes_that_disagree_are_refused(changes, message):
+    errors = errors_of(Run(3), {"index": 0}, {"index": 1}, {"index": 1, "host": "n9", **changes})
+    assert all(re.search(message, error) for error in errors)
+
+
+def test_a_missing_process_is_named():
+    run = Run(3, start_timeout=0.5)
+    for error in errors_of(run, {"index": 0}, {"index": 1}):
+        assert re.search(r"number 2 did not come within 0.5 s \(process 0 on n0; process 1 on n1 did\)", error)
+
+
+def test_a_coordinator_that_is_not_there_is_one_line():
+    run = Run(2, start_timeout=0.5)
+    with pytest.raises(UserError, match=r"no coordinator answers at localhost:\d+ .*--coordinator_address"):
+        run.join(1)
+
+
+def test_a_coordinator_that_speaks_something_else_is_one_line():
+    run = Run(2)
+
+    def answer(server):
+        sock, _ = server.accept()
+        with sock:
+            sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            sock.recv(100)
+
+    with socket.create_server(("localhost", run.port)) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        with pytest.raises(UserError, match="does not answer like process 0 of a run"):
+            run.join(1)
+
+
+def test_a_taken_port_is_one_line():
+    run = Run(2)
+    message = f"port {run.port} of this machine cannot be opened.*is another run using it"
+    with socket.create_server(("", run.port)), pytest.raises(UserError, match=message):
+        run.join(0)
+
+
+@pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"index": 3}\n', b"[1]\n"])
+def test_strangers_do_not_disturb(words):
+    run = Run(2)
+
+    def join(number):
+        if number == 1:  # once the stranger has been there
+            with connected(run.port) as stranger:
+                stranger.sendall(words)
+        return run.join(number)
+
+    assert [len(membership.members) for membership in together(join, range(2))] == [2, 2]
+
+
+def connected(port):
+    until = time.monotonic() + 5
+    while True:
+        try:
+            return socket.create_connection(("localhost", port))
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.02)
