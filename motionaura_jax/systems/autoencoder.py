@@ -1,7 +1,7 @@
 """The training that every video autoencoder needs: losses as lists, discriminators, evaluation.
 
 A system of its own kind subclasses `AutoencoderSystem` with three methods: `init_autoencoder`, `bind`, which makes a
-`VideoAutoencoder` of parameters, and `reconstruct`, its forward pass in training with the loss terms that are its own.
+`VideoAutoencoder` of parameters, and `forward`, its forward pass in training with the loss terms that are its own.
 """
 
 import abc
@@ -113,7 +113,7 @@ class AutoencoderRecipe(Recipe):
         return self.discriminators or (self.discriminator,) if self.loss.adversarial else ()
 
 
-class Reconstruction(NamedTuple):
+class ForwardPass(NamedTuple):
     """A forward pass in training.
 
     Attributes:
@@ -170,9 +170,9 @@ class AutoencoderSystem(System):
         """Return the hash of everything that gives latents their meaning; for arrays in host memory."""
 
     @abc.abstractmethod
-    def reconstruct(
+    def forward(
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
-    ) -> Reconstruction:
+    ) -> ForwardPass:
         """Run the forward pass of one training step; see `System.loss` for the arguments."""
 
     def aux(self, batch: Batch) -> PyTree:
@@ -219,7 +219,7 @@ class AutoencoderSystem(System):
     ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
         """Add up the losses of reconstruction, of the system itself, of features, and of the discriminators."""
         recipe, video = self.recipe, batch["video"]
-        output, losses, own, stats = self.reconstruct(params, extra, frozen, batch, key, step)
+        output, losses, own, stats = self.forward(params, extra, frozen, batch, key, step)
         terms = {name: loss(video, output) for name, loss in RECONSTRUCTION_LOSSES.items()}
         total = functools.reduce(jnp.add, (getattr(recipe.loss, name) * value for name, value in terms.items()))
         terms |= own

@@ -17,7 +17,7 @@ from motionaura_jax.models.autoencoders.geometry import Geometry
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.pipelines.decoding import decode_video
 from motionaura_jax.pipelines.reconstruct import reconstruct
-from motionaura_jax.systems.autoencoder import AutoencoderRecipe, AutoencoderSystem, Reconstruction
+from motionaura_jax.systems.autoencoder import AutoencoderRecipe, AutoencoderSystem, ForwardPass
 from motionaura_jax.training import optimizer, state, step
 from motionaura_jax.training.monitoring.flops import step_flops
 from tests.systems import tiny
@@ -80,11 +80,11 @@ class LinearSystem(AutoencoderSystem):
     def latent_space(self, params, extra):
         return f"linear {float(np.abs(params['autoencoder']['in']).sum()):.6f}"
 
-    def reconstruct(self, params, extra, frozen, batch, key, step):
+    def forward(self, params, extra, frozen, batch, key, step):
         model = self.bind(params, extra)
         latent = model.encode(batch["video"], key)
         divergence = jnp.square(latent.values).mean()
-        return Reconstruction(model.decode(latent), (1e-3 * divergence,), {"divergence": divergence}, {})
+        return ForwardPass(model.decode(latent), (1e-3 * divergence,), {"divergence": divergence}, {})
 
 
 def make(networks=None, **sections):
@@ -182,7 +182,7 @@ def test_every_player_trains_on_its_own_terms_alone():
     _, _, gradients = loss_of(system, params, 50)
 
     def plain(mine, others):
-        output = system.reconstruct({**others, **mine}, {}, {}, batch(), jax.random.key(1), 0).video
+        output = system.forward({**others, **mine}, {}, {}, batch(), jax.random.key(1), 0).video
         total = 0.0
         for name, one in zip(("discriminator", "discriminator_1"), system.recipe.discriminators, strict=True):
             judge = lambda video, name=name, one=one: discriminators.Discriminator(one).apply(  # noqa: E731
