@@ -1,7 +1,7 @@
 """The training that every video autoencoder needs: losses as lists, discriminators, evaluation.
 
-A system of its own kind subclasses `AutoencoderSystem` with three methods: `init_autoencoder`, `bind`, which makes a
-`VideoAutoencoder` of parameters, and `forward`, its forward pass in training with the loss terms that are its own.
+A system subclasses `AutoencoderSystem` with four methods: `init_autoencoder`; `bind`, which makes a `VideoAutoencoder` of
+parameters; `latent_space`, which hashes them; and `forward`, the pass in training with the loss terms of its own.
 """
 
 import abc
