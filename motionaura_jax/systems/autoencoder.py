@@ -220,6 +220,10 @@ class AutoencoderSystem(System):
         """Add up the losses of reconstruction, of the system itself, of features, and of the discriminators."""
         recipe, video = self.recipe, batch["video"]
         output, losses, own, stats = self.forward(params, extra, frozen, batch, key, step)
+        players = self._adversarial if self._adversarial.discriminators else None
+        if players:
+            active = step / recipe.train.steps >= recipe.loss.adversarial_start
+            output, adversarial, judged = players(params, video, output, active)
         terms = {name: loss(video, output) for name, loss in RECONSTRUCTION_LOSSES.items()}
         total = functools.reduce(jnp.add, (getattr(recipe.loss, name) * value for name, value in terms.items()))
         terms |= own
@@ -228,10 +232,8 @@ class AutoencoderSystem(System):
         for name, one in recipe.all_features().items():
             terms[name] = self._features[name].distance(frozen[name], video, output).mean()
             total += one.weight * terms[name]
-        if self._adversarial.discriminators:
-            active = step / recipe.train.steps >= recipe.loss.adversarial_start
-            adversarial, found = self._adversarial(params, video, output, active)
-            total, terms = total + adversarial, {**terms, **found}
+        if players:
+            total, terms = total + adversarial, {**terms, **judged}
         return total, (stats, terms)
 
     def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
