@@ -270,6 +270,7 @@ class AutoencoderSystem(System):
         features = autoencoder.features(padded)
         latent = autoencoder.bottleneck(features, size)
         continuous = autoencoder.bottleneck(features, size, quantized=False)
+        assert latent.values is not None and continuous.values is not None
         # Both decodes as one batch: the decoder is compiled once.
         values = jnp.concatenate([latent.values, continuous.values])
         aux = jax.tree.map(lambda x: jnp.concatenate([x, x]), aux)

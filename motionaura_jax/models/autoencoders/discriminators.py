@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -115,11 +116,11 @@ class AdversarialLoss:
         return fake, total, terms
 
     def _losses(self, params: Mapping[str, PyTree], fake: Array, real: Array) -> tuple[Array, dict[str, Array]]:
-        total, terms = jnp.zeros(()), {}
+        total, terms = jnp.zeros(()), dict[str, Array]()
         for index, (name, config) in enumerate(zip(self.names, self.discriminators, strict=True)):
             weights = constraints.gathered(params[name])
 
-            def judge(video: Array, weights: PyTree = weights, config: DiscriminatorConfig = config) -> Array:
+            def judge(video: Array, weights: PyTree = weights, config: DiscriminatorConfig = config) -> Any:
                 return Discriminator(config).apply({"params": weights}, video)
 
             generator = generator_loss(judge(fake, jax.lax.stop_gradient(weights)))

@@ -72,7 +72,7 @@ class MBQVAESystem(AutoencoderSystem):
         # Early in training the decoder may read continuous latents, so that codes can start from useful ones.
         quantized = step >= model.first_quantized_step(self.recipe.train.steps)
         values = jnp.where(quantized, code.values, quantizers.continuous_values(model, z))
-        output = crop(tokenizer.apply("decode", values), video.shape[1:4])  # type: ignore[arg-type]
+        output = crop(tokenizer.apply("decode", values), video.shape[1:4])
         losses = [quantized * quantizers.auxiliary_loss(model, code.losses, progress)]
         terms = dict(code.losses)
         if self.recipe.loss.mfi:
