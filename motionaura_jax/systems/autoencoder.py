@@ -204,10 +204,8 @@ class AutoencoderSystem(System):
         return {**params, **self._adversarial.init(discriminator_key, video)}, extra
 
     def param_groups(self) -> tuple[ParamGroup, ...]:
-        """Clip the discriminators apart from the autoencoder and keep them out of the average of the weights."""
-        if not self._adversarial.discriminators:
-            return ()
-        return (ParamGroup(pattern=r"^discriminator(_\d+)?/", clip="discriminator", averaged=False),)
+        """Clip each discriminator on its own and keep it out of the average of the weights."""
+        return tuple(ParamGroup(pattern=f"^{name}/", clip=name, averaged=False) for name in self._adversarial.names)
 
     def frozen(self) -> PyTree:
         """Load the networks of the feature losses."""
