@@ -63,17 +63,17 @@ def fitting_tile(size: Size, tile: Size | None = None) -> Size | None:
     return TILE if tile is None and math.prod(size) > WHOLE_PIXELS else tile
 
 
-def tile_cells(geometry: Geometry, tile: Size) -> dict[str, Size]:
-    """Return `tile` and `overlap` of tiled coding in latent cells, at least 2 and 1 along each axis."""
+def tile_cells(geometry: Geometry, tile: Size) -> tuple[Size, Size]:
+    """Return a tile and the overlap of tiles in latent cells, at least 2 and 1 along each axis."""
     cells = tuple(max(2, length // stride) for length, stride in zip(tile, geometry.strides, strict=True))
-    return {"tile": cells, "overlap": tuple(max(1, length // 4) for length in cells)}  # type: ignore[dict-item]
+    return cells, tuple(max(1, length // 4) for length in cells)  # type: ignore[return-value]
 
 
 def _decode_tiles(autoencoder: VideoAutoencoder, latent: Latent, tile: Size) -> Float[np.ndarray, "b t h w 3"]:
     values = _embed(autoencoder, latent.tokens) if latent.values is None else latent.values
     decode = functools.partial(_decode_values, autoencoder)
-    video = tiled_decode(autoencoder.geometry, decode, values, **tile_cells(autoencoder.geometry, tile))
-    return crop(video, latent.size)
+    cells, overlap = tile_cells(autoencoder.geometry, tile)
+    return crop(tiled_decode(autoencoder.geometry, decode, values, tile=cells, overlap=overlap), latent.size)
 
 
 @jax.jit

@@ -73,8 +73,8 @@ def _features(autoencoder: VideoAutoencoder, padded: np.ndarray, tile: Size | No
     encode = functools.partial(_encode_piece, autoencoder)
     if tile is None:
         return encode(jnp.asarray(padded))
-    geometry = autoencoder.geometry
-    return jnp.asarray(tiled_encode(geometry, encode, padded, **tile_cells(geometry, tile)))
+    cells, overlap = tile_cells(autoencoder.geometry, tile)
+    return jnp.asarray(tiled_encode(autoencoder.geometry, encode, padded, tile=cells, overlap=overlap))
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """The training that every video autoencoder needs: losses as lists, discriminators, evaluation.
 
-A system of its own kind subclasses `AutoencoderSystem` with three methods: `init_autoencoder`, `bind`, which makes a
-`VideoAutoencoder` of parameters, and `reconstruct`, its forward pass in training with the loss terms that are its own.
+A system subclasses `AutoencoderSystem` with four methods: `init_autoencoder`; `bind`, which makes a `VideoAutoencoder` of
+parameters; `latent_space`, which hashes them; and `forward`, the pass in training with the loss terms of its own.
 """
 
 import abc
@@ -115,7 +115,7 @@ class AutoencoderRecipe(Recipe):
         return self.discriminators or (self.discriminator,) if self.loss.adversarial else ()
 
 
-class Reconstruction(NamedTuple):
+class ForwardPass(NamedTuple):
     """A forward pass in training.
 
     Attributes:
@@ -173,9 +173,9 @@ class AutoencoderSystem(System):
         """Return the hash of everything that gives latents their meaning; for arrays in host memory."""
 
     @abc.abstractmethod
-    def reconstruct(
+    def forward(
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
-    ) -> Reconstruction:
+    ) -> ForwardPass:
         """Run the forward pass of one training step; see `System.loss` for the arguments."""
 
     def aux(self, batch: Batch) -> PyTree:
@@ -207,10 +207,8 @@ class AutoencoderSystem(System):
         return {**params, **self._adversarial.init(discriminator_key, video)}, extra
 
     def param_groups(self) -> tuple[ParamGroup, ...]:
-        """Clip the discriminators apart from the autoencoder and keep them out of the average of the weights."""
-        if not self._adversarial.discriminators:
-            return ()
-        return (ParamGroup(pattern=r"^discriminator(_\d+)?/", clip="discriminator", averaged=False),)
+        """Clip each discriminator on its own and keep it out of the average of the weights."""
+        return tuple(ParamGroup(pattern=f"^{name}/", clip=name, averaged=False) for name in self._adversarial.names)
 
     def frozen(self) -> PyTree:
         """Load the networks of the feature losses."""
@@ -222,7 +220,11 @@ class AutoencoderSystem(System):
     ) -> tuple[Float[Array, ""], tuple[PyTree, Mapping[str, Array]]]:
         """Add up the losses of reconstruction, of the system itself, of features, and of the discriminators."""
         recipe, video = self.recipe, batch["video"]
-        output, losses, own, stats = self.reconstruct(params, extra, frozen, batch, key, step)
+        output, losses, own, stats = self.forward(params, extra, frozen, batch, key, step)
+        players = self._adversarial if self._adversarial.discriminators else None
+        if players:
+            active = step / recipe.train.steps >= recipe.loss.adversarial_start
+            output, adversarial, judged = players(params, video, output, active)
         terms = {name: loss(video, output) for name, loss in RECONSTRUCTION_LOSSES.items()}
         total = functools.reduce(jnp.add, (getattr(recipe.loss, name) * value for name, value in terms.items()))
         terms |= own
@@ -231,10 +233,8 @@ class AutoencoderSystem(System):
         for name, one in recipe.all_features().items():
             terms[name] = self._features[name].distance(frozen[name], video, output).mean()
             total += one.weight * terms[name]
-        if self._adversarial.discriminators:
-            active = step / recipe.train.steps >= recipe.loss.adversarial_start
-            adversarial, found = self._adversarial(params, video, output, active)
-            total, terms = total + adversarial, {**terms, **found}
+        if players:
+            total, terms = total + adversarial, {**terms, **judged}
         return total, (stats, terms)
 
     def evaluate(self, params: PyTree, extra: PyTree, frozen: PyTree, batches: Iterable[Batch]) -> Evaluation:
@@ -271,6 +271,7 @@ class AutoencoderSystem(System):
         features = autoencoder.features(padded)
         latent = autoencoder.bottleneck(features, size)
         continuous = autoencoder.bottleneck(features, size, quantized=False)
+        assert latent.values is not None and continuous.values is not None
         # Both decodes as one batch: the decoder is compiled once.
         values = jnp.concatenate([latent.values, continuous.values])
         aux = jax.tree.map(lambda x: jnp.concatenate([x, x]), aux)

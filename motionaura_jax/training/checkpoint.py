@@ -18,7 +18,6 @@ from concurrent import futures
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -30,6 +29,7 @@ from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.recipe import CheckpointConfig
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import distributed, rules
+from motionaura_jax.training import groups
 from motionaura_jax.training.state import TrainState
 from motionaura_jax.weights import checksum, steps
 
@@ -199,13 +199,16 @@ class Checkpoints:
             new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # listed but absent: damaged
             if new_average:
                 wanted.pop("ema")
-            items = {name: steps.restore_item(folder, name, tree) for name, tree in wanted.items()}
+            forms = {name: self._form(folder, name, tree, abstract.params) for name, tree in wanted.items()}
+            items = {name: steps.restore_item(folder, name, tree) for name, tree in forms.items()}
         with _together():
             steps.verify(folder, meta, items)
         self._compare_data(step, meta)
         if new_average:
             logger.warning("step %d has no average of the weights; it starts from the parameters of that step", step)
-            items["ema"] = jax.tree.map(jnp.copy, items["params"])
+            items["ema"] = groups.fit({}, abstract.ema, items["params"])
+        for name in (name for name in forms if forms[name] is not wanted[name]):
+            items[name] = groups.fit(items[name], wanted[name], items["params"] if name == "ema" else None)
         rest = items["optimizer"]
         state = TrainState(
             step=rest["step"],
@@ -218,6 +221,12 @@ class Checkpoints:
         return state, Continuation(
             **{field.name: meta.get(field.name, ()) for field in dataclasses.fields(Continuation)}
         )
+
+    def _form(self, folder: epath.Path, name: str, wanted: PyTree, params: PyTree) -> PyTree:
+        """Return the abstract tree as which to read an item; optimizer state and average depend on parameter groups."""
+        if name not in ("optimizer", "ema"):
+            return wanted
+        return groups.readable(steps.stored_item(folder, name), wanted, params)
 
     def _compare_data(self, step: int, meta: Mapping[str, Any]) -> None:
         then, now = (origin.get("data") for origin in (meta.get("provenance", {}), self._provenance))

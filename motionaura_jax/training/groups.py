@@ -1,10 +1,15 @@
 """Parameter groups of a run: which parameters are frozen, trained at a scaled rate, clipped together, or not averaged."""
 
+import collections
 import dataclasses
+import itertools
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
@@ -13,6 +18,8 @@ from motionaura_jax.core.recipe import ParamGroup
 from motionaura_jax.core.trees import leaf_types, partition, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.systems.base import System
+
+logger = logging.getLogger(__name__)
 
 _REST = ParamGroup(pattern="")
 
@@ -84,3 +91,95 @@ def metrics(norms: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]
     if len(norms) < 2:
         return {}
     return {f"gradient_norm_{name or 'other'}": norm for name, norm in norms.items()}
+
+
+def readable(stored: PyTree, wanted: PyTree, params: PyTree) -> PyTree:
+    """Describe how to read an item of a checkpoint that was written under other groups; `fit` then converts it.
+
+    The checkpoint has no optimizer state and no average of parameters that were frozen, and more than this run needs of
+    those that are frozen now. Scales add a stage to the optimizer, which keeps no arrays.
+
+    Args:
+      stored: optimizer state or average as the checkpoint describes it.
+      wanted: the same for this run, abstract and with shardings.
+      params: all parameters of this run, abstract and with shardings.
+
+    Returns:
+      The tree to read, with shardings. It is `wanted` if the checkpoint has that form, or if groups do not explain why it
+      has another one.
+    """
+    owner = _owners(params)
+    found, own = (collections.defaultdict[str, set[str]](set) for _ in range(2))
+    for tree, names in ((stored, found), (wanted, own)):
+        for name in leaf_types(tree):
+            names[owner(name)].add(name.removesuffix(owner(name)))
+    differing = {name for name in found.keys() | own.keys() if found[name] != own[name]}
+    same_stages = len(stored.get("opt_state", ())) == len(wanted.get("opt_state", ()))
+    if (same_stages and not differing) or "" in differing or any(found[name] and own[name] for name in differing):
+        return wanted
+    known, parameters = _by_name(wanted), _by_name(params)
+
+    def describe(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = path_name(path)
+        if name in known:
+            return known[name]
+        parameter = parameters[owner(name)]
+        # A statistic of another shape, such as a sum over rows, is small: replicate it like the step.
+        alike = parameter if parameter.shape == tuple(leaf.shape) else wanted["step"]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=alike.sharding)
+
+    return jax.tree_util.tree_map_with_path(describe, _in_order(stored, wanted))
+
+
+def fit(read: PyTree, wanted: PyTree, params: PyTree | None = None) -> PyTree:
+    """Convert an item that was read as `readable` says to the form `wanted`.
+
+    Args:
+      params: values at which missing leaves of an average start; without it they start at 0, as optimizer state does.
+    """
+    known, values = _by_name(read), {} if params is None else _by_name(params)
+    needed = leaf_types(wanted).keys()
+    dropped, fresh = len(known.keys() - needed), len(needed - known.keys())
+    if read and (dropped or fresh):
+        logger.warning(
+            "the checkpoint was written with other parameter groups: dropped %d arrays of %s of frozen parameters, "
+            "initialized %d of parameters that train now",
+            *(dropped, "optimizer state" if params is None else "averages", fresh),
+        )
+
+    def leaf(path: tuple, kind: Any) -> Array:
+        name = path_name(path)
+        if name in known:
+            return known[name]
+        return jnp.copy(values[name]) if name in values else jnp.zeros(kind.shape, kind.dtype, device=kind.sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, wanted)
+
+
+def _in_order(stored: PyTree, wanted: PyTree) -> PyTree:
+    """Turn dicts of a stored tree into the named tuples of `wanted`: checksums depend on the order of their fields."""
+    if isinstance(stored, Mapping):
+        fields = getattr(wanted, "_fields", None)
+        if fields and set(fields) == stored.keys():
+            return type(wanted)(*(_in_order(stored[name], getattr(wanted, name)) for name in fields))
+        inner = wanted if isinstance(wanted, Mapping) else {}
+        return {key: _in_order(value, inner.get(key)) for key, value in stored.items()}
+    if isinstance(stored, list):
+        return [_in_order(*pair) for pair in itertools.zip_longest(stored, list(wanted or ())[: len(stored)])]
+    return stored
+
+
+def _by_name(tree: PyTree) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _owners(params: PyTree) -> Callable[[str], str]:
+    """Return a function from the name of a leaf of optimizer state to that of its parameter, "" if it has none."""
+    names = leaf_types(params).keys()
+
+    def owner(name: str) -> str:
+        parts = name.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((end for end in ends if end in names), "")
+
+    return owner

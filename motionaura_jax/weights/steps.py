@@ -18,7 +18,7 @@ from packaging.version import Version
 
 from motionaura_jax import __version__
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.trees import leaf_types
+from motionaura_jax.core.trees import leaf_types, merge, partition
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights.checksum import checksum
 
@@ -116,7 +116,7 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
 
 
 def read_weights(step: epath.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
-    """Reads the weights for inference, averaged where the run kept an average.
+    """Read the weights for inference: averaged values where the run kept an average, plain values elsewhere.
 
     Args:
       step: folder from `read_meta`.
@@ -126,10 +126,31 @@ def read_weights(step: epath.Path, params: PyTree, extra: PyTree) -> tuple[PyTre
       UserError: the checkpoint belongs to another architecture.
       Damaged: it cannot be read.
     """
-    name = "ema" if (step / "ema").is_dir() else "params"
     # As NumPy arrays, each process reads all of it, wherever the arrays lay in the run that wrote them.
     params, extra = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), (params, extra))
-    return read_item(step, name, params), read_item(step, "extra", {"extra": extra})["extra"]
+    extra = read_item(step, "extra", {"extra": extra})["extra"]
+    if not (step / "ema").is_dir():
+        return read_item(step, "params", params), extra
+    # The average lacks parameters that were frozen or that their group excludes; inference uses their plain values.
+    averaged, rest = partition(params, leaf_types(stored_item(step, "ema")).__contains__)
+    if not jax.tree.leaves(rest):
+        return read_item(step, "ema", params), extra
+    return merge(read_item(step, "params", params), read_item(step, "ema", averaged)), extra
+
+
+def stored_item(step: epath.Path, name: str) -> PyTree:
+    """Return one item as the checkpoint describes it: nested dicts and lists of shapes and dtypes.
+
+    Raises:
+      Damaged: its description cannot be read.
+    """
+    with _reading(step), _alone() as checkpointer:
+        metadata = checkpointer.metadata(step / name).item_metadata
+        tree = getattr(metadata, "tree", metadata)
+        if not jax.tree.leaves(tree):
+            # orbax takes a folder without a description for an empty tree.
+            raise ValueError(f"{name} has no readable list of its arrays")
+        return tree
 
 
 def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
@@ -154,10 +175,7 @@ def restore_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
       UserError: the checkpoint belongs to another architecture.
       Damaged: it cannot be read.
     """
-    index = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
-    reader = ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone)
-    with _reading(step), reader as checkpointer:
+    with _reading(step), _alone() as checkpointer:
         metadata = checkpointer.metadata(step / name).item_metadata
         stored = leaf_types(getattr(metadata, "tree", metadata))
         wanted = leaf_types(abstract)
@@ -186,6 +204,13 @@ def verify(step: epath.Path, meta: Mapping[str, Any], items: Mapping[str, PyTree
         for name, found in sums.items():
             if found != meta.get("checksums", {}).get(name, found):
                 raise ValueError(f"{name} is not what was saved: its checksum is another one")
+
+
+def _alone() -> ocp.Checkpointer:
+    """Open a reader that waits for no other process."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone)
 
 
 @contextlib.contextmanager

@@ -188,10 +188,10 @@ def test_ranks_that_are_no_low_rank_and_unknown_targets_are_refused():
         LoraConfig(rank=8, targets=(), mlp=False)
 
 
-def test_trees_are_parted_by_name_and_joined_again():
+def test_trees_are_partitioned_by_name_and_merged_again():
     tree = {"a": {"lora_up": 1, "b": 2}, "empty": {}, "c": {"lora_down": 3}}
     chosen, rest = partition(tree, "lora_(up|down)$")
     assert chosen == {"a": {"lora_up": 1}, "c": {"lora_down": 3}}
     assert rest == {"a": {"b": 2}, "empty": {}}
-    assert merge(rest, chosen) == tree and partition(tree, "") == (tree, {})
+    assert merge(rest, chosen) == tree and partition(tree, lambda name: name == "a/b")[0] == {"a": {"b": 2}}
     assert merge(tree, {"a": {"b": 5}}) == {**tree, "a": {"lora_up": 1, "b": 5}}

@@ -9,12 +9,16 @@ import pytest
 
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import CheckpointConfig
 from motionaura_jax.models.autoencoders.masking import mask_video
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.features.perceptual import FeatureNetwork
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.parallel.mesh import make_mesh
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
-from motionaura_jax.training import optimizer, state, step
+from motionaura_jax.training import checkpoint, optimizer, state, step
+from motionaura_jax.weights.load import load_tokenizer
 from tests.systems import tiny
 
 MODEL = {
@@ -52,7 +56,7 @@ def network_of(system, params, method):
 
 def begin(system):
     """The first state of a run and its step."""
-    optimize = optimizer.build(system.recipe.optimizer, 100)
+    optimize = optimizer.build(system.recipe.optimizer, 100, system.param_groups())
     return jax.jit(lambda: state.create(system, optimize, 0))(), step.make_train_step(system, optimize)
 
 
@@ -194,6 +198,28 @@ def test_the_adversarial_players_do_not_train_each_other():
         lambda a, b: jnp.abs(a - b).max(), late["tokenizer"]["network"], alone["tokenizer"]["network"]
     )
     assert max(jax.tree.leaves(differs["decoder"])) > 0
+
+
+def test_an_adversarial_run_of_before_resumes_and_opens(monkeypatch, tmp_path):
+    """Its average of the weights holds the discriminator, whose name is still the same."""
+    system = make(loss={"adversarial": 0.1}, discriminator={"channels": [8]}, model=FLAT)
+    with monkeypatch.context() as before:
+        before.setattr(MBQVAESystem, "param_groups", lambda self: ())
+        current, _ = begin(system)
+        store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), config.to_dict(system.recipe))
+        store.save(current, checkpoint.Beside())
+        store.close()
+        assert set(current.ema) == {"tokenizer", "discriminator"}
+    store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), config.to_dict(system.recipe))
+    optimize = optimizer.build(system.recipe.optimizer, 100, system.param_groups())
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        restored, _ = store.restore(state.abstract(system, optimize, jax.sharding.get_mesh()))
+    store.close()
+    assert set(restored.ema) == {"tokenizer"}
+    jax.tree.map(np.testing.assert_array_equal, restored.params, current.params)
+    jax.tree.map(np.testing.assert_array_equal, restored.ema["tokenizer"], current.ema["tokenizer"])
+    tokenizer, _ = load_tokenizer(tmp_path)
+    assert tokenizer.latent_space == system.autoencoder(jax.device_get(current.params), current.extra).latent_space
 
 
 def test_the_perceptual_loss_compares_features_of_the_network_it_is_given():

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.recipe import OptimizerConfig, ParamGroup
+from motionaura_jax.core.recipe import CheckpointConfig, OptimizerConfig, ParamGroup
 from motionaura_jax.core.trees import leaf_types, merge, partition
-from motionaura_jax.training import optimizer, state, step
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.parallel.mesh import make_mesh
+from motionaura_jax.training import checkpoint, optimizer, state, step
+from motionaura_jax.weights import steps as weights
 from tests.training.toy import ToyRecipe, ToySystem
 
 DATA = {"batch_size": 8, "height": 4, "width": 4, "num_frames": 2}
@@ -223,3 +226,68 @@ def test_counts_tell_trained_from_frozen_parameters():
     big["matrix"] = jax.ShapeDtypeStruct((11900, 1000), jnp.float32)
     assert state.parameter_counts(system, big) == "12.30 M parameters, 0.40 M of them trained"
     assert state.parameter_counts(make(), big) == "12.30 M parameters"
+
+
+def save(system, folder):
+    """Train two steps and save them."""
+    current, _ = run(system, 2)
+    store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
+    store.save(current, checkpoint.Beside())
+    store.close()
+    return current
+
+
+def restored(folder, system):
+    store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
+    optimize = optimizer.build(system.recipe.optimizer, system.recipe.train.steps, system.param_groups())
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        current, _ = store.restore(state.abstract(system, optimize, jax.sharding.get_mesh()))
+    store.close()
+    return current
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_a_checkpoint_with_state_of_frozen_parameters_resumes(name, tmp_path, caplog):
+    whole = make(optimizer={"name": name})
+    before = save(whole, tmp_path)
+    frozen = make({"pattern": "^matrix", "scale": 0}, optimizer={"name": name})
+    after = restored(tmp_path, frozen)
+    assert jax.tree.structure(after) == jax.tree.structure(start(frozen)[0])
+    assert_same(after.params, before.params)
+    assert_same(after.ema, {"color": before.ema["color"]})
+    known = dict(jax.tree_util.tree_leaves_with_path(before.opt_state))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after.opt_state):
+        np.testing.assert_array_equal(leaf, known[path])
+    lines = [line for line in (record.getMessage() for record in caplog.records) if "parameter groups" in line]
+    assert len(lines) == 2 and all("of frozen parameters, initialized 0 of" in line for line in lines)
+
+
+def test_a_frozen_parameter_that_trains_again_starts_without_moments(tmp_path):
+    before = save(make({"pattern": "^matrix", "scale": 0}), tmp_path)
+    after = restored(tmp_path, make())
+    assert_same(after.ema, {"color": before.ema["color"], "matrix": before.params["matrix"]})
+    adam = after.opt_state[1][0]
+    assert not adam.mu["matrix"].any() and int(adam.count) == 2
+    assert_same(adam.nu["color"], before.opt_state[1][0].nu["color"])
+
+
+@pytest.mark.parametrize("group", [{"pattern": "^matrix", "clip": "own"}, {"pattern": "^matrix", "scale": 0.5}])
+def test_clipping_and_scales_may_change_between_starts(group, tmp_path):
+    before = save(make(), tmp_path)
+    after = restored(tmp_path, make(group))
+    assert_same(jax.tree.leaves(after), jax.tree.leaves(before))
+    assert_same(jax.tree.leaves(restored(tmp_path, make())), jax.tree.leaves(before))
+
+
+def test_another_optimizer_is_still_refused(tmp_path):
+    save(make(), tmp_path)
+    with pytest.raises(UserError, match="another architecture: optimizer/"):
+        restored(tmp_path, make({"pattern": "^matrix", "scale": 0}, optimizer={"name": "adafactor"}))
+
+
+def test_inference_reads_plain_values_of_parameters_without_an_average(tmp_path):
+    current = save(make({"pattern": "^matrix", "averaged": False}), tmp_path)
+    folder, meta = weights.read_meta(tmp_path)
+    assert meta["weights"] == "averaged"
+    params, _ = weights.read_weights(folder, current.params, current.extra)
+    assert_same(params, jax.device_get(current.inference_params))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -93,11 +94,14 @@ class AdversarialLoss:
         real: Float[Array, "b t h w 3"],
         fake: Float[Array, "b t h w 3"],
         active: Bool[Array, ""],
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Return the losses of all players as one scalar, and each term for the log.
+    ) -> tuple[Float[Array, "b t h w 3"], Float[Array, ""], dict[str, Array]]:
+        """Play one step.
 
         Every term trains its own player alone: a discriminator's terms train its parameters in `params`, the generator
         terms those behind `fake`.  Unless `active`, nothing is computed: loss, terms and gradients are 0.
+
+        Returns:
+          `fake` for all other losses, the losses of all players as one scalar, and each term for the log.
         """
         inputs = {name: params[name] for name in self.names}, fake
 
@@ -111,14 +115,15 @@ class AdversarialLoss:
         # The branch returns the gradients itself.  Differentiating the `cond` would instead carry all activations of
         # the discriminators out of it, as zeros before the start.
         total, terms, gradients = jax.lax.cond(active, on, off, *jax.lax.stop_gradient((*inputs, real)))
-        return _with_gradients(inputs, total, gradients), terms
+        fake, total = _with_gradients(inputs, total, gradients, active)
+        return fake, total, terms
 
     def _losses(self, params: Mapping[str, PyTree], fake: Array, real: Array) -> tuple[Array, dict[str, Array]]:
-        total, terms = jnp.zeros(()), {}
+        total, terms = jnp.zeros(()), dict[str, Array]()
         for index, (name, config) in enumerate(zip(self.names, self.discriminators, strict=True)):
             weights = constraints.gathered(params[name])
 
-            def judge(video: Array, weights: PyTree = weights, config: DiscriminatorConfig = config) -> Array:
+            def judge(video: Array, weights: PyTree = weights, config: DiscriminatorConfig = config) -> Any:
                 return Discriminator(config).apply({"params": weights}, video)
 
             generator = generator_loss(judge(fake, jax.lax.stop_gradient(weights)))
@@ -133,16 +138,31 @@ class AdversarialLoss:
 
 
 @jax.custom_vjp
-def _with_gradients(inputs: PyTree, value: Array, gradients: PyTree) -> Array:
-    """Return `value`, with `gradients` as its derivatives with respect to `inputs`."""
-    return value
+def _with_gradients(
+    inputs: tuple[PyTree, Array], total: Array, gradients: tuple[PyTree, Array], active: Array
+) -> tuple[Array, Array]:
+    """Return `fake` of `inputs` (params, fake), and `total` with `gradients` as its derivatives by `inputs`."""
+    return inputs[1], total
 
 
-def _backward(gradients: PyTree, cotangent: Array) -> tuple[PyTree, None, None]:
-    return jax.tree.map(lambda gradient: cotangent * gradient, gradients), None, None
+def _forward(inputs: PyTree, total: Array, gradients: PyTree, active: Array) -> tuple[tuple[Array, Array], PyTree]:
+    return (inputs[1], total), (gradients, active)
 
 
-_with_gradients.defvjp(lambda inputs, value, gradients: (value, gradients), _backward)
+def _backward(saved: PyTree, cotangents: tuple[Array, Array]) -> tuple[PyTree, None, None, None]:
+    gradients, active = saved
+    others, scale = cotangents
+
+    def added(others: Array) -> tuple[PyTree, Array]:
+        of_params, of_fake = jax.tree.map(lambda gradient: scale * gradient, gradients)
+        return of_params, others + of_fake
+
+    # Before the start the gradient of the other losses passes untouched.  Adding zeros to it would change how the
+    # compiler fuses it and so its last bit; then a run would differ from one without discriminators.
+    return jax.lax.cond(active, added, lambda others: (gradients[0], others), others), None, None, None
+
+
+_with_gradients.defvjp(_forward, _backward)
 
 
 def _numbered(name: str, index: int) -> str:

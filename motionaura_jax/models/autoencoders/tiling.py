@@ -26,7 +26,7 @@ def pad(geometry: Geometry, video: Video) -> tuple[Video, Size]:
       (padded video, size to `crop` back to).
     """
     size = (video.shape[1], video.shape[2], video.shape[3])
-    missing = [(0, new - old) for new, old in zip(geometry.padded_size(size), size, strict=True)]
+    missing: list[tuple[int, int]] = [(0, new - old) for new, old in zip(geometry.padded_size(size), size, strict=True)]
     if not any(after for _, after in missing):
         return video, size
     widths = [(0, 0), *missing, (0, 0)]

@@ -18,7 +18,7 @@ from motionaura_jax.models.autoencoders.tiling import crop, pad
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.parallel import constraints
 from motionaura_jax.parallel.mesh import batch_shards
-from motionaura_jax.systems.autoencoder import AutoencoderSystem, Reconstruction
+from motionaura_jax.systems.autoencoder import AutoencoderSystem, ForwardPass
 from motionaura_jax.systems.base import Batch
 from motionaura_jax.systems.mbq_vae.recipe import MBQVAERecipe
 
@@ -69,9 +69,9 @@ class MBQVAESystem(AutoencoderSystem):
         quantizer, extra = codebook.set_codebook(model, params["tokenizer"]["quantizer"], extra, codes)
         return _with_quantizer(params, quantizer), extra
 
-    def reconstruct(
+    def forward(
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
-    ) -> Reconstruction:
+    ) -> ForwardPass:
         """Reconstruct V from a masked V; the own losses are L_codebook + beta L_commit and mfi L_MFI of Eq. 1."""
         model, tokenizer, video = self.recipe.model, self.bind(params, extra), batch["video"]
         progress = step / self.recipe.train.steps
@@ -81,14 +81,14 @@ class MBQVAESystem(AutoencoderSystem):
         # Early in training the decoder may read continuous latents, so that codes can start from useful ones.
         quantized = step >= model.first_quantized_step(self.recipe.train.steps)
         values = jnp.where(quantized, code.values, quantizers.continuous_values(model, z))
-        output = crop(tokenizer.apply("decode", values), video.shape[1:4])  # type: ignore[arg-type]
+        output = crop(tokenizer.apply("decode", values), video.shape[1:4])
         losses = [quantized * quantizers.auxiliary_loss(model, code.losses, progress)]
         terms = dict(code.losses)
         if self.recipe.loss.mfi:
             logits = tokenizer.apply("mfi_logits", z, video.shape[1])
             terms["mfi"] = masked_frame_index_loss(logits, index).mean()
             losses.append(self.recipe.loss.mfi * terms["mfi"])
-        return Reconstruction(output, tuple(losses), terms, code.stats)
+        return ForwardPass(output, tuple(losses), terms, code.stats)
 
     def advance(
         self, params: PyTree, extra: PyTree, stats: PyTree, key: Key[Array, ""], step: Int[Array, ""]
