@@ -1,4 +1,4 @@
-"""Folders such as the hub has them, small and without torch: weights drawn at random, a tokenizer trained on a few words."""
+"""Small published folders, written without torch: a T5 with random weights, a tokenizer of a few words."""
 
 import json
 from pathlib import Path

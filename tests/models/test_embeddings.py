@@ -1,4 +1,4 @@
-"""Rotary embedding: only differences of positions matter, whatever the grid."""
+"""Rotary embedding: products depend on differences of positions alone, on every grid."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Adapters: the formula in float64, where they start, the folded form, and what they merge into without an activation."""
+"""Adapters: the formula in float64, initial values, the folded form, and merging without an activation."""
 
 import functools
 
@@ -83,7 +83,7 @@ def test_the_adapter_of_the_mlp_reads_its_output():
 @pytest.mark.parametrize("size", GRIDS)
 @pytest.mark.parametrize("kind", spectral.FOLDED_KINDS)
 def test_folded_layers_are_equal(kind, size):
-    """Values and gradients of everything, adapters included; rows of folded layers come in `paired_order`."""
+    """Return values and all gradients, adapters included; rows of folded layers are in `paired_order`."""
     grid, width, learned = GRIDS[size], 9 if size == "odd" else 12, kind == "filter"
     names, common = ("q", "k", "v"), {"dtype": F32, "lora": WHOLE}
     direct = (
@@ -150,7 +150,7 @@ def test_a_fresh_adapter_changes_no_bit_and_is_drawn_like_the_frozen_weights():
 
 
 def merged(params):
-    """The weights without adapters that compute the same, if nothing stands between the two maps of each."""
+    """Return weights without adapters that compute the same, for adapters without an activation."""
     if not isinstance(params, dict):
         return params
     lora = {name: np.asarray(value) for name, value in params.items() if "lora_" in name}
@@ -168,7 +168,7 @@ def merged(params):
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_linear_adapters_merge_into_the_weights(folded):
-    """Of the whole network, plain and folded: what else than the formula could be wrong shows here."""
+    """Compare whole networks, plain and folded: errors outside of the formula show here."""
     lora = LoraConfig(rank=3, targets=("q", "k", "v", "o"), activation="none")
     config = preset("tiny", **SMALL, lora=lora)
     _, params, inputs = network(config)

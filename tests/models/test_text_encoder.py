@@ -1,4 +1,4 @@
-"""Text: words and ids, what is cut and what is unknown, and the encoder against T5 written out in numpy."""
+"""Word tokenizer: ids, cut text, unknown words.  T5 encoder against a version in numpy."""
 
 import jax
 import jax.numpy as jnp

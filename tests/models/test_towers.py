@@ -1,4 +1,4 @@
-"""Published encoders against transformers' torch modules, on random weights and in the files that those write."""
+"""Published encoders against the torch modules of transformers, with random weights in files that those modules write."""
 
 import json
 
@@ -24,9 +24,9 @@ def torch():
 
 
 def randomize(model, torch):
-    """Moves norms and biases away from ones and zeros, so that a part left out shows, and kernels a little.
+    """Move norms and biases away from ones and zeros, so that a missing part shows, and kernels a little.
 
-    Kernels keep their scale: with larger ones, softmax picks one position and rounding decides which.
+    Kernels keep their scale: with larger ones softmax would pick one position, and rounding would decide which.
     """
     torch.manual_seed(0)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_the_embedding_may_have_its_other_name(tmp_path, torch):
 
 
 def compare_vision(folder, torch, kind, model, reference, size):
-    """Compares tokens, pooled and projected features of pictures in the files of `model`."""
+    """Compare tokens, pooled and projected features of pictures in the files of `model`."""
     randomize(model, torch).save_pretrained(folder)
     pixels = np.random.default_rng(5).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
     expected = reference(torch.from_numpy(np.moveaxis(pixels, -1, 1).copy()))

@@ -20,7 +20,7 @@ def draw(shape, seed=0):
 
 
 def windows(x, window, strides, temporal):
-    """Returns float64 windows (b t h w c kt kh kw) of the padded video at every stride."""
+    """Return float64 windows (b t h w c kt kh kw) of the padded video at every stride."""
     kt, kh, kw = window
     times = {"replicate": ((kt - 1) // 2, kt // 2), "causal": (kt - 1, 0), "valid": (0, 0)}[temporal]
     x = np.pad(x, ((0, 0), times, (0, 0), (0, 0), (0, 0)), mode="edge")
@@ -34,7 +34,7 @@ def reference(x, kernel, strides, temporal):
 
 
 def reference_gradients(x, kernel, grad, strides, temporal):
-    """Returns both gradients; the operation is linear in x, so its adjoint is read off the unit videos."""
+    """Return both gradients; the operation is linear in x, so its adjoint is read off the unit videos."""
     units = np.eye(x[:1].size).reshape(-1, *x.shape[1:])
     responses = reference(units, kernel, strides, temporal)
     grad_x = np.einsum("nthwo,bthwo->bn", responses, grad).reshape(x.shape)

@@ -22,7 +22,7 @@ def draw(shape, seed=0):
 
 
 def windows(x, window, temporal):
-    """Returns float64 windows (b t h w c kt kh kw) of the padded video."""
+    """Return float64 windows (b t h w c kt kh kw) of the padded video."""
     kt, kh, kw = window
     times = {"replicate": ((kt - 1) // 2, kt // 2), "causal": (kt - 1, 0), "valid": (0, 0)}[temporal]
     x = np.pad(x, ((0, 0), times, (0, 0), (0, 0), (0, 0)), mode="edge")
@@ -35,7 +35,7 @@ def reference(x, kernel, temporal):
 
 
 def reference_gradients(x, kernel, grad, temporal):
-    """Returns both gradients; the operation is linear in x, so its adjoint is read off the unit videos."""
+    """Return both gradients; the operation is linear in x, so its adjoint is read off the unit videos."""
     units = np.eye(x[:1].size).reshape(-1, *x.shape[1:])
     responses = reference(units, kernel, temporal)
     grad_x = np.einsum("nthwc,bthwc->bn", responses, grad).reshape(x.shape)
@@ -76,7 +76,7 @@ def test_any_shape_and_window(shape, window, temporal):
 
 @pytest.mark.parametrize("shape", [(1, 4, 6, 6, 16), (1, 8, 32, 32, 128)])
 def test_matches_the_library_call(shape):
-    """A gradient of the kernel sums as many products as the video has positions: its tolerance is that of their size."""
+    """The gradient of the kernel sums one product per position of the video, so its tolerance is relative to their size."""
     x, kernel = draw(shape), draw((*WINDOW, shape[-1]), 1)
     arguments = [jnp.asarray(value, jnp.float32) for value in (x, kernel, draw(x.shape, 2))]
     library = value_and_gradients(*arguments, impl="lax")

@@ -1,4 +1,4 @@
-"""With the batch split over devices the kernels move no activations: only kernel gradients are summed."""
+"""Kernels with the batch split over devices: no activation moves, only kernel gradients are summed."""
 
 import json
 import os

@@ -16,7 +16,7 @@ def reference(z, codebook):
 
 
 def draw(count, size, dim, seed=0):
-    """Returns small integers: every distance is exact, and many are equal."""
+    """Return small integers: every distance is exact, and many are equal."""
     random = np.random.default_rng(seed)
     return random.integers(-2, 3, (count, dim)).astype(float), random.integers(-2, 3, (size, dim)).astype(float)
 

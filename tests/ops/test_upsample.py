@@ -18,7 +18,7 @@ def draw(shape, seed=0):
 
 
 def scatter(x, kernel, grad):
-    """Returns output and both gradients of the definition, one product at a time."""
+    """Return output and both gradients of the definition, one product at a time."""
     _, _, height, width, _ = x.shape
     y, grad_x, grad_kernel = np.zeros(grad.shape), np.zeros(x.shape), np.zeros(kernel.shape)
     for h, w, j, k in np.ndindex(height, width, 4, 4):

@@ -1,4 +1,4 @@
-"""The measured attributes of rendered scenes are those that were drawn, also after compression, blur and noise."""
+"""Measured attributes of rendered scenes equal the true ones, also after compression, blur and noise."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Scenes: what is drawn, what the captions say, what the split holds out, and how a set is written."""
+"""Scenes: pixels, captions, held-out combinations, and data sets on disk."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Opening published encoders: what is not one of ours is one line, and nothing is half loaded."""
+"""Opening published encoders: other models are an error of one line, and nothing is half loaded."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tokenizers of published encoders: the ids that the transformers library gives, limits, and files that are none."""
+"""Tokenizers of published encoders: ids of the transformers library, limits, and bad files."""
 
 import json
 import random
