@@ -105,7 +105,7 @@ def _start(system: "System", workdir: pathlib.Path, override: bool, goodput: "Go
 
     # ---------------------------------------------------------------- Config and data
     saved = workdirs.open_workdir(workdir, recipe, override=override)
-    clips = data.TrainingData(recipe, workdir, *meshes.batch_parts(mesh))
+    clips = data.TrainingData(recipe, workdir, *meshes.batch_parts(mesh), fields=system.fields)
     logger.info("%s", clips.describe())
 
     # ---------------------------------------------------------------- State

@@ -18,6 +18,7 @@ from motionaura_jax.core import config
 from motionaura_jax.core import recipe as recipes
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.types import PyTree
+from motionaura_jax.data.fields import Field
 
 Batch = Mapping[str, Any]
 """Arrays with the global batch leading: `video` (b t h w 3) in [-1, 1], `fps` (b,), `sample` (b,) row in the step."""
@@ -49,6 +50,11 @@ class System(abc.ABC):
 
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
+
+    @property
+    def fields(self) -> tuple[str | Field, ...]:
+        """Fields of a clip that training batches hold, by name or declared (see `data.fields`); nothing else is read."""
+        return ("video", "fps", "caption")
 
     @classmethod
     def planned(cls, values: Mapping[str, Any]) -> Self:

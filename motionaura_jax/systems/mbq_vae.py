@@ -89,6 +89,7 @@ class MBQVAESystem(System):
     """
 
     Recipe = MBQVAERecipe
+    fields = ("video",)
 
     def __init__(self, recipe: MBQVAERecipe, *, perceptual: FeatureNetwork = squeezenet.NETWORK):
         super().__init__(recipe)

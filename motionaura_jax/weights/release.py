@@ -41,6 +41,7 @@ PLACES = (
     "checkpoint.folder",
     "text.tower",
     "text.cache",
+    "latent_cache",
     "loss.perceptual_weights",
 )  # recipe keys that may say where something lay during the training
 TEXT_ENCODER = "text_encoder"  # folder of a published text encoder, where `text.tower` has this value

@@ -135,6 +135,8 @@ class TextToVideoRecipe(Recipe):
       tokenizer: workdir, step folder or release folder of the trained tokenizer; with `init_from` that of the model there,
         unless one is named.
       latent_space: hash of that tokenizer; the system fills it in, and from then on refuses another one.
+      latent_cache: folder that `motionaura encode --checkpoint` wrote with that tokenizer; training reads the tokens there
+        and decodes no video.
       token_cache: clips whose tokens are kept in host memory, so that each is tokenized once.  For short clips that come
         back whole; 0 tokenizes within the step.
       model: the denoiser; the tokenizer decides its `vocab_size`.
@@ -152,6 +154,7 @@ class TextToVideoRecipe(Recipe):
 
     tokenizer: str = ""
     latent_space: str = ""
+    latent_cache: str = ""
     token_cache: Natural = 0
     model: SpectralTransformerConfig = field(default_factory=lambda: preset("tiny"))
     text: TextConfig = field(default_factory=TextConfig)

@@ -16,8 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.trees import joined, parted
 from motionaura_jax.core.types import Cond, Latent, PyTree
+from motionaura_jax.data.array_cache import MemoryCache, clip_content, recall
+from motionaura_jax.data.fields import Field
 from motionaura_jax.data.frames import to_uint8
-from motionaura_jax.data.token_cache import TokenCache
+from motionaura_jax.data.latents import CachedTokens
 from motionaura_jax.diffusion import samplers
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.likelihood import nelbo
@@ -58,7 +60,7 @@ class TextToVideoSystem(System):
         self.text = text or make_conditioner(self.recipe)
         self.process = make_process(self.recipe)
         self._nelbo = jax.jit(self._held_out_bound)
-        self._known = TokenCache(lambda videos: self._encode(videos), self.recipe.token_cache)
+        self._known = MemoryCache(self.recipe.token_cache)
         self._preview = jax.jit(self._sample_and_decode, static_argnames="size")
 
     @classmethod
@@ -73,6 +75,15 @@ class TextToVideoSystem(System):
         """A published text encoder that is not here."""
         return self.text.uncounted if isinstance(self.text, PlannedText) else ""
 
+    @property
+    def fields(self) -> tuple[str | Field, ...]:
+        """Tokens of a `latent_cache`, or videos to encode."""
+        return (self._cached.field, "fps", "caption") if self.recipe.latent_cache else super().fields
+
+    @functools.cached_property
+    def _cached(self) -> CachedTokens:
+        return CachedTokens(self.recipe.latent_cache, self.recipe.latent_space, self.recipe.data.shapes)
+
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""
         bucket = self.recipe.data.all_buckets()[0]
@@ -84,16 +95,21 @@ class TextToVideoSystem(System):
             "text": jax.eval_shape(lambda: _repeat(self.text.null(), size)),
             "sample": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
-        if self.recipe.token_cache:
+        if self.recipe.latent_cache:
+            del spec["video"]
+        if self.recipe.latent_cache or self.recipe.token_cache:
             grid = self._tokenizer.config.latent_shape(*video[1:4])
             spec["tokens"] = jax.ShapeDtypeStruct((size, *grid), jnp.int32)
         return spec
 
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
-        """Video in [-1, 1], frame rates, captions (`text`: ids, or features), rows in the step; with a cache, `tokens`."""
-        text = self.text.batch(batch["caption"])
-        arrays = {"video": batch["video"], "fps": batch["fps"], "text": text, "sample": batch["sample"]}
-        return {**arrays, "tokens": self._known(batch["video"])} if self.recipe.token_cache else arrays
+        """Video in [-1, 1] or `tokens` or both, frame rates, captions (`text`: ids, or features), rows in the step."""
+        arrays = {name: batch[name] for name in ("video", "tokens", "fps", "sample") if name in batch}
+        arrays["text"] = self.text.batch(batch["caption"])
+        if self.recipe.token_cache and "tokens" not in batch:
+            video = batch["video"]
+            arrays["tokens"] = recall(self._known, [clip_content(clip) for clip in video], lambda: self._encode(video))
+        return arrays
 
     def init(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Fresh weights; `extra` is empty."""
@@ -132,6 +148,7 @@ class TextToVideoSystem(System):
                 f"--config.init_from=CHECKPOINT"
             )
         check_captions(self.recipe, self.text)
+        _ = self.fields  # opens a latent cache, which may be another one's
         self._check_mesh()
         advice.warn_of_words(self.text.words, self.recipe.sample.prompts)
         advice.warn_of_settings(self.recipe, self.recipe.sample)
@@ -150,7 +167,7 @@ class TextToVideoSystem(System):
         x0 = _tokens(frozen, batch)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
         corrupt_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        u = stratified(jax.random.fold_in(key, _TIMES), batch["sample"], self._global_batch(batch["video"].shape))
+        u = stratified(jax.random.fold_in(key, _TIMES), batch["sample"], self._global_batch(batch))
         x_t, target = self.process.corrupt(x0, u, corrupt_keys)
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.recipe.diffusion.text_dropout))(drop_keys)
         cond = self._condition(params, frozen, _drop(batch["text"], dropped, self.text.null()), batch["fps"])
@@ -241,8 +258,11 @@ class TextToVideoSystem(System):
     def _encode(self) -> Callable[[np.ndarray], np.ndarray]:
         return by_rows(_tokens_of, self._tokenizer)
 
-    def _global_batch(self, shape: Sequence[int]) -> int:
+    def _global_batch(self, batch: Batch) -> int:
         """Clips in a whole step of this shape, of which the batch at hand may be a part."""
+        if "video" not in batch:  # a latent cache holds clips of one shape, and a shape has one batch size
+            return self.recipe.data.all_buckets()[0].batch_size
+        shape = batch["video"].shape
         sizes = (
             b.batch_size for b in self.recipe.data.all_buckets() if (b.num_frames, b.height, b.width) == shape[1:4]
         )
