@@ -7,7 +7,6 @@ content.  Shards do not refer to one another, so any number of processes may wri
 """
 
 import collections
-import functools
 import hashlib
 import json
 import os
@@ -34,25 +33,28 @@ T = TypeVar("T")
 
 
 class MemoryCache(MutableMapping[bytes, np.ndarray]):
-    """The `limit` arrays that were last stored or read, in host memory.  Not safe for several threads."""
+    """The `limit` arrays that were last stored or read, in host memory, for any number of threads."""
 
     def __init__(self, limit: int):
-        self._limit = limit
+        self._limit, self._lock = limit, threading.Lock()
         self._arrays: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
 
     def __getitem__(self, key: bytes) -> np.ndarray:
-        array = self._arrays[key]
-        self._arrays.move_to_end(key)
-        return array
+        with self._lock:
+            array = self._arrays[key]
+            self._arrays.move_to_end(key)
+            return array
 
     def __setitem__(self, key: bytes, array: np.ndarray) -> None:
-        self._arrays[key] = array
-        self._arrays.move_to_end(key)
-        while len(self._arrays) > self._limit:
-            self._arrays.popitem(last=False)
+        with self._lock:
+            self._arrays[key] = array
+            self._arrays.move_to_end(key)
+            while len(self._arrays) > self._limit:
+                self._arrays.popitem(last=False)
 
     def __delitem__(self, key: bytes) -> None:
-        del self._arrays[key]
+        with self._lock:
+            del self._arrays[key]
 
     def __contains__(self, key: object) -> bool:
         return key in self._arrays
@@ -72,8 +74,8 @@ def recall(
     If one of them is unknown, `compute` makes the whole batch, which is then kept: a batch of another size would have to
     be compiled.  `compute` must treat every row by itself.
     """
-    known = all(key in cache for key in keys)
-    arrays = np.stack([cache[key] for key in keys]) if known else np.asarray(compute())
+    found = [array for array in map(cache.get, keys) if array is not None]
+    arrays = np.stack(found) if len(found) == len(keys) else np.asarray(compute())
     for key, array in zip(keys, arrays, strict=True):
         cache[key] = array
     return arrays
@@ -105,6 +107,9 @@ class ArrayCache(Mapping[bytes, np.ndarray]):
         (axes,) = struct.unpack_from("<B", data)
         shape = struct.unpack_from(f"<{axes}q", data, 1)
         return np.frombuffer(data, self._dtype, offset=1 + 8 * axes).reshape(shape)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places  # without reading the array
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._places)
@@ -141,25 +146,19 @@ def text_content(text: str) -> bytes:
 
 
 def file_content(path: Path) -> bytes:
-    """Return the content of a file for its key: a hash of all its bytes.  The file is read again only if it changes.
+    """Return the content of a file for its key: a hash of all its bytes.
 
     Raises:
       OSError: it cannot be read.
     """
-    status = path.stat()
-    return _file_hash(path, status.st_mtime_ns, status.st_size)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def clip_content(video: np.ndarray) -> bytes:
     """Return the content of a decoded clip for its key: a hash of its shape and pixels."""
     shape = np.array(video.shape, np.int64).tobytes()
     return hashlib.blake2b(shape + np.ascontiguousarray(video).tobytes(), digest_size=_KEY).digest()
-
-
-@functools.lru_cache(maxsize=2**20)
-def _file_hash(path: Path, _mtime_ns: int, _bytes: int) -> bytes:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def fill(

@@ -150,7 +150,7 @@ def resize_crop(
         raise ValueError(f"frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
     if height < 1 or width < 1 or not all(0 <= position <= 1 for position in crop):
         raise ValueError(f"cannot crop to {height}x{width} at {crop}: sizes are positive, positions within 0 and 1")
-    covering = cover_size(*frames.shape[1:3], (height, width))
+    covering = cover_size(frames.shape[1], frames.shape[2], (height, width))
     if covering != frames.shape[1:3]:
         frames = resize_area(frames, covering)
     top = round((frames.shape[1] - height) * crop[0])

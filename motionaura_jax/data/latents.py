@@ -1,5 +1,7 @@
 """Tokens of clips that `motionaura encode --checkpoint` computed once, as a field of training batches."""
 
+import contextlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +16,14 @@ from motionaura_jax.data.buckets import ClipShape
 from motionaura_jax.data.clips import load_clip
 from motionaura_jax.data.fields import VIDEO, ClipField
 from motionaura_jax.data.manifest import Record
+from motionaura_jax.data.media import write_text
 from motionaura_jax.data.preflight import NoUsableFile, Preflight, Rejections
 from motionaura_jax.data.video import VideoError
 
 KIND = "tokens"
+FILES = "files.json"
+"""Hashes of the encoded files, in the cache folder."""
+
 _HASHING_THREADS = 8
 
 
@@ -43,13 +49,45 @@ def center_clip(record: Record, shape: ClipShape) -> np.ndarray:
     return load_clip(record, shape, (VIDEO,), rng=np.random.default_rng(0), crop="center")[VIDEO.name]
 
 
+class FileHashes:
+    """Content of files for their keys.  A file is read only once: `save` keeps its hash next to the tokens.
+
+    A hash that was kept counts as long as the record's id and the size and time stamp of the file are the same.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._path = Path(folder) / FILES
+        self._known: dict[str, list[Any]] = {}
+        with contextlib.suppress(
+            OSError, ValueError, TypeError
+        ):  # without it, or if it is damaged, files are read again
+            self._known = dict(json.loads(self._path.read_text("utf-8")))
+
+    def content(self, record: Record) -> bytes:
+        """Return what `array_cache.file_content` returns for the file of a record.
+
+        Raises:
+          OSError: the file cannot be read.
+        """
+        status = record.path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        known = self._known.get(record.id, [])
+        if known[:-1] != stamp:
+            known = self._known[record.id] = [*stamp, file_content(record.path).hex()]
+        return bytes.fromhex(known[-1])
+
+    def save(self) -> None:
+        """Write the hashes into the folder, in one process only.  Raises UserError on a failure of the disk."""
+        write_text(self._path, json.dumps(self._known))
+
+
 class CachedTokens:
     """Tokens of the middle of each file, read from a folder that `encode` wrote.  No video is decoded.
 
     Args:
       folder: the cache.
       latent_space: of the tokenizer that the run uses.
-      shapes: clip shapes of the run, all of which must be the one in the cache.
+      shapes: clip shapes of the run; all must be the one in the cache.
 
     Attributes:
       field: int32 `tokens`, (b, t, h, w) in a batch, for the loader.
@@ -60,7 +98,7 @@ class CachedTokens:
 
     def __init__(self, folder: str | Path, latent_space: str, shapes: Sequence[ClipShape]):
         self._cache = ArrayCache(folder)
-        self._shape = shapes[0]
+        self._hashes, self._shape = FileHashes(folder), shapes[0]
         meta = dict(self._cache.meta)
         again = "run motionaura encode --checkpoint=TOKENIZER"
         if meta.get("kind") != KIND:
@@ -89,7 +127,7 @@ class CachedTokens:
     def _key(self, record: Record) -> bytes | None:
         """Return the key of a record, or None if the cache lacks it or the file cannot be read."""
         try:
-            key = self._cache.key(file_content(record.path))
+            key = self._cache.key(self._hashes.content(record))
         except OSError:
             return None
         return key if key in self._cache else None
@@ -114,7 +152,7 @@ class CachedTokens:
                 faults.append(str(error))
             else:
                 raise UserError(
-                    f"{self._cache.folder}: lacks {len(missing)} of {len(records)} clips, e.g. {record.id}; "
+                    f"{self._cache.folder}: lacks {record.id}, one of {len(missing)} files without tokens; "
                     f"run motionaura encode --checkpoint again with this manifest"
                 )
         if len(missing) == len(records):

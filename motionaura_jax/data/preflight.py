@@ -89,6 +89,7 @@ def preflight(
     positions = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
 
     def find_fault(position: int) -> str | None:
+        """Return the reason why a file cannot be used."""
         try:
             info = probe(records[position].path)
             check_duration(info, fps=shortest.fps, num_frames=shortest.num_frames)

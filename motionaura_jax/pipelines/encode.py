@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.data.array_cache import ArrayCache, content_key, file_content, fill, text_content
+from motionaura_jax.data.array_cache import ArrayCache, content_key, fill, text_content
 from motionaura_jax.data.buckets import ClipShape
 from motionaura_jax.data.frames import to_float
-from motionaura_jax.data.latents import center_clip, tokens_meta
+from motionaura_jax.data.latents import FileHashes, center_clip, tokens_meta
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.video import VideoError
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Where results go and how the work is split.
+    """Output folder of an encoding, and the share of it that this process does.
 
     Attributes:
       output: folder of the cache; what it holds already is not computed again.
@@ -71,10 +71,11 @@ def encode_texts(
     encode = by_rows(lambda tower, ids: conditioners.tower_features(tower, ids, words.pad), tower)
 
     def compute(part: Sequence[str]) -> list[np.ndarray]:
-        """Encode texts in batches of one size, so that one program serves them all."""
+        """Return the features of each text without padding."""
         rows: list[np.ndarray] = []
         for start in range(0, len(part), work.batch_size):
             chunk = part[start : start + work.batch_size]
+            # Batches are filled up to one size, so that one program serves them all.
             ids = words.batch([*chunk, *[""] * (work.batch_size - len(chunk))])
             features = encode(ids)
             rows += [features[row][ids[row] != words.pad] for row in range(len(chunk))]
@@ -119,13 +120,15 @@ def encode_clips(
         fps=fps or trained.fps,
     )
     meta = tokens_meta(tokenizer.latent_space, shape)
-    items: dict[bytes, Record] = {}
+    hashes, items = FileHashes(work.output), dict[bytes, Record]()
     for record in records:
         try:
-            items[content_key(meta, file_content(record.path))] = record
+            items[content_key(meta, hashes.content(record))] = record
         except OSError as error:
             logger.warning("left out: %s: %s", record.path, error.strerror)
     added = work.fill(meta, items, _clip_encoder(tokenizer, shape, work.batch_size))
+    if work.process_index == 0:
+        hashes.save()
     known = len(ArrayCache(work.output))
     return {"output": work.output, "files": len(records), "added": added, "clips": known, **meta}
 
@@ -144,12 +147,13 @@ def _clip_encoder(
             return None
 
     def compute(records: Sequence[Record]) -> list[np.ndarray | None]:
-        """Encode files in batches of one size, so that one program serves them all."""
+        """Return the tokens of each file."""
         tokens: list[np.ndarray | None] = []
         for start in range(0, len(records), batch_size):
             clips = [read(record) for record in records[start : start + batch_size]]
             usable = [clip for clip in clips if clip is not None]
             if usable:
+                # Batches are filled up to one size, so that one program serves them all.
                 filled = np.stack(usable + usable[-1:] * (batch_size - len(usable)))
                 found = iter(encode(to_float(filled)))
             tokens += [None if clip is None else next(found) for clip in clips]

@@ -161,10 +161,3 @@ def test_a_batch_may_be_larger_than_the_memory():
 
 def test_the_same_bytes_in_another_shape_are_another_clip():
     assert clip_content(np.zeros((2, 4, 4, 3))) != clip_content(np.zeros((4, 2, 4, 3)))
-
-
-def test_the_content_of_a_file_follows_the_file(tmp_path):
-    (tmp_path / "a").write_bytes(b"1")
-    before = file_content(tmp_path / "a")
-    (tmp_path / "a").write_bytes(b"22")
-    assert file_content(tmp_path / "a") != before

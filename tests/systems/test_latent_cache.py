@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax import encode
+from motionaura_jax import encode, train
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.data import clips, fields
+from motionaura_jax.data import clips, fields, latents
 from motionaura_jax.data.array_cache import ArrayCache
 from motionaura_jax.data.loader import Loader
 from motionaura_jax.data.manifest import read_manifest
@@ -115,17 +115,38 @@ def test_no_video_is_decoded_but_held_out_ones(places, tmp_path):
     assert data.describe().startswith("8 files to train on, 1 held out")
 
 
-def test_evaluation_encodes_what_it_shows(places, tmp_path):
-    system = cached(places)
-    data = TrainingData(system.recipe, tmp_path, fields=system.fields)
-    params, extra = jax.jit(system.init)(jax.random.key(0))
-    found = system.evaluate(params, extra, system.frozen(), [system.to_arrays(batch) for batch in data.evaluation])
-    assert np.isfinite(found.metrics["nelbo"]) and found.videos
-
-
 def test_a_plan_needs_no_cache(places):
     system = TextToVideoSystem.planned(config.to_dict(make(places).recipe) | {"latent_cache": "nowhere"})
     assert "tokens" in system.batch_spec() and "video" not in system.batch_spec()
+
+
+def test_files_are_hashed_once_and_found_wherever_they_are(places, tmp_path):
+    shutil.copytree(places / "clips", tmp_path / "clips")
+    folder = shutil.copytree(places / "tokens", tmp_path / "tokens")
+    recipe, records = make(places).recipe, read_manifest(tmp_path / "clips")
+
+    def load():
+        field = latents.CachedTokens(folder, recipe.latent_space, recipe.data.shapes).field
+        return [field.load(record, recipe.data.shapes[0]) for record in records]
+
+    before = load()
+    with mock.patch.object(latents, "file_content", lambda path: pytest.fail("a file was read again")):
+        np.testing.assert_array_equal(before, load())
+    for damage in ("{", "[1]"):
+        (folder / "files.json").write_text(damage)
+        np.testing.assert_array_equal(before, load())
+    records[0].path.write_bytes(records[1].path.read_bytes())
+    np.testing.assert_array_equal(before[1], load()[0])
+
+
+@pytest.mark.slow
+def test_a_whole_run_trains_and_evaluates(places, tmp_path):
+    def run(name, **settings):
+        system = make(places, train={"steps": 4, "log_every": 1}, evaluate={"clips": 2, "every": 2}, **settings)
+        return train.fit(system, tmp_path / name)
+
+    memory, disk = run("memory", token_cache=16), run("disk", latent_cache=str(places / "tokens"))
+    np.testing.assert_allclose([disk["loss"], disk["eval_nelbo"]], [memory["loss"], memory["eval_nelbo"]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -171,14 +192,12 @@ def test_clips_that_the_cache_lacks_are_refused_but_not_files_that_cannot_be_use
     arguments = {"manifest": tmp_path / "clips", "folder": tmp_path / "tokens", "evaluate": {"clips": 1}}
     live, ahead = make(places, arguments["manifest"]), cached(places, **arguments)
     data = TrainingData(ahead.recipe, tmp_path / "run", fields=ahead.fields)
-    assert data.rejected_count == 2 and "2 of" in data.describe()
+    assert data.rejected_count == 2 and "probed cannot be used" in data.describe()
     for one, other in zip(batches(live, tmp_path / "other", 6), itertools.islice(data.batches(0), 6), strict=True):
         np.testing.assert_array_equal(one["index"], other["index"])
     new = tmp_path / "clips" / "videos" / "z.mp4"
     write_video(new, np.zeros((4, 16, 16, 3), np.uint8), 8)
-    with pytest.raises(
-        UserError, match=r"lacks 3 of \d+ clips, e\.g\. videos/z\.mp4; run motionaura encode --checkpoint again"
-    ):
+    with pytest.raises(UserError, match=r"lacks videos/z\.mp4, .*; run motionaura encode --checkpoint again with"):
         TrainingData(ahead.recipe, tmp_path / "run", fields=ahead.fields)
     assert run_encode(places, tmp_path / "clips", tmp_path / "tokens") == 0
     TrainingData(cached(places, **arguments).recipe, tmp_path / "run", fields=cached(places, **arguments).fields)
