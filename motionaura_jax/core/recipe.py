@@ -17,9 +17,10 @@ from motionaura_jax.core.limits import (
     Positive,
     Seed,
     Several,
+    Share,
     ShareBelowOne,
 )
-from motionaura_jax.data.buckets import Bucket
+from motionaura_jax.data.buckets import Bucket, ClipShape
 from motionaura_jax.parallel.config import MeshConfig
 
 SCENES = "scenes"
@@ -36,6 +37,7 @@ class DataConfig(Checked):
       fps: frames a second; every source is resampled to it by time, except where a bucket has another rate.
       batch_size: clips in one optimizer step, over all devices and microbatches.
       buckets: several clip shapes with weights (recipe D.1); replaces the single shape above.
+      flip: probability of mirroring a training clip left to right; not for captions that name sides or directions.
       threads: reading threads.
       scenes: number of training scenes rendered when `manifest` is "scenes".
       scene_style: "easy" (one large object about the middle of a plain background) or "full".
@@ -49,6 +51,7 @@ class DataConfig(Checked):
     fps: Positive = 8.0
     batch_size: Count = 4
     buckets: tuple[Bucket, ...] = ()
+    flip: Share = 0.0
     threads: Natural = 4
     scenes: Count = 512
     scene_style: Literal["easy", "full"] = "full"
@@ -67,6 +70,11 @@ class DataConfig(Checked):
         """Returns the clip shapes to train on; at least one."""
         single = Bucket(num_frames=self.num_frames, height=self.height, width=self.width, batch_size=self.batch_size)
         return self.buckets or (single,)
+
+    @property
+    def shapes(self) -> tuple[ClipShape, ...]:
+        """Clip shape of each of `all_buckets`."""
+        return tuple(bucket.clip_shape(self.fps) for bucket in self.all_buckets())
 
     @property
     def rates(self) -> tuple[float, ...]:

@@ -1,1 +1,1 @@
-"""Reading and writing of videos, and the stateless map from a training step to its batch."""
+"""Videos on disk, and the stateless map from a training step to its batch of clip fields."""

@@ -1,16 +1,19 @@
-"""Arrays that a frozen model made, on disk: shards of ArrayRecord, found by the content that the model was given.
+"""Arrays that a frozen model computed, found by the content that the model was given.
 
-A folder belongs to one model: `cache.json` says which, and every key is a hash of model and content.  Shards know nothing
-of one another, so that any number of processes may write, stop, and go on in another number.
+A cache is a mapping from keys to arrays, with two backends.  `MemoryCache` keeps the newest arrays of one process and is
+filled on demand by `recall`.  `ArrayCache` is a folder of ArrayRecord shards: `fill` writes it ahead of training, and
+training reads it.  A folder belongs to one model, which `cache.json` describes, and every key is a hash of model and
+content.  Shards do not refer to one another, so any number of processes may write, stop, and continue as another number.
 """
 
+import collections
 import hashlib
 import json
 import os
 import struct
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,17 +26,66 @@ from motionaura_jax.data.media import write_json
 
 META, SUFFIX = "cache.json", ".arrayrecord"
 SHARD = 1024
-"""Arrays in one shard, and so how many are computed again at most after an interruption."""
+"""Arrays per shard, and so the largest number that is computed again after an interruption."""
 
 _KEY = 16  # bytes
 T = TypeVar("T")
 
 
+class MemoryCache(MutableMapping[bytes, np.ndarray]):
+    """The `limit` arrays that were last stored or read, in host memory, for any number of threads."""
+
+    def __init__(self, limit: int):
+        self._limit, self._lock = limit, threading.Lock()
+        self._arrays: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
+
+    def __getitem__(self, key: bytes) -> np.ndarray:
+        with self._lock:
+            array = self._arrays[key]
+            self._arrays.move_to_end(key)
+            return array
+
+    def __setitem__(self, key: bytes, array: np.ndarray) -> None:
+        with self._lock:
+            self._arrays[key] = array
+            self._arrays.move_to_end(key)
+            while len(self._arrays) > self._limit:
+                self._arrays.popitem(last=False)
+
+    def __delitem__(self, key: bytes) -> None:
+        with self._lock:
+            del self._arrays[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._arrays
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def recall(
+    cache: MutableMapping[bytes, np.ndarray], keys: Sequence[bytes], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Return the arrays of `keys` as one batch.
+
+    If one of them is unknown, `compute` makes the whole batch, which is then kept: a batch of another size would have to
+    be compiled.  `compute` must treat every row by itself.
+    """
+    found = [array for array in map(cache.get, keys) if array is not None]
+    arrays = np.stack(found) if len(found) == len(keys) else np.asarray(compute())
+    for key, array in zip(keys, arrays, strict=True):
+        cache[key] = array
+    return arrays
+
+
 class ArrayCache(Mapping[bytes, np.ndarray]):
-    """Key -> array, of all shards that are finished; an array is read when it is asked for, from any thread.
+    """All arrays of the finished shards of a folder.  Each is read when it is asked for, from any thread.
 
     Attributes:
-      meta: which model the arrays come from; `dtype` is theirs.
+      meta: describes the model of the arrays; `dtype` is theirs.
 
     Raises:
       UserError: no cache there, or a damaged one.
@@ -56,6 +108,9 @@ class ArrayCache(Mapping[bytes, np.ndarray]):
         shape = struct.unpack_from(f"<{axes}q", data, 1)
         return np.frombuffer(data, self._dtype, offset=1 + 8 * axes).reshape(shape)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._places  # without reading the array
+
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._places)
 
@@ -63,7 +118,7 @@ class ArrayCache(Mapping[bytes, np.ndarray]):
         return len(self._places)
 
     def key(self, content: bytes) -> bytes:
-        """The key of what was made of `content`."""
+        """Return the key of the array that belongs to `content`."""
         return content_key(self.meta, content)
 
     def _read(self, shard: Path, position: int) -> bytes:
@@ -80,24 +135,30 @@ class ArrayCache(Mapping[bytes, np.ndarray]):
 
 
 def content_key(meta: Mapping[str, Any], content: bytes) -> bytes:
-    """Hash of the model that `meta` describes and of what it is given."""
+    """Hash the model that `meta` describes together with the content that it is given."""
     model = json.dumps(dict(meta), sort_keys=True).encode()
     return hashlib.blake2b(content, digest_size=_KEY, key=hashlib.blake2b(model).digest()).digest()
 
 
 def text_content(text: str) -> bytes:
-    """What the key of a text is made of."""
+    """Return the content of a text for its key."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def file_content(path: Path) -> bytes:
-    """What the key of a file is made of: a hash of all of its bytes.
+    """Return the content of a file for its key: a hash of all its bytes.
 
     Raises:
       OSError: it cannot be read.
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
+
+
+def clip_content(video: np.ndarray) -> bytes:
+    """Return the content of a decoded clip for its key: a hash of its shape and pixels."""
+    shape = np.array(video.shape, np.int64).tobytes()
+    return hashlib.blake2b(shape + np.ascontiguousarray(video).tobytes(), digest_size=_KEY).digest()
 
 
 def fill(
@@ -109,23 +170,23 @@ def fill(
     process_index: int = 0,
     process_count: int = 1,
 ) -> int:
-    """Adds to a cache what is not in it yet, shard by shard; this process does every `process_count`-th item.
+    """Compute what a folder lacks and add it, shard by shard.  This process does every `process_count`-th item.
 
     Args:
-      items: key (see `content_key`) -> what `compute` takes.
-      compute: maps up to SHARD items to their arrays; None is left out, and tried again next time.
+      items: by key (see `content_key`), what `compute` takes.
+      compute: maps up to SHARD items to their arrays.  An item with None is left out and tried again next time.
 
     Returns:
       The number of arrays added.
 
     Raises:
-      UserError: the folder holds the cache of another model, or a disk that is full.
+      UserError: the folder holds the cache of another model, or the disk is full.
     """
     if (folder / META).is_file() and _read_meta(folder) != dict(meta):
-        raise UserError(f"{folder}: holds what another model or other settings made; give another --output")
+        raise UserError(f"{folder}: was written with another model or other settings; give another --output")
     write_json(folder / META, dict(meta))
     known = ArrayCache(folder)
-    # Which process does what depends on all items, not on those that are left: the others are writing meanwhile.
+    # Shares are taken from all items, not from those that are left: other processes may be writing meanwhile.
     mine = [key for key in sorted(items)[process_index::process_count] if key not in known]
     added = 0
     for start in range(0, len(mine), SHARD):
@@ -139,7 +200,7 @@ def fill(
 
 
 def _write_shard(folder: Path, arrays: Mapping[bytes, np.ndarray], dtype: np.dtype) -> None:
-    """Writes the record of all keys, then one per array; the file has its name when it is whole."""
+    """Write a record of all keys, then one per array.  The file gets its name when it is complete."""
     keys = b"".join(arrays)
     name = hashlib.blake2b(keys, digest_size=8).hexdigest()
     draft = folder / f".{name}.{uuid.uuid4().hex[:12]}.tmp"

@@ -1,4 +1,4 @@
-"""Buckets of clip shapes and the exact, stateless order in which training steps visit them."""
+"""Buckets of clip shapes, and the exact, stateless order in which training steps visit them."""
 
 import dataclasses
 import math
@@ -12,10 +12,27 @@ MAX_PERIOD = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bucket(Checked):
-    """One clip shape: `num_frames` frames of `height` x `width` pixels, `batch_size` clips per step (all processes).
+class ClipShape:
+    """Length, size in pixels and frame rate of a clip."""
 
-    `weight` is the relative share of steps; `fps` the frame rate, None for `data.fps`.
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+    def __str__(self) -> str:
+        return f"{self.num_frames} frames of {self.width}x{self.height} at {self.fps:g} fps"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bucket(Checked):
+    """Clips of one shape that share a training step.
+
+    Attributes:
+      num_frames, height, width: shape of a clip, in frames and pixels.
+      batch_size: clips per step, over all processes.
+      weight: relative share of the steps.
+      fps: frame rate; None for `data.fps`.
 
     Raises:
       UserError: a size below 1, or a weight that is not positive.
@@ -28,13 +45,17 @@ class Bucket(Checked):
     weight: Positive = 1.0
     fps: Positive | None = None
 
+    def clip_shape(self, fps: float) -> ClipShape:
+        """Return the shape of one clip; `fps` is the rate of buckets that have none of their own."""
+        return ClipShape(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps or fps)
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Which bucket each step uses: `pattern` (indices of `buckets`) repeated forever.
+    """Bucket of each step: `pattern`, a list of indices into `buckets`, repeated forever.
 
-    Every stretch of `len(pattern)` steps holds each bucket in exactly the proportion of its weight.  The samples of a
-    bucket form one stream, numbered from 0, that its steps consume in order.
+    Any `len(pattern)` consecutive steps hold each bucket in exact proportion to its weight.  The samples of a bucket
+    form one stream, numbered from 0, that its steps consume in order.
     """
 
     buckets: tuple[Bucket, ...]
@@ -42,10 +63,10 @@ class Schedule:
 
     @classmethod
     def from_buckets(cls, buckets: Sequence[Bucket]) -> "Schedule":
-        """Returns the shortest exact schedule, evenly interleaved.
+        """Build the shortest exact schedule, evenly interleaved.
 
         Weights 40, 10, 25, 25 give a pattern of 20 steps with 8, 2, 5 and 5.  Each position goes to the bucket whose
-        next turn is due first, its k-th turn being due at (k + 1/2) / share (Webster's method of apportionment).
+        next turn is due first; its k-th turn is due at (k + 1/2) / share (Webster's method of apportionment).
 
         Raises:
           UserError: no buckets, or weights whose proportions need more than MAX_PERIOD steps.
@@ -64,15 +85,15 @@ class Schedule:
         return cls(tuple(buckets), tuple(index for _, index in sorted(due)))
 
     def index(self, step: int) -> int:
-        """Returns the position in `buckets` of the bucket of `step` (0, 1, ...)."""
+        """Return the position in `buckets` of the bucket of `step` (0, 1, ...)."""
         return self.pattern[step % len(self.pattern)]
 
     def bucket(self, step: int) -> Bucket:
-        """Returns the bucket of `step`."""
+        """Return the bucket of `step`."""
         return self.buckets[self.index(step)]
 
     def first_sample(self, step: int) -> int:
-        """Returns the number, in the stream of its bucket, of the first sample of `step`: samples drawn before it."""
+        """Return the number of the first sample of `step` in the stream of its bucket."""
         periods, position = divmod(step, len(self.pattern))
         index = self.pattern[position]
         visits = periods * self.pattern.count(index) + self.pattern[:position].count(index)

@@ -16,18 +16,18 @@ from jaxtyping import Float32, UInt8
 # Without FULL_CHR_H_INT the YUV to RGB step is biased by -1.5 to -2.3 gray levels (measured on real clips).
 KERNEL = int(Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 BACKGROUND = 255
-# Encoders write ratios such as 640:639 to make up for a rounded width: not worth resampling every frame.
+# Encoders write ratios such as 640:639 to correct for a rounded width: not worth resampling every frame.
 SQUARE_TOLERANCE = 0.01
 
 
 def cover_size(height: int, width: int, cover: tuple[int, int]) -> tuple[int, int]:
-    """Returns the smallest (height, width) of the same shape that covers `cover` = (height, width), in pixels."""
+    """Return the smallest (height, width) of the same shape that covers `cover` = (height, width), in pixels."""
     scale = max(cover[0] / height, cover[1] / width)
     return max(cover[0], round(height * scale)), max(cover[1], round(width * scale))
 
 
 class Orientation(NamedTuple):
-    """How a stored frame becomes upright: the steps apply in this order."""
+    """Steps that turn a stored frame upright, in the order in which they apply."""
 
     transpose: bool = False
     flip_rows: bool = False
@@ -38,10 +38,10 @@ UPRIGHT = Orientation()
 
 
 def orientation(frame: av.VideoFrame) -> Orientation:
-    """Reads the display matrix of a frame, rounded to quarter turns and mirrorings.
+    """Read the display matrix of a frame, rounded to quarter turns and mirrorings.
 
-    The matrix maps the pixel (x, y) to (a x + c y, b x + d y).  Call this once per file: PyAV ties a frame whose side
-    data were looked at into a reference cycle, and the decoder's memory with it.
+    The matrix maps the pixel (x, y) to (a x + c y, b x + d y).  Call this once per file: reading the side data of a frame
+    makes PyAV create a reference cycle that keeps the frame and the decoder's memory alive.
     """
     a, b, c, d = _display_matrix(frame)
     if abs(b) > abs(a):
@@ -54,7 +54,7 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
         side_data: Any = frame.side_data
         data = side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV cannot list side data of kinds it has no name for (EXIF); it still tells the rotation.
+        # PyAV cannot list side data of kinds that it does not know (EXIF), but it still reports the rotation.
         angle = math.radians(frame.rotation)
         return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
     if data is None:
@@ -64,7 +64,7 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
 
 
 def _opaque(frame: av.VideoFrame) -> av.VideoFrame:
-    """Composites a frame with an alpha channel over white; other frames pass unchanged."""
+    """Composite a frame with an alpha channel over white; return other frames unchanged."""
     if frame.format.name != "pal8" and not any(component.is_alpha for component in frame.format.components):
         return frame
     rgba = frame.reformat(format="rgba", interpolation=KERNEL, threads=1).to_ndarray()
@@ -72,14 +72,14 @@ def _opaque(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def over_background(rgba: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Composites straight-alpha RGBA over a white background, rounded to the nearest level."""
+    """Composite straight-alpha RGBA over a white background, rounded to the nearest level."""
     alpha = rgba[..., 3:].astype(np.uint32)
     blended = rgba[..., :3] * alpha + BACKGROUND * (255 - alpha)
     return ((blended + 127) // 255).astype(np.uint8)
 
 
 class FrameConverter:
-    """Turns decoded frames of one file into upright, square-pixel RGB of one size.
+    """Converter of the decoded frames of one file to upright, square-pixel RGB of one size.
 
     The size is that of the first frame as displayed or, with `cover` = (height, width), the smallest size of that
     shape that covers it.  Color conversion and resizing are a single pass.
@@ -95,7 +95,7 @@ class FrameConverter:
         self._reformatter = VideoReformatter()
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Returns the (height, width) in pixels of every array this converter makes, `frame` being the first."""
+        """Return the (height, width) in pixels of every array that this converter makes; `frame` is the first frame."""
         if self._size is None:
             height, width = frame.height, max(1, round(frame.width * self._aspect))
             if self._upright.transpose:
@@ -104,6 +104,7 @@ class FrameConverter:
         return self._size
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+        """Convert one frame."""
         height, width = self.size(frame)
         if self._upright.transpose:
             height, width = width, height
@@ -115,15 +116,32 @@ class FrameConverter:
         return scaled[:: -1 if self._upright.flip_rows else 1, :: -1 if self._upright.flip_columns else 1]
 
 
+def resize_area(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "t height width 3"]:
+    """Resize RGB frames to exactly `size` = (height, width) with the kernel of the module."""
+    reformatter = VideoReformatter()
+    scaled = (
+        reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24"),
+            width=size[1],
+            height=size[0],
+            format="rgb24",
+            interpolation=KERNEL,
+            threads=1,
+        )
+        for frame in frames
+    )
+    return np.stack([frame.to_ndarray() for frame in scaled])
+
+
 def resize_crop(
     frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)
 ) -> UInt8[np.ndarray, "t height width 3"]:
-    """Resizes until the target is just covered, then crops.
+    """Resize until the target is just covered, then crop.
 
     Args:
       frames: RGB, 0 to 255.
       height, width: target size in pixels.
-      crop: where the window lies in the surplus, (vertical, horizontal): 0 is top or left, 1 bottom or right.
+      crop: position of the window in the surplus, (vertical, horizontal): 0 is top or left, 1 is bottom or right.
 
     Raises:
       ValueError: `frames` is not a uint8 RGB video, or a size or crop position is out of range.
@@ -132,17 +150,16 @@ def resize_crop(
         raise ValueError(f"frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
     if height < 1 or width < 1 or not all(0 <= position <= 1 for position in crop):
         raise ValueError(f"cannot crop to {height}x{width} at {crop}: sizes are positive, positions within 0 and 1")
-    size = frames.shape[1], frames.shape[2]
-    if cover_size(*size, (height, width)) != size:
-        convert = FrameConverter(cover=(height, width))
-        frames = np.stack([convert(av.VideoFrame.from_ndarray(np.ascontiguousarray(f), "rgb24")) for f in frames])
+    covering = cover_size(frames.shape[1], frames.shape[2], (height, width))
+    if covering != frames.shape[1:3]:
+        frames = resize_area(frames, covering)
     top = round((frames.shape[1] - height) * crop[0])
     left = round((frames.shape[2] - width) * crop[1])
     return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
 
 
 def to_float(frames: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Maps 0 to 255 onto -1 to 1, both ends exact.  Raises ValueError for anything but uint8."""
+    """Map 0 to 255 onto -1 to 1, both ends exact.  Raises ValueError for any type but uint8."""
     if frames.dtype != np.uint8:
         raise ValueError(f"expected uint8 frames, got {frames.dtype}")
     video = np.divide(frames, np.float32(127.5), dtype=np.float32)
@@ -151,5 +168,5 @@ def to_float(frames: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape
 
 
 def to_uint8(video: Float32[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Inverts `to_float`: rounds to the nearest level; values beyond -1 to 1 are clipped."""
+    """Invert `to_float`: round to the nearest level and clip values beyond -1 to 1."""
     return ((np.clip(video, -1, 1) + 1) * 127.5 + 0.5).astype(np.uint8)

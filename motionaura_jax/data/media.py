@@ -33,7 +33,7 @@ _GAP = 4
 
 
 def check_suffix(path: str | PathLike[str]) -> str:
-    """Returns the lower-case suffix of an output file.
+    """Return the lower-case suffix of an output file.
 
     Raises:
       UserError: it is not one that `write_video` can write.
@@ -46,10 +46,10 @@ def check_suffix(path: str | PathLike[str]) -> str:
 
 
 def check_output(path: str | PathLike[str], *, overwrite: bool) -> None:
-    """Refuses early what `write_video` would refuse late: a wrong suffix, or a name that is taken.
+    """Refuse ahead of the work what `write_video` would refuse after it.
 
     Raises:
-      UserError: see above.
+      UserError: a wrong suffix, or a file that exists.
     """
     target = Path(path)
     numbered = target.with_name(f"{target.stem}_0000{target.suffix}") if check_suffix(path) == ".png" else target
@@ -57,14 +57,14 @@ def check_output(path: str | PathLike[str], *, overwrite: bool) -> None:
 
 
 def check_free(*paths: Path, overwrite: bool) -> None:
-    """Raises UserError for the first of the output files that is there already, unless `overwrite`."""
+    """Raise UserError for the first output file that exists, unless `overwrite`."""
     taken = next((path for path in paths if path.exists()), None)
     if taken and not overwrite:
         raise UserError(f"{taken}: exists already; choose another name or add --overwrite")
 
 
 def output_files(path: str | PathLike[str], num_frames: int) -> list[Path]:
-    """Returns the files that `write_video` makes of so many frames: `path`, or one per frame for several in `.png`."""
+    """Return the files that `write_video` would write: `path`, or one per frame for several frames in `.png`."""
     target = Path(path)
     if target.suffix.lower() != ".png" or num_frames == 1:
         return [target]
@@ -79,18 +79,18 @@ def write_video(
     overwrite: bool = True,
     lossless: bool = False,
 ) -> list[Path]:
-    """Writes a video in the format that the suffix of `path` names.
+    """Write a video in the format that the suffix of `path` names.
 
-    `.mp4`: H.264, yuv420p, BT.709, index first; odd sizes are padded to even by repeating the edge.  With `lossless`
-    H.264 RGB without loss (few players show it).  `.gif`: 256 colors per frame, for previews.  `.npz`: the arrays
-    `video` and `fps`.  `.png`: one file per frame, NAME_0000.png and on, a single frame as NAME.png; exact.
+    `.mp4`: H.264, yuv420p, BT.709, index first; odd sizes are padded to even by repeating the edge.  With `lossless`,
+    lossless H.264 RGB, which few players show.  `.gif`: 256 colors per frame, for previews.  `.npz`: the arrays `video`
+    and `fps`.  `.png`: exact; one file per frame, NAME_0000.png, NAME_0001.png, ..., or NAME.png for a single frame.
 
     Args:
-      path: output file; missing folders are made.
+      path: output file; missing folders are created.
       frames: RGB, 0 to 255.
       fps: frames per second.
       overwrite: replace existing files.
-      lossless: keep every bit; other formats than `.mp4` ignore it.
+      lossless: keep every bit; only `.mp4` heeds it.
 
     Returns:
       The files written.
@@ -125,7 +125,7 @@ def write_video(
 def contact_sheet(
     rows: Sequence[tuple[str, UInt8[np.ndarray, "t h w 3"]]], path: str | PathLike[str], columns: int = 8
 ) -> Path:
-    """Writes a PNG with one labelled row per video: up to `columns` frames, evenly spaced from the first to the last.
+    """Write a PNG with one labelled row per video: up to `columns` frames, evenly spaced from the first to the last.
 
     Raises:
       UserError: `path` does not end in .png, or a failure of the disk.
@@ -148,19 +148,19 @@ def contact_sheet(
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:
-    """Writes UTF-8 text.  Raises UserError on a failure of the disk."""
+    """Write UTF-8 text.  Raises UserError on a failure of the disk."""
     with _atomic([Path(path)]) as drafts:
         drafts[0].write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | PathLike[str], value: Any) -> None:
-    """Writes indented JSON.  Raises UserError on a failure of the disk, TypeError for what JSON cannot hold."""
+    """Write indented JSON.  Raises UserError on a failure of the disk, TypeError for a value that JSON cannot hold."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
 def _atomic(targets: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yields draft paths beside the targets; renames them at the end, or removes them if the block fails."""
+    """Yield draft paths next to the targets; rename them at the end, or remove them if the block fails."""
     tag = uuid.uuid4().hex[:12]
     drafts = [target.with_name(f".{target.name}.{tag}.tmp") for target in targets]
     try:
@@ -206,7 +206,7 @@ def _encode_mp4(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: float, lo
 
 
 def _encode_gif(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: float) -> None:
-    """Each frame begins at the hundredth of a second nearest to its time."""
+    """Write a GIF whose frames begin at the hundredth of a second nearest to their times."""
     begins = [round(100 * index / fps) for index in range(len(frames) + 1)]
     durations = [10 * max(_GIF_SHORTEST, end - begin) for begin, end in itertools.pairwise(begins)]
     images = [Image.fromarray(frame).quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]

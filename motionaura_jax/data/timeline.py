@@ -1,4 +1,4 @@
-"""Frames of an open video stream on their time axis: decoding from an instant, and what a player shows when."""
+"""Frames of an open video stream on their time axis: decoding from an instant, and the frame on display at a time."""
 
 import dataclasses
 import math
@@ -9,12 +9,12 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 MARGINS = (0.0, 4.0, 32.0, math.inf)
-"""Seconds before the wanted instant at which to start decoding; each is tried after the one before has missed."""
+"""Seconds before the wanted instant at which to start decoding, tried in this order until one is early enough."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TimedFrame:
-    """A decoded frame and when it is on display, in seconds from the first frame of the file."""
+    """A decoded frame and the time during which it is on display, in seconds from the first frame of the file."""
 
     frame: av.VideoFrame
     start: float
@@ -23,7 +23,7 @@ class TimedFrame:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clock:
-    """Converts time stamps of a stream, in ticks of `tick` seconds, to seconds from its first frame at `origin`."""
+    """Converter of a stream's time stamps, in ticks of `tick` seconds, to seconds from its first frame at `origin`."""
 
     tick: float
     origin: int
@@ -31,24 +31,24 @@ class Clock:
 
     @classmethod
     def of(cls, stream: VideoStream, origin: int, fps: float) -> "Clock":
-        """The clock of a stream whose first frame is stamped `origin`."""
+        """Return the clock of a stream whose first frame has the time stamp `origin`."""
         return cls(tick=float(stream.time_base or 1 / 90_000), origin=origin, frame_seconds=1 / fps)
 
     def seconds(self, stamp: int) -> float:
-        """When a frame or packet begins."""
+        """Convert a time stamp to seconds."""
         return (stamp - self.origin) * self.tick
 
     def stamp(self, seconds: float) -> int:
-        """The last time stamp not after `seconds`."""
+        """Return the last time stamp that is not after `seconds`."""
         return self.origin + math.floor(seconds / self.tick)
 
 
 class TimedDecoder:
-    """Decodes a stream from its current position on, in order of display.
+    """Iterator that decodes a stream from its current position on, in order of display.
 
-    Frames that nothing else refers to are not decoded if their packet ends before `skip_until`.  `latest_skippable` is
-    the start of the latest packet seen that begins not after `skip_until`.  A decoding error or a damaged frame after
-    `skip_until` ends the iteration; an error before the first frame is raised.
+    A frame that no other frame refers to is not decoded if its packet ends before `skip_until`.  `latest_skippable` is
+    the start of the latest packet seen so far that does not begin after `skip_until`.  A decoding error or a damaged
+    frame after `skip_until` ends the iteration; an error before the first frame is raised.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TimedDecoder:
     ):
         self.latest_skippable = -math.inf
         self._container, self._stream, self._clock, self._skip_until = container, stream, clock, skip_until
-        # A frame without a time stamp follows its predecessor; after a seek its place is unknown.
+        # A frame without a time stamp follows its predecessor; after a seek its position is unknown.
         self._expected = 0.0 if from_start else math.inf
 
     def __iter__(self) -> Iterator[TimedFrame]:
@@ -93,10 +93,10 @@ class TimedDecoder:
 def frames_from(
     container: InputContainer, stream: VideoStream, clock: Clock, instant: float, margin: float
 ) -> Iterator[TimedFrame] | None:
-    """Returns the frames from the one on display at `instant` (seconds) on, or None if decoding began too late.
+    """Return the frames from the one on display at `instant` (seconds) on, or None if decoding began too late.
 
-    The stream must be freshly opened.  Decoding begins at the key frame before `instant - margin`; containers that
-    index key frames by decoding time, open groups of pictures and missing time stamps can make that too late.  A
+    The stream must be freshly opened.  Decoding begins at the key frame before `instant - margin`.  That can be too late
+    in containers that index key frames by decoding time, with open groups of pictures or with missing time stamps.  A
     margin beyond the start of the file never misses: before its first frame, the first frame is on display.
     """
     from_start = instant <= margin
@@ -121,10 +121,10 @@ def frames_from(
 
 
 def hold(frames: Iterable[TimedFrame], instants: Iterable[float], tolerance: float) -> Iterator[TimedFrame]:
-    """Yields the frame on display at each instant (seconds, increasing); ends when an instant is past the last frame.
+    """Yield the frame on display at each instant (seconds, increasing); stop at an instant past the last frame.
 
-    A frame is on display from its start to the start of the next one, the last frame for one frame duration more than
-    its own because headers round.  A frame that starts within `tolerance` seconds after an instant counts as shown.
+    A frame is on display from its start to the start of the next one.  The last frame stays one more frame duration,
+    because headers round.  A frame that starts within `tolerance` seconds after an instant counts as shown.
     """
     source = iter(frames)
     current, upcoming = next(source, None), next(source, None)

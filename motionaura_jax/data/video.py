@@ -1,7 +1,7 @@
 """Decoding of video and image files by time, with PyAV (FFmpeg) and Pillow.
 
-A clip is asked for by its start and frame rate; each wanted instant shows the frame that a player would show then:
-the last one whose time stamp is not later.  This is exact for variable frame rates.
+A clip is given by its start and frame rate.  Each of its instants gets the frame that a player would show: the last one
+whose time stamp is not later.  This is exact for variable frame rates.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ MAX_FRAME_PIXELS = 2**26
 MAX_CLIP_PIXELS = 2**30
 """Largest array that is decoded, frames x height x width (3.2 GB of RGB)."""
 
-# Playlists and scripts (HLS, DASH, concat) name other files or hosts, so only plain containers are opened.
+# Only plain containers are opened: playlists and scripts (HLS, DASH, concat) name other files or hosts.
 _OPEN_OPTIONS = {
     "format_whitelist": "mov,matroska,avi,gif,mpeg,mpegvideo,mpegts,asf,flv,ogg",
     "protocol_whitelist": "file",
@@ -75,11 +75,15 @@ class VideoError(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file holds; a still image or a one-frame video has `frames` 1, `fps` 1 and `duration` 0.
+    """Header of a file.  A still image or a one-frame video has `frames` 1, `fps` 1 and `duration` 0.
 
-    `frames` is the container's count or an estimate, `fps` the average frame rate, `duration` in seconds,
-    `height` and `width` the displayed size in pixels (rotation and sample aspect ratio applied).  `first_stamp` is the
-    time stamp of the first frame in ticks of the stream: times are counted from it; `upright` turns stored frames.
+    Attributes:
+      frames: the container's count, or an estimate.
+      fps: average frame rate.
+      duration: in seconds.
+      height, width: displayed size in pixels, with rotation and sample aspect ratio applied.
+      first_stamp: time stamp of the first frame in ticks of the stream; times count from it.
+      upright: turns stored frames upright.
     """
 
     path: Path
@@ -93,7 +97,7 @@ class VideoInfo:
 
 
 def probe(path: str | PathLike[str]) -> VideoInfo:
-    """Reads the header and one frame (the rotation is stored with the frames); cached until the file changes.
+    """Read the header and one frame, which stores the rotation.  The result is cached until the file changes.
 
     Raises:
       VideoError: the file is missing, unreadable or holds no usable video.
@@ -104,7 +108,7 @@ def probe(path: str | PathLike[str]) -> VideoInfo:
 
 
 def check_duration(info: VideoInfo, *, start: float = 0.0, fps: float, num_frames: int) -> None:
-    """Raises VideoError if the file ends before the last of the instants start, start + 1 / fps, ..."""
+    """Raise VideoError if the file ends before the last of the instants start, start + 1 / fps, ..."""
     span = (num_frames - 1) / fps
     if info.frames == 1 and num_frames > 1:
         kind = "is a still image" if info.path.suffix.lower() in IMAGE_SUFFIXES else "holds a single frame"
@@ -118,7 +122,7 @@ def check_duration(info: VideoInfo, *, start: float = 0.0, fps: float, num_frame
 def read_clip(
     path: str | PathLike[str], *, start: float, fps: float, num_frames: int, cover: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Decodes `num_frames` frames at the instants start, start + 1 / fps, ...
+    """Decode `num_frames` frames at the instants start, start + 1 / fps, ...
 
     Args:
       path: local file; an image is a video of one frame.
@@ -128,7 +132,7 @@ def read_clip(
       cover: (height, width); decode straight to the smallest size of the video's shape that covers it.
 
     Returns:
-      RGB, 0 to 255, of the displayed size or the covering size.  Alpha is composited over white.
+      RGB, 0 to 255, at the displayed size or the covering size.  Alpha is composited over white.
 
     Raises:
       VideoError: the file cannot be used, or ends before the last instant.
@@ -153,15 +157,15 @@ def read_clip(
 def read_video(
     path: str | PathLike[str], *, fps: float | None = None, max_frames: int | None = None
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
-    """Decodes a file from its first frame on.
+    """Decode a file from its first frame on.
 
     Args:
       path: local file; an image is a video of one frame.
       fps: resample by time to this rate; None keeps every frame of the file.
-      max_frames: stop after so many frames.
+      max_frames: stop after this many frames.
 
     Returns:
-      (RGB frames, 0 to 255; frames per second).  A file cut off in the middle gives the frames before the damage.
+      (RGB frames, 0 to 255; frames per second).  A file that was cut off gives the frames before the damage.
 
     Raises:
       VideoError: the file cannot be used, or is too large to hold in memory.
@@ -203,7 +207,7 @@ def _checked(path: str | PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens a video file; failures of opening, seeking and decoding inside the block become a VideoError."""
+    """Open a video file; turn failures of opening, seeking and decoding inside the block into a VideoError."""
     try:
         with open(path, "rb") as file, av.open(file, "r", options=_OPEN_OPTIONS) as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -223,7 +227,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 @functools.lru_cache(maxsize=65536)
 def _probe(path: Path, _mtime_ns: int, _bytes: int) -> VideoInfo:
-    """The cached part of `probe`; time stamp and size are there to notice a changed file."""
+    """Run the cached part of `probe`.  Time stamp and size are arguments so that a changed file is read again."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         height, width = _read_still(path).shape[:2]
         return VideoInfo(path=path, frames=1, fps=1.0, duration=0.0, height=height, width=width)
@@ -253,9 +257,9 @@ def _probe(path: Path, _mtime_ns: int, _bytes: int) -> VideoInfo:
 
 
 def _header_timing(stream: VideoStream) -> tuple[int, float, float]:
-    """Returns (frames, fps, seconds) as the header states them, 0 where it does not.
+    """Return (frames, fps, seconds) as the header states them, with 0 for those that it does not state.
 
-    A duration without a number of frames is a guess of the demuxer, except for the tag that Matroska has.
+    A duration without a number of frames is a guess of the demuxer, except for the tag in Matroska files.
     """
     fps = float(stream.average_rate or 0)
     tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
@@ -269,7 +273,7 @@ def _header_timing(stream: VideoStream) -> tuple[int, float, float]:
 
 
 def _scanned_timing(path: Path) -> tuple[int, float, float]:
-    """Returns (frames, fps, seconds) from the time stamps of all packets, without decoding them."""
+    """Return (frames, fps, seconds) from the time stamps of all packets, without decoding them."""
     with _opened(path) as (container, stream):
         stamps = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.size and p.pts is not None]
         rate = float(stream.average_rate or stream.guessed_rate or 25)
@@ -313,7 +317,7 @@ def _read_still(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _all_frames(info: VideoInfo, cover: tuple[int, int] | None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Every frame of a file, RGB, without regard to time."""
+    """Yield every frame of a file as RGB, without regard to time."""
     if info.path.suffix.lower() in IMAGE_SUFFIXES:
         still = av.VideoFrame.from_ndarray(_read_still(info.path), format="rgb24")
         yield FrameConverter(cover=cover)(still)
@@ -328,7 +332,7 @@ def _all_frames(info: VideoInfo, cover: tuple[int, int] | None) -> Iterator[UInt
 def _frames_at(
     info: VideoInfo, instants: Sequence[float], cover: tuple[int, int] | None
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The RGB frame on display at each instant (seconds, increasing); stops early where the file ends."""
+    """Yield the RGB frame on display at each instant (seconds, increasing); stop early if the file ends."""
     for margin in MARGINS:
         with _opened(info.path) as (container, stream):
             clock = Clock.of(stream, info.first_stamp, info.fps)
@@ -346,6 +350,6 @@ def _frames_at(
 
 
 def _collect(frames: Iterator[UInt8[np.ndarray, "h w 3"]], limit: int) -> UInt8[np.ndarray, "t h w 3"]:
-    """Stacks up to `limit` frames; none at all gives an empty video."""
+    """Stack up to `limit` frames; no frames give an empty video."""
     taken = list(itertools.islice(frames, limit))
     return np.stack(taken) if taken else np.empty((0, 0, 0, 3), np.uint8)

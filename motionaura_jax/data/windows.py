@@ -1,4 +1,4 @@
-"""The position in the data: which data step an optimizer step reads once some data was given up."""
+"""The position in the data: the data step that an optimizer step reads once windows of data were skipped."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ class SkippedWindows:
 
     @classmethod
     def of(cls, ranges: Iterable[Iterable[int]]) -> "SkippedWindows":
-        """Returns the windows that cover `ranges` of (first, end), in any order and overlapping or not."""
+        """Return the windows that cover `ranges` of (first, end), which may overlap and come in any order."""
         merged: list[tuple[int, int]] = []
         for first, end in sorted((int(first), int(end)) for first, end in ranges):
             if first >= end:
@@ -27,11 +27,11 @@ class SkippedWindows:
         return cls(tuple(merged))
 
     def with_window(self, first: int, end: int) -> "SkippedWindows":
-        """Returns these windows and [`first`, `end`) of data steps; earlier steps keep their data."""
+        """Return these windows and [`first`, `end`) of data steps; earlier steps keep their data."""
         return self.of((*self.ranges, (first, end)))
 
     def data_step(self, step: int) -> int:
-        """Returns the data step that optimizer step `step` reads."""
+        """Return the data step that optimizer step `step` reads."""
         for first, end in self.ranges:
             if step < first:
                 break
@@ -39,7 +39,7 @@ class SkippedWindows:
         return step
 
     def segments(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Yields the half-open ranges of data steps that optimizer steps `first`, ..., `last` - 1 read, in order."""
+        """Yield the half-open ranges of data steps that optimizer steps `first`, ..., `last` - 1 read, in order."""
         position, left = self.data_step(first), last - first
         for begin, end in self.ranges:
             length = min(left, begin - position)

@@ -18,6 +18,7 @@ from motionaura_jax.core import config
 from motionaura_jax.core import recipe as recipes
 from motionaura_jax.core.parts import Component, Part
 from motionaura_jax.core.types import PyTree
+from motionaura_jax.data.fields import Field
 
 Batch = Mapping[str, Any]
 """Arrays by name, each with the global batch leading.  `sample` (b,), the row in the step, is always there; the rest is
@@ -41,7 +42,6 @@ class System(abc.ABC):
 
     Attributes:
       recipe: an instance of `Recipe`; systems narrow it to their own class.
-      fields: clip fields that the system reads (see `data`); a field that nobody asks for is never decoded.
       parts: trained parts that the recipe takes from elsewhere, by role.
       components: networks of the system in a PyTorch export.
       exports: export format -> "module:function" that writes it, next to "release", which every system has.
@@ -50,7 +50,6 @@ class System(abc.ABC):
 
     Recipe: ClassVar[type[recipes.Recipe]]
     recipe: Any
-    fields: tuple[str, ...] = ("video", "fps", "caption")
     parts: ClassVar[tuple[Part, ...]] = ()
     components: ClassVar[tuple[Component, ...]] = ()
     exports: ClassVar[Mapping[str, str]] = {}
@@ -58,6 +57,11 @@ class System(abc.ABC):
 
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
+
+    @property
+    def fields(self) -> tuple[str | Field, ...]:
+        """Return the clip fields of training batches, by name or declared (see `data.fields`); nothing else is read."""
+        return ("video", "fps", "caption")
 
     @classmethod
     def planned(cls, values: Mapping[str, Any]) -> Self:

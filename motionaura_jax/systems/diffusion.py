@@ -244,6 +244,8 @@ class DiffusionSystem(LatentSystem):
 
     def _global_batch(self, batch: Batch) -> int:
         """Return the clips in a whole step of this shape; `batch` may be a part of it."""
+        if "video" not in batch:  # a latent cache holds clips of one shape, and a shape has one batch size
+            return self.recipe.data.all_buckets()[0].batch_size
         shape: Sequence[int] = batch["video"].shape
         sizes = (
             b.batch_size for b in self.recipe.data.all_buckets() if (b.num_frames, b.height, b.width) == shape[1:4]

@@ -51,13 +51,18 @@ class DiffusionRecipe(Recipe):
     Attributes:
       autoencoder_role: role of the autoencoder: its key in the config, and its name among the frozen parts.
       latent_space: hash of the autoencoder; the system fills it in, and from then on refuses another one.
+      latent_cache: folder that `motionaura encode --checkpoint` wrote with that autoencoder; training reads latents there
+        and decodes no video.
       token_cache: clips whose latents are kept in host memory, so that each is encoded once.  For short clips that come
         back whole; 0 encodes within the step.
     """
 
     autoencoder_role: ClassVar[str] = "autoencoder"
 
+    places = (*Recipe.places, "latent_cache")
+
     latent_space: str = ""
+    latent_cache: str = ""
     token_cache: Natural = 0
     sample: SampleConfig = field(default_factory=SampleConfig)
 

@@ -13,7 +13,9 @@ from jaxtyping import Array
 from motionaura_jax.conditioning.base import Conditioners
 from motionaura_jax.core import config
 from motionaura_jax.core.types import Latent, PyTree
-from motionaura_jax.data.token_cache import TokenCache
+from motionaura_jax.data.array_cache import MemoryCache, clip_content, recall
+from motionaura_jax.data.fields import Field
+from motionaura_jax.data.latents import CachedTokens
 from motionaura_jax.diffusion.process import Latents
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 from motionaura_jax.parallel.mesh import by_rows
@@ -56,7 +58,7 @@ class LatentSystem(System):
         super().__init__(completed)
         self._opened = autoencoder or opened
         self.conditioners = conditioners or self.make_conditioners(self.recipe)
-        self._known = TokenCache(lambda videos: self._encode(videos), self.recipe.token_cache)
+        self._known = MemoryCache(self.recipe.token_cache)
 
     @classmethod
     @abc.abstractmethod
@@ -70,6 +72,15 @@ class LatentSystem(System):
 
     # What a batch holds.
 
+    @property
+    def fields(self) -> tuple[str | Field, ...]:
+        """Return the latents of a `latent_cache`, or videos to encode, and the inputs of the conditioners."""
+        return (self._cached.field, "fps", "caption") if self.recipe.latent_cache else super().fields
+
+    @functools.cached_property
+    def _cached(self) -> CachedTokens:
+        return CachedTokens(self.recipe.latent_cache, self.recipe.latent_space, self.recipe.data.shapes)
+
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Return shapes and dtypes of the first bucket's batch."""
         bucket = self.recipe.data.all_buckets()[0]
@@ -81,21 +92,27 @@ class LatentSystem(System):
             "sample": jax.ShapeDtypeStruct((size,), jnp.int32),
             **self.conditioners.abstract(size),
         }
-        if self.recipe.token_cache:
+        if self.recipe.latent_cache:
+            del spec["video"]
+        if self.recipe.latent_cache or self.recipe.token_cache:
             dtype = jnp.int32 if self.discrete else jnp.float32
-            spec[self._cached] = jax.ShapeDtypeStruct((size, *self.latent_shape(clip)), dtype)
+            spec[self._name] = jax.ShapeDtypeStruct((size, *self.latent_shape(clip)), dtype)
         return spec
 
     def to_arrays(self, batch: Mapping[str, Any]) -> Batch:
-        """Return video in [-1, 1], frame rates, rows in the step, raw conditions by name; with a cache, latents."""
-        arrays = {name: batch[name] for name in ("video", "fps", "sample")}
+        """Return video in [-1, 1] or latents or both, frame rates, rows in the step, and raw conditions by name."""
+        arrays = {name: batch[name] for name in ("video", self._name, "fps", "sample") if name in batch}
         arrays |= self.conditioners.host(batch)
-        return {**arrays, self._cached: self._known(batch["video"])} if self.recipe.token_cache else arrays
+        if self.recipe.token_cache and self._name not in batch:
+            video = batch["video"]
+            keys = [clip_content(clip) for clip in video]
+            arrays[self._name] = recall(self._known, keys, lambda: self._encode(video))
+        return arrays
 
     def latents(self, frozen: PyTree, batch: Batch) -> Latents:
         """Return the clean latents of a batch; those that come with it need no autoencoder."""
-        if self._cached in batch:
-            return batch[self._cached]
+        if self._name in batch:
+            return batch[self._name]
         return self.encoded(frozen[self.recipe.autoencoder_role], batch["video"])
 
     @classmethod
@@ -162,7 +179,7 @@ class LatentSystem(System):
         return recipe, opened
 
     @property
-    def _cached(self) -> str:
+    def _name(self) -> str:
         return "tokens" if self.discrete else "latents"
 
     @functools.cached_property

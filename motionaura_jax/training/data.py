@@ -1,4 +1,4 @@
-"""Which clips a run trains on and which it is measured on."""
+"""Clips that a run trains on, and held-out clips that it is measured on."""
 
 import collections
 import dataclasses
@@ -14,8 +14,10 @@ import numpy as np
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
 from motionaura_jax.data.buckets import Bucket
-from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
+from motionaura_jax.data.fields import CAPTION, FPS, VIDEO, ClipField, Field, FrameField, resolve, sources
+from motionaura_jax.data.loader import Batch, Loader, held_out_split
 from motionaura_jax.data.manifest import Record, read_manifest
+from motionaura_jax.data.preflight import NoUsableFile, Preflight, Rejections, preflight
 from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.parallel import distributed
 from motionaura_jax.scenes import dataset
@@ -32,40 +34,51 @@ class TrainingData:
 
     Args:
       parts, part_count: this process reads these of `part_count` equal parts of every training batch.
+      fields: fields of a training batch, `System.fields`.  Held-out batches carry the sources of those computed ahead.
 
     Attributes:
       skipped: data that no step reads because loss or gradient did not stay finite on it; part of every checkpoint.
-      evaluation: the held-out batches: the same clips, crops and order at every evaluation.  They are decoded here, so that
-        no file can fail once training is under way.
+      evaluation: the held-out batches: the same clips, crops and order at every evaluation.  They are decoded here, so
+        that no file can fail once training has started.
 
     Raises:
-      UserError: a manifest that is missing, empty or without a usable clip on either side.
+      UserError: a manifest that is missing, empty or without a usable clip on either side, or a field that lacks clips.
     """
 
-    def __init__(self, recipe: Recipe, workdir: pathlib.Path, parts: Sequence[int] = (0,), part_count: int = 1):
+    def __init__(
+        self,
+        recipe: Recipe,
+        workdir: pathlib.Path,
+        parts: Sequence[int] = (0,),
+        part_count: int = 1,
+        *,
+        fields: Sequence[str | Field] = (VIDEO, FPS, CAPTION),
+    ):
         self._recipe, self._buckets, self._parts = recipe, recipe.data.all_buckets(), (parts, part_count)
+        self._fields, self._held_out_fields = resolve(fields), sources(fields)
         self._rejections = Rejections(workdir / _rejected())
-        train, held_out = _records(recipe.data, recipe.evaluate, workdir)
-        self._checked = preflight(train, self._buckets, fps=recipe.data.fps, rejections=self._rejections)
+        columns = [field.column for field in self._fields if isinstance(field, FrameField) and field.column]
+        train, held_out = _records(recipe.data, recipe.evaluate, workdir, columns)
+        self._checked = self._check(train)
         self._train, self._held_out, self.evaluation = self._hold_out(train, held_out)
         self.skipped = SkippedWindows()
         memory = 2 * (recipe.train.max_skipped + recipe.train.log_every) + PREPARATION_BATCHES
         self._drawn: collections.deque[tuple[int, np.ndarray]] = collections.deque(maxlen=memory)
 
     def describe(self) -> str:
-        """One line on the size of the data and on what was seen of it."""
+        """Return one line on the size of the data and the files that cannot be used."""
         line = f"{len(self._train)} files to train on, {len(self._held_out)} held out"
         bad = self._checked.faults
         return line + (f"; {len(bad)} of {self._checked.probed} probed cannot be used, e.g. {bad[0]}" if bad else "")
 
     @property
     def rejected_count(self) -> int:
-        """Files that could not be used so far; `rejected.jsonl` has the reasons."""
+        """Number of files that could not be used so far; `rejected.jsonl` has the reasons."""
         return len(self._rejections)
 
     @property
     def content_hash(self) -> str:
-        """Identifies which records there are, in training and held out; the order of the files does not matter."""
+        """Hash of the records, training and held out; the order of the files does not matter."""
         identities = sorted({record.id for record in (*self._train, *self._held_out)})
         return hashlib.sha256("\n".join(identities).encode()).hexdigest()[:16]
 
@@ -76,7 +89,7 @@ class TrainingData:
         return sum(bucket.batch_size * bucket.weight for bucket in self._buckets) / weight
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Batches of the optimizer steps `first_step`, `first_step` + 1, ...; the same for every start."""
+        """Yield the batches of the optimizer steps `first_step`, `first_step` + 1, ...; the same for every start."""
         for begin, end in self.skipped.segments(first_step, self._recipe.train.steps):
             loader = self._loader(self._buckets, begin, end, *self._parts)
             for step, batch in zip(range(begin, end), loader, strict=True):
@@ -84,7 +97,11 @@ class TrainingData:
                 yield batch
 
     def drawn(self, first: int, end: int) -> list[dict[str, Any]]:
-        """What this process lately read for the data steps [`first`, `end`): `data_step`, `records` and their `files`."""
+        """Return what this process recently read for the data steps [`first`, `end`).
+
+        Returns:
+          One entry per step: `data_step`, `records` (positions in the manifest) and `files` (their ids).
+        """
         return [
             {"data_step": step, "records": index.tolist(), "files": [self._train[i].id for i in index.tolist()]}
             for step, index in sorted(dict(self._drawn).items())
@@ -92,9 +109,9 @@ class TrainingData:
         ]
 
     def preparation(self) -> Iterator[Batch]:
-        """The first training clips of the first bucket, in small batches, the same in every process.
+        """Return the first training clips of the first bucket in small batches, the same in every process.
 
-        A data-dependent start needs few clips, and each process and device holds a whole one of these batches.
+        A data-dependent start needs few clips, and every process and device holds a whole batch of them.
         """
         first = self._buckets[0]
         small = dataclasses.replace(first, batch_size=min(first.batch_size, PREPARATION_CLIPS), weight=1.0)
@@ -106,35 +123,44 @@ class TrainingData:
         return Loader(
             self._train,
             buckets,
+            fields=self._fields,
             seed=self._recipe.seed,
             fps=self._recipe.data.fps,
             start_step=first,
             end_step=end,
             threads=self._recipe.data.threads,
+            flip=self._recipe.data.flip,
             rejections=self._rejections,
             parts=parts,
             part_count=part_count,
         )
 
+    def _check(self, train: list[Record]) -> Preflight:
+        """Look at the training files: all of them for a field that checks its records, else a sample of the videos."""
+        checks = [field.check for field in self._fields if isinstance(field, ClipField) and field.check]
+        results = [check(train, self._rejections) for check in checks]
+        return results[0] if results else preflight(train, self._recipe.data.shapes, rejections=self._rejections)
+
     def _hold_out(self, train: list[Record], held_out: list[Record]) -> tuple[list[Record], list[Record], list[Batch]]:
-        """Decodes the held-out batches; where no held-out file serves, the split is made again without them."""
+        """Decode the held-out batches.  If no held-out file can be used, split the training files again."""
         while True:
             try:
                 return train, held_out, self._evaluation(held_out)
             except NoUsableFile as error:
                 if self._recipe.data.manifest == SCENES or self._recipe.evaluate.manifest:
                     raise
-                logger.warning("no held-out file can be used, so that others take their place: %s", error)
+                logger.warning("no held-out file can be used, so other files replace them: %s", error)
                 train, held_out = _split(train, self._recipe.data)
 
     def _evaluation(self, held_out: list[Record]) -> list[Batch]:
         shape, clips, fps = self._buckets[0], self._recipe.evaluate.clips, self._recipe.data.fps
         size = min(clips, shape.batch_size)
         bucket = dataclasses.replace(shape, batch_size=size, weight=1.0)
-        preflight(held_out, (bucket,), fps=fps, rejections=self._rejections)
+        preflight(held_out, (bucket.clip_shape(fps),), rejections=self._rejections)
         loader = Loader(
             held_out,
             (bucket,),
+            fields=self._held_out_fields,
             seed=EVALUATION_SEED,
             fps=fps,
             end_step=-(-clips // size),
@@ -146,32 +172,34 @@ class TrainingData:
 
 
 def _rejected() -> str:
-    """The list of bad files of this process: each reads other files, and two cannot append to one file everywhere."""
+    """Return this process's list of bad files; not every file system lets two processes append to one file."""
     index = distributed.process_index()
     return REJECTED if index == 0 else f"rejected-{index}.jsonl"
 
 
 def forget(workdir: pathlib.Path) -> None:
-    """Removes what a start that reached no checkpoint left of its data: rendered scenes and the list of bad files."""
+    """Remove the data of a start that reached no checkpoint: rendered scenes and the lists of bad files."""
     for listed in workdir.glob("rejected*.jsonl"):
         listed.unlink()
     for marker in (workdir / SCENES).glob(f"*/{dataset.MARKER}"):
         shutil.rmtree(marker.parent)
 
 
-def _records(data: DataConfig, evaluate: EvaluateConfig, workdir: pathlib.Path) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records of a recipe, rendering the embedded scenes where they are asked for."""
+def _records(
+    data: DataConfig, evaluate: EvaluateConfig, workdir: pathlib.Path, columns: Sequence[str]
+) -> tuple[list[Record], list[Record]]:
+    """Return the training and held-out records of a recipe, rendering the embedded scenes if it asks for them."""
     if data.manifest == SCENES:
-        # A set of scenes cannot grow, and `evaluate.clips` may change at any time: each number has its folder.
+        # A set of scenes cannot grow, and `evaluate.clips` may change at any time, so each number has its own folder.
         held_out = max(evaluate.clips, 1)
         train = _render(data, workdir / SCENES / "train", "train", data.scenes)
         return train, _render(data, workdir / SCENES / f"test-{held_out}", "test", held_out)
-    records = read_manifest(data.manifest)
-    return (records, read_manifest(evaluate.manifest)) if evaluate.manifest else _split(records, data)
+    records = read_manifest(data.manifest, columns)
+    return (records, read_manifest(evaluate.manifest, columns)) if evaluate.manifest else _split(records, data)
 
 
 def _render(data: DataConfig, folder: pathlib.Path, split: str, count: int) -> list[Record]:
-    """Records of rendered scenes; of several processes the first renders, and the others wait for it."""
+    """Return the records of rendered scenes.  The first process renders, and the others wait for it."""
     if distributed.is_primary():
         dataset.write_scenes(
             folder,

@@ -101,7 +101,7 @@ def _open(system: System, workdir: pathlib.Path, override: bool) -> Run:
 
     # ------------------------------------------------------------ Config and data
     saved = workdirs.open_workdir(workdir, recipe, override=override)
-    clips = data.TrainingData(recipe, workdir, *meshes.batch_parts(mesh))
+    clips = data.TrainingData(recipe, workdir, *meshes.batch_parts(mesh), fields=system.fields)
     logger.info("%s", clips.describe())
 
     # ------------------------------------------------------------ State: abstract first, nothing is allocated yet

@@ -1,4 +1,4 @@
-"""Arrays on disk by content: round trip, resuming, any number of processes, damage in one line."""
+"""Arrays by content, in memory and on disk: round trip, resuming, any number of processes, damage in one line."""
 
 import ml_dtypes
 import numpy as np
@@ -6,7 +6,16 @@ import pytest
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data import array_cache
-from motionaura_jax.data.array_cache import ArrayCache, content_key, file_content, fill, text_content
+from motionaura_jax.data.array_cache import (
+    ArrayCache,
+    MemoryCache,
+    clip_content,
+    content_key,
+    file_content,
+    fill,
+    recall,
+    text_content,
+)
 
 META = {"kind": "text", "model": "0123", "dtype": "bfloat16"}
 TEXTS = ["", "a", "a red circle", "東京 👩‍🚀", "\ud800", *map(str, range(30))]
@@ -112,3 +121,43 @@ def test_another_model_and_damage_are_one_line(tmp_path):
     (tmp_path / "cache.json").write_text('{"dtype": "strange"}')
     with pytest.raises(UserError, match="is damaged"):
         ArrayCache(tmp_path)
+
+
+class Encoder:
+    """Sums every frame, and counts calls."""
+
+    def __init__(self, limit):
+        self.cache, self.calls = MemoryCache(limit), 0
+
+    def encode(self, videos):
+        self.calls += 1
+        return videos.sum((-1, -2, -3), dtype=np.float32).astype(np.int32)[..., None, None]
+
+    def __call__(self, *values):
+        videos = np.stack([np.full((2, 4, 4, 3), value, np.float32) for value in values])
+        return recall(self.cache, [clip_content(video) for video in videos], lambda: self.encode(videos))
+
+
+def test_clips_in_memory_are_not_computed_again_in_any_order():
+    known = Encoder(limit=8)
+    first = known(1, 2)
+    known(3, 4)
+    again = known(4, 1)
+    assert known.calls == 2
+    np.testing.assert_array_equal(again[1], first[0])
+    np.testing.assert_array_equal(again, Encoder(limit=0)(4, 1))
+
+
+def test_the_oldest_clip_in_memory_is_forgotten_first():
+    known = Encoder(limit=2)
+    for value, calls in [(1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)]:
+        known(value)
+        assert (known.calls, len(known.cache)) == (calls, min(calls, 2))
+
+
+def test_a_batch_may_be_larger_than_the_memory():
+    np.testing.assert_array_equal(Encoder(limit=1)(1, 2, 1), Encoder(limit=9)(1, 2, 1))
+
+
+def test_the_same_bytes_in_another_shape_are_another_clip():
+    assert clip_content(np.zeros((2, 4, 4, 3))) != clip_content(np.zeros((4, 2, 4, 3)))

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionaura_jax.data.clips import load_frames, sample_record, sample_rng
+from motionaura_jax.data.buckets import ClipShape
+from motionaura_jax.data.clips import Crop, load_clip, sample_record, sample_rng
+from motionaura_jax.data.fields import VIDEO
 from motionaura_jax.data.manifest import Record
 from motionaura_jax.data.media import write_video
 from motionaura_jax.data.video import VideoError
@@ -46,6 +49,10 @@ def numbered_video(path: Path, count: int = 24, fps: float = 8) -> Record:
     return Record(path=path, caption=None, id=path.name)
 
 
+def load_frames(record: Record, *, rng: np.random.Generator, crop: Crop = "random", **shape: Any) -> np.ndarray:
+    return load_clip(record, ClipShape(**shape), (VIDEO,), rng=rng, crop=crop)["video"]
+
+
 def starts(video: np.ndarray) -> int:
     return round(float(video[0].mean()) / 10)
 
@@ -72,9 +79,9 @@ def test_crops_cover_the_surplus(tmp_path: Path) -> None:
     write_video(tmp_path / "ramp.mp4", ramp, 8, lossless=True)
     record = Record(path=tmp_path / "ramp.mp4", caption=None, id="ramp.mp4")
 
-    def left(number: int, crop: str) -> int:
-        settings = {"num_frames": 2, "height": 16, "width": 16, "fps": 8, "rng": sample_rng(0, number)}
-        return int(load_frames(record, crop=crop, **settings)[0, 0, 0, 0])  # type: ignore[arg-type]
+    def left(number: int, crop: Crop) -> int:
+        shape = {"num_frames": 2, "height": 16, "width": 16, "fps": 8}
+        return int(load_frames(record, rng=sample_rng(0, number), crop=crop, **shape)[0, 0, 0, 0])
 
     drawn = [left(number, "random") for number in range(80)]
     assert min(drawn) <= 4

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.data.buckets import Bucket
-from motionaura_jax.data.clips import load_frames, sample_record, sample_rng
+from motionaura_jax.data.buckets import Bucket, ClipShape
+from motionaura_jax.data.clips import load_clip, sample_record, sample_rng
+from motionaura_jax.data.fields import VIDEO
 from motionaura_jax.data.frames import to_float
-from motionaura_jax.data.loader import Batch, Loader, NoUsableFile, Rejections, held_out_split, preflight
+from motionaura_jax.data.loader import Batch, Loader, held_out_split
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.media import write_video
+from motionaura_jax.data.preflight import NoUsableFile, Rejections, preflight
 
 BUCKETS = [
     Bucket(num_frames=4, height=8, width=12, batch_size=4, weight=2),
@@ -78,8 +80,10 @@ def test_a_bucket_may_have_a_frame_rate_of_its_own(folder: Path) -> None:
     assert_equal(own, other)
     long = Bucket(num_frames=8, height=8, width=12, batch_size=1, fps=4)  # 1.75 of 1.5 seconds
     with pytest.raises(UserError, match="too short for 8 frames at 4 fps"):
-        preflight(records, [long], fps=8)
-    assert preflight(records, [long, Bucket(**shape | {"num_frames": 9})], fps=8).usable == len(records)
+        preflight(records, [long.clip_shape(8)])
+    assert preflight(
+        records, [bucket.clip_shape(8) for bucket in (long, Bucket(**shape | {"num_frames": 9}))]
+    ).usable == len(records)
 
 
 def test_batch_is_the_documented_map(folder: Path) -> None:
@@ -91,8 +95,8 @@ def test_batch_is_the_documented_map(folder: Path) -> None:
         number = 5 * 4 + position
         index = sample_record(3, number, len(records))
         assert batch["index"][position] == index
-        frames = load_frames(records[index], num_frames=4, height=8, width=12, fps=8, rng=sample_rng(3, number))
-        np.testing.assert_array_equal(batch["video"][position], to_float(frames))
+        clip = load_clip(records[index], BUCKETS[0].clip_shape(8), (VIDEO,), rng=sample_rng(3, number))
+        np.testing.assert_array_equal(batch["video"][position], to_float(clip["video"]))
         assert batch["caption"][position] == records[index].caption
 
 
@@ -175,16 +179,18 @@ def test_no_records() -> None:
 def test_preflight_counts_lists_and_refuses(folder: Path, tmp_path: Path) -> None:
     records = read_manifest(folder)
     met = Rejections(tmp_path / "rejected.jsonl")
-    report = preflight(records, BUCKETS, fps=8, rejections=met)
+    shapes = [bucket.clip_shape(8) for bucket in BUCKETS]
+    too_long = [ClipShape(num_frames=60, height=8, width=8, fps=8)]
+    report = preflight(records, shapes, rejections=met)
     assert (report.probed, report.usable, len(report.faults)) == (9, 7, 2)
     assert len(met) == len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
-    assert preflight(records * 40, BUCKETS, fps=8).probed == 64
+    assert preflight(records * 40, shapes).probed == 64
     with pytest.raises(UserError, match=r"none of 9 probed files can be used, the first: .*bad_empty\.mp4: is empty"):
-        preflight(records, [Bucket(num_frames=60, height=8, width=8, batch_size=1)], fps=8)
+        preflight(records, too_long)
     with pytest.raises(UserError, match="too short for 60 frames at 8 fps"):
-        preflight(records[2:], [Bucket(num_frames=60, height=8, width=8, batch_size=1)], fps=8)
+        preflight(records[2:], too_long)
     with pytest.raises(UserError, match="none of 0"):
-        preflight([], BUCKETS, fps=8)
+        preflight([], shapes)
 
 
 def named(*names: str) -> list[Record]:

@@ -16,9 +16,9 @@ from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh
+from motionaura_jax.systems.loading import load_autoencoder
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.training import checkpoint, optimizer, state, step
-from motionaura_jax.weights.load import load_tokenizer
 from tests.systems import tiny
 
 MODEL = {
@@ -218,7 +218,7 @@ def test_an_adversarial_run_of_before_resumes_and_opens(monkeypatch, tmp_path):
     assert set(restored.ema) == {"tokenizer"}
     jax.tree.map(np.testing.assert_array_equal, restored.params, current.params)
     jax.tree.map(np.testing.assert_array_equal, restored.ema["tokenizer"], current.ema["tokenizer"])
-    tokenizer, _ = load_tokenizer(tmp_path)
+    tokenizer, _ = load_autoencoder(tmp_path)
     assert tokenizer.latent_space == system.autoencoder(jax.device_get(current.params), current.extra).latent_space
 
 

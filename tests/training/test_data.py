@@ -12,8 +12,9 @@ import pytest
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data import loader
-from motionaura_jax.data.loader import NoUsableFile, held_out_split
+from motionaura_jax.data.loader import held_out_split
 from motionaura_jax.data.manifest import read_manifest
+from motionaura_jax.data.preflight import NoUsableFile
 from motionaura_jax.scenes import dataset
 from motionaura_jax.training.data import TrainingData
 from tests.training.toy import ToyRecipe
@@ -37,13 +38,13 @@ def recipe(source, **evaluate):
 def test_a_start_reads_the_first_clips_in_small_batches_and_in_the_reading_threads(clips, tmp_path):
     buckets = ({**SHAPE, "batch_size": 40}, {**SHAPE, "height": 32, "batch_size": 4})
     values = {"system": "toy", "data": {"manifest": str(clips), "buckets": buckets}, "evaluate": {"clips": 1}}
-    data, readers, read = TrainingData(config.build(ToyRecipe, values), tmp_path), set(), loader.load_frames
+    data, readers, read = TrainingData(config.build(ToyRecipe, values), tmp_path), set(), loader.load_clip
 
-    def load_frames(*arguments, **more):
+    def load_clip(*arguments, **more):
         readers.add(threading.current_thread())
         return read(*arguments, **more)
 
-    with mock.patch.object(loader, "load_frames", load_frames):
+    with mock.patch.object(loader, "load_clip", load_clip):
         start = list(itertools.islice(data.preparation(), 3))
     assert threading.current_thread() not in readers
     assert [batch["video"].shape for batch in start] == [(16, 4, 16, 16, 3)] * 3

@@ -115,6 +115,7 @@ class TextToVideoSystem(DiffusionSystem):
                 f"--config.init_from=CHECKPOINT"
             )
         check_captions(self.recipe.data, self.recipe.text, self.text, self.recipe.sample.prompts)
+        _ = self.fields  # opens a latent cache, which has to fit
         self.check_mesh()
         warn_of_words(self.text.words, self.recipe.sample.prompts)
         warn_of_settings(self.recipe, self.recipe.sample)

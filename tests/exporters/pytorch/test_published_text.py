@@ -21,7 +21,7 @@ from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.exporters.pytorch.noise import OurNoise
 from tests.models import published
-from tests.models.test_tower_tokenizer import strings
+from tests.models.test_pretrained_tokenizer import strings
 from tests.systems import tiny
 from tests.written import local_paths
 

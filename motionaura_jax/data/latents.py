@@ -1,0 +1,162 @@
+"""Tokens of clips that `motionaura encode --checkpoint` computed once, as a field of training batches."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.data.array_cache import ArrayCache, file_content
+from motionaura_jax.data.buckets import ClipShape
+from motionaura_jax.data.clips import load_clip
+from motionaura_jax.data.fields import VIDEO, ClipField
+from motionaura_jax.data.manifest import Record
+from motionaura_jax.data.media import write_text
+from motionaura_jax.data.preflight import NoUsableFile, Preflight, Rejections
+from motionaura_jax.data.video import VideoError
+
+KIND = "tokens"
+FILES = "files.json"
+"""Hashes of the encoded files, in the cache folder."""
+
+_HASHING_THREADS = 8
+
+
+def tokens_meta(latent_space: str, shape: ClipShape) -> dict[str, Any]:
+    """Return what identifies tokens in a cache: the latent space and the shape of the clips."""
+    return {
+        "kind": KIND,
+        "model": latent_space,
+        "num_frames": shape.num_frames,
+        "height": shape.height,
+        "width": shape.width,
+        "fps": shape.fps,
+        "dtype": "int32",
+    }
+
+
+def center_clip(record: Record, shape: ClipShape) -> np.ndarray:
+    """Read the clip that `encode` tokenizes: the middle of the file in time and space, uint8 `(t, h, w, 3)`.
+
+    Raises:
+      VideoError: the file cannot be used.
+    """
+    return load_clip(record, shape, (VIDEO,), rng=np.random.default_rng(0), crop="center")[VIDEO.name]
+
+
+class FileHashes:
+    """Content of files for their keys.  A file is read only once: `save` keeps its hash next to the tokens.
+
+    A hash that was kept counts as long as the record's id and the size and time stamp of the file are the same.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._path = Path(folder) / FILES
+        self._known: dict[str, list[Any]] = {}
+        with contextlib.suppress(
+            OSError, ValueError, TypeError
+        ):  # without it, or if it is damaged, files are read again
+            self._known = dict(json.loads(self._path.read_text("utf-8")))
+
+    def content(self, record: Record) -> bytes:
+        """Return what `array_cache.file_content` returns for the file of a record.
+
+        Raises:
+          OSError: the file cannot be read.
+        """
+        status = record.path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        known = self._known.get(record.id, [])
+        if known[:-1] != stamp:
+            known = self._known[record.id] = [*stamp, file_content(record.path).hex()]
+        return bytes.fromhex(known[-1])
+
+    def save(self) -> None:
+        """Write the hashes into the folder, in one process only.  Raises UserError on a failure of the disk."""
+        write_text(self._path, json.dumps(self._known))
+
+
+class CachedTokens:
+    """Tokens of the middle of each file, read from a folder that `encode` wrote.  No video is decoded.
+
+    Args:
+      folder: the cache.
+      latent_space: of the tokenizer that the run uses.
+      shapes: clip shapes of the run; all must be the one in the cache.
+
+    Attributes:
+      field: int32 `tokens`, (b, t, h, w) in a batch, for the loader.
+
+    Raises:
+      UserError: no cache, or one of another kind, latent space or clip shape.
+    """
+
+    def __init__(self, folder: str | Path, latent_space: str, shapes: Sequence[ClipShape]):
+        self._cache = ArrayCache(folder)
+        self._hashes, self._shape = FileHashes(folder), shapes[0]
+        meta = dict(self._cache.meta)
+        again = "run motionaura encode --checkpoint=TOKENIZER"
+        if meta.get("kind") != KIND:
+            raise UserError(f"{folder}: holds no tokens of clips; {again} and name its --output")
+        if meta["model"] != latent_space:
+            raise UserError(
+                f"{folder}: holds tokens of latent space {meta['model']}, but this run has {latent_space}; {again} again "
+                f"with this run's tokenizer and another --output"
+            )
+        for shape in shapes:
+            if meta != tokens_meta(latent_space, shape):
+                held = ClipShape(**{name: meta[name] for name in ("num_frames", "height", "width", "fps")})
+                flags = f"--num_frames={shape.num_frames} --height={shape.height} --width={shape.width}"
+                raise UserError(
+                    f"{folder}: holds clips of {held}, but this run trains on {shape}; {again} {flags} "
+                    f"--fps={shape.fps:g} again with another --output"
+                )
+        self.field = ClipField(name=KIND, load=self._load, source=VIDEO.name, check=self._check)
+
+    def _load(self, record: Record, shape: ClipShape) -> Int32[np.ndarray, "t h w"]:
+        key = self._key(record)
+        if key is None:
+            raise VideoError(record.path, f"has no tokens in {self._cache.folder}", "run motionaura encode again")
+        return self._cache[key]
+
+    def _key(self, record: Record) -> bytes | None:
+        """Return the key of a record, or None if the cache lacks it or the file cannot be read."""
+        try:
+            key = self._cache.key(self._hashes.content(record))
+        except OSError:
+            return None
+        return key if key in self._cache else None
+
+    def _check(self, records: Sequence[Record], rejections: Rejections) -> Preflight:
+        """Refuse records that the cache should hold and does not.  Files that `encode` cannot use may be missing.
+
+        Raises:
+          UserError: a usable file has no tokens.
+          NoUsableFile: not one file has tokens.
+        """
+        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+            known = list(pool.map(lambda record: self._key(record) is not None, records))
+        missing = [record for record, found in zip(records, known, strict=True) if not found]
+        faults = []
+        for record in missing:
+            # Only a look at the whole clip tells whether `encode` could not use it or has not seen it.
+            try:
+                center_clip(record, self._shape)
+            except VideoError as error:
+                rejections.add(error)
+                faults.append(str(error))
+            else:
+                raise UserError(
+                    f"{self._cache.folder}: lacks {record.id}, one of {len(missing)} files without tokens; "
+                    f"run motionaura encode --checkpoint again with this manifest"
+                )
+        if len(missing) == len(records):
+            raise NoUsableFile(
+                f"{self._cache.folder}: none of {len(records)} files can be used, the first: {faults[0]}"
+            )
+        return Preflight(probed=len(records), usable=len(records) - len(missing), faults=tuple(faults))

@@ -1,0 +1,162 @@
+"""Outputs of frozen models, computed ahead of training: features of captions, and tokens of clips."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from motionaura_jax.conditioning import text as conditioners
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.data.array_cache import ArrayCache, content_key, fill, text_content
+from motionaura_jax.data.buckets import ClipShape
+from motionaura_jax.data.frames import to_float
+from motionaura_jax.data.latents import FileHashes, center_clip, tokens_meta
+from motionaura_jax.data.manifest import Record, read_manifest
+from motionaura_jax.data.video import VideoError
+from motionaura_jax.models.autoencoders.base import VideoAutoencoder
+from motionaura_jax.models.encoders.text_tokenizers import PretrainedTokenizer
+from motionaura_jax.parallel.mesh import by_rows
+from motionaura_jax.pipelines.prompts import read_prompts
+from motionaura_jax.systems.loading import load_autoencoder
+from motionaura_jax.weights import hub, towers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Output folder of an encoding, and the share of it that this process does.
+
+    Attributes:
+      output: folder of the cache; what it holds already is not computed again.
+      batch_size: items computed at once, by all devices of this process.
+      process_index, process_count: this process does every `process_count`-th item.
+    """
+
+    output: Path
+    batch_size: int = 16
+    process_index: int = 0
+    process_count: int = 1
+
+    def fill(self, meta: dict[str, Any], items: dict[bytes, Any], compute: Callable[[Sequence[Any]], Any]) -> int:
+        """Add what the cache lacks; see `data.array_cache.fill`."""
+        share = {"process_index": self.process_index, "process_count": self.process_count}
+        return fill(self.output, meta, items, compute, **share)
+
+
+def encode_texts(
+    manifest: str, text_encoder: str, work: Work, *, limit: int = 180, prompts_file: Path | None = None
+) -> dict[str, Any]:
+    """Write the features of every caption, of further prompts and of the empty text, for training with `text.cache`.
+
+    Args:
+      text_encoder: folder or hub id of a published T5.
+      limit: largest number of ids per text.
+      prompts_file: further texts, one per line.
+
+    Raises:
+      UserError: a manifest, encoder or prompt file that cannot be used, or an output of another encoder.
+    """
+    records = read_manifest(manifest)
+    words = PretrainedTokenizer(hub.model_folder(text_encoder), limit, limit)
+    # Training replaces dropped captions by the empty text, and sampling guides away from it.
+    texts = {"", *(record.caption or "" for record in records)}
+    for prompt in read_prompts(prompts_file) if prompts_file else ():
+        texts |= {prompt.text, prompt.negative}
+    tower = towers.open_tower(text_encoder, "t5", dtype=conditioners.DTYPE)
+    meta = conditioners.text_meta(tower, words)
+    encode = by_rows(lambda tower, ids: conditioners.tower_features(tower, ids, words.pad), tower)
+
+    def compute(part: Sequence[str]) -> list[np.ndarray]:
+        """Return the features of each text without padding."""
+        rows: list[np.ndarray] = []
+        for start in range(0, len(part), work.batch_size):
+            chunk = part[start : start + work.batch_size]
+            # Batches are filled up to one size, so that one program serves them all.
+            ids = words.batch([*chunk, *[""] * (work.batch_size - len(chunk))])
+            features = encode(ids)
+            rows += [features[row][ids[row] != words.pad] for row in range(len(chunk))]
+        return rows
+
+    items = {content_key(meta, text_content(text)): text for text in sorted(texts)}
+    added = work.fill(meta, items, compute)
+    words.save(work.output / conditioners.TOKENIZER)
+    return {"output": work.output, "texts": len(items), "added": added, "text_hash": conditioners.identity(meta)}
+
+
+def encode_clips(
+    manifest: str,
+    checkpoint: str,
+    work: Work,
+    *,
+    num_frames: int = 0,
+    height: int = 0,
+    width: int = 0,
+    fps: float = 0.0,
+) -> dict[str, Any]:
+    """Write the tokens of the middle of every file, for training with `latent_cache`.
+
+    A file that cannot be used is named in a warning and left out.
+
+    Args:
+      checkpoint: a trained tokenizer with a codebook.
+      num_frames, height, width, fps: shape of a clip; 0 takes that of the tokenizer's training.
+
+    Raises:
+      UserError: a manifest or tokenizer that cannot be used, or an output of another tokenizer or clip shape.
+    """
+    records = read_manifest(manifest)
+    tokenizer, loaded = load_autoencoder(checkpoint)
+    if not tokenizer.vocab_size:
+        raise UserError(f"{checkpoint}: this tokenizer has no codebook, and makes no tokens")
+    trained = loaded.recipe.data.shapes[0]
+    shape = ClipShape(
+        num_frames=num_frames or trained.num_frames,
+        height=height or trained.height,
+        width=width or trained.width,
+        fps=fps or trained.fps,
+    )
+    meta = tokens_meta(tokenizer.latent_space, shape)
+    hashes, items = FileHashes(work.output), dict[bytes, Record]()
+    for record in records:
+        try:
+            items[content_key(meta, hashes.content(record))] = record
+        except OSError as error:
+            logger.warning("left out: %s: %s", record.path, error.strerror)
+    added = work.fill(meta, items, _clip_encoder(tokenizer, shape, work.batch_size))
+    if work.process_index == 0:
+        hashes.save()
+    known = len(ArrayCache(work.output))
+    return {"output": work.output, "files": len(records), "added": added, "clips": known, **meta}
+
+
+def _clip_encoder(
+    tokenizer: VideoAutoencoder, shape: ClipShape, batch_size: int
+) -> Callable[[Sequence[Record]], list[np.ndarray | None]]:
+    """Return the function from files to tokens, which gives None for a file that cannot be used."""
+    encode = by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, tokenizer)
+
+    def read(record: Record) -> np.ndarray | None:
+        try:
+            return center_clip(record, shape)
+        except VideoError as error:
+            logger.warning("left out: %s", error)
+            return None
+
+    def compute(records: Sequence[Record]) -> list[np.ndarray | None]:
+        """Return the tokens of each file."""
+        tokens: list[np.ndarray | None] = []
+        for start in range(0, len(records), batch_size):
+            clips = [read(record) for record in records[start : start + batch_size]]
+            usable = [clip for clip in clips if clip is not None]
+            if usable:
+                # Batches are filled up to one size, so that one program serves them all.
+                filled = np.stack(usable + usable[-1:] * (batch_size - len(usable)))
+                found = iter(encode(to_float(filled)))
+            tokens += [None if clip is None else next(found) for clip in clips]
+        return tokens
+
+    return compute
