@@ -54,10 +54,13 @@ class Linear:
         return tiling.crop(self.decode_values(latent.values, aux), latent.size)
 
     def decode_values(self, values, aux=None):
+        video = jnp.clip(self.unclipped(values), -1.0, 1.0)
+        return video if aux is None else video + aux
+
+    def unclipped(self, values):
         b, t, h, w, _ = values.shape
         pixels = (values @ self.params["out"]).reshape(b, t, h, w, *STRIDES, 3).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        video = jnp.clip(pixels.reshape(b, 2 * t, 4 * h, 4 * w, 3), -1.0, 1.0)
-        return video if aux is None else video + aux
+        return pixels.reshape(b, 2 * t, 4 * h, 4 * w, 3)
 
 
 class LinearSystem(AutoencoderSystem):
@@ -84,7 +87,7 @@ class LinearSystem(AutoencoderSystem):
         model = self.bind(params, extra)
         latent = model.encode(batch["video"], key)
         divergence = jnp.square(latent.values).mean()
-        return ForwardPass(model.decode(latent), (1e-3 * divergence,), {"divergence": divergence}, {})
+        return ForwardPass(model.unclipped(latent.values), (1e-3 * divergence,), {"divergence": divergence}, {})
 
 
 def make(networks=None, **sections):
