@@ -54,10 +54,13 @@ class Linear:
         return tiling.crop(self.decode_values(latent.values, aux), latent.size)
 
     def decode_values(self, values, aux=None):
+        video = jnp.clip(self.unclipped(values), -1.0, 1.0)
+        return video if aux is None else video + aux
+
+    def unclipped(self, values):
         b, t, h, w, _ = values.shape
         pixels = (values @ self.params["out"]).reshape(b, t, h, w, *STRIDES, 3).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        video = jnp.clip(pixels.reshape(b, 2 * t, 4 * h, 4 * w, 3), -1.0, 1.0)
-        return video if aux is None else video + aux
+        return pixels.reshape(b, 2 * t, 4 * h, 4 * w, 3)
 
 
 class LinearSystem(AutoencoderSystem):
@@ -84,7 +87,7 @@ class LinearSystem(AutoencoderSystem):
         model = self.bind(params, extra)
         latent = model.encode(batch["video"], key)
         divergence = jnp.square(latent.values).mean()
-        return ForwardPass(model.decode(latent), (1e-3 * divergence,), {"divergence": divergence}, {})
+        return ForwardPass(model.unclipped(latent.values), (1e-3 * divergence,), {"divergence": divergence}, {})
 
 
 def make(networks=None, **sections):
@@ -206,13 +209,15 @@ def test_every_player_trains_on_its_own_terms_alone():
     )
 
 
-def test_before_the_start_loss_and_gradients_equal_those_without_discriminators():
+def test_before_the_start_loss_and_gradients_are_those_without_discriminators():
     with_them, without = make(**adversarial()), make()
     params, _ = jax.jit(with_them.init)(jax.random.key(0))
     total, terms, gradients = loss_of(with_them, params, 49)
     alone, _, plain = loss_of(without, {"autoencoder": params["autoencoder"]}, 49)
     assert total == alone and terms["discriminator"] == terms["generator_1"] == 0.0
-    jax.tree.map(np.testing.assert_array_equal, gradients["autoencoder"], plain["autoencoder"])
+    # The compiler fuses the two programs differently, so gradients agree up to rounding alone.
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8)  # noqa: E731
+    jax.tree.map(near, gradients["autoencoder"], plain["autoencoder"])
     assert not any(
         np.any(leaf) for name in ("discriminator", "discriminator_1") for leaf in jax.tree.leaves(gradients[name])
     )

@@ -157,8 +157,7 @@ def _backward(saved: PyTree, cotangents: tuple[Array, Array]) -> tuple[PyTree, N
         of_params, of_fake = jax.tree.map(lambda gradient: scale * gradient, gradients)
         return of_params, others + of_fake
 
-    # Before the start the gradient of the other losses passes untouched.  Adding zeros to it would change how the
-    # compiler fuses it and so its last bit; then a run would differ from one without discriminators.
+    # Before the start the gradient of the other losses passes untouched, without work on zeros.
     return jax.lax.cond(active, added, lambda others: (gradients[0], others), others), None, None, None
 
 
