@@ -16,10 +16,11 @@ base.SYSTEMS["toy"] = "tests.training.toy:ToySystem"
 _make_mesh = mesh.make_mesh
 
 
-def interleaved(sizes):
-    """Makes a mesh whose clips of one process do not lie together."""
-    devices = jax.devices()
-    return _make_mesh(sizes, devices[::2] + devices[1::2])
+def interleaved(sizes, devices=None):
+    """Makes a mesh of all devices in which the clips of one process are not contiguous."""
+    if devices is None:
+        devices = [*jax.devices()[::2], *jax.devices()[1::2]]
+    return _make_mesh(sizes, devices)
 
 
 if __name__ == "__main__":
