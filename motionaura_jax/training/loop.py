@@ -110,6 +110,7 @@ def _open(system: System, workdir: pathlib.Path, override: bool) -> Run:
     shardings = state.shardings(abstract, mesh)
     state.describe(system, abstract, mesh)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved, workdirs.provenance(clips.content_hash))
+    window: Window = ()
     if newest is None:
         checkpoints.check_new()
         # Created in its shardings: no device or host ever holds a whole copy.
@@ -117,7 +118,7 @@ def _open(system: System, workdir: pathlib.Path, override: bool) -> Run:
         if start is None:
             batches = (system.to_arrays(batch) for batch in clips.preparation())
             start = system.prepare(current.params, current.extra, batches)
-        current, window = state.restart(current, *start), ()
+        current = state.restart(current, *start)
     else:
         current, continuation = checkpoints.restore(abstract)
         workdirs.record(workdir, saved)  # only now: with --override, the checkpoint might not have fitted
