@@ -21,9 +21,10 @@ class Attention(nn.Module):
     """Attention of `into(x)` to itself or to the keys and values of a context.
 
     `into`, the input projection, returns (query, key, value) for self-attention and (query,) for cross-attention; `out` is
-    the output projection.  Flax names their parameters after these fields, so checkpoints depend on the names.  Queries and keys have unit
-    mean square, so that |logit| <= gain * sqrt(head width): attention cannot saturate.  Each head learns its gain, which
-    starts at `gain`.
+    the output projection.  Flax names parameters after these fields, so that checkpoints depend on them.
+
+    Queries and keys have unit mean square, so that |logit| <= gain * sqrt(head width): attention cannot saturate.  Each head
+    learns its gain, which starts at `gain`.
     """
 
     heads: int
