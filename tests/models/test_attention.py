@@ -21,7 +21,7 @@ def test_gain_bounds_the_logits():
         def __call__(self, x):
             return x
 
-    module = attention.Attention(heads=1, gain=1.5, in_proj=Split(), out_proj=Same())
+    module = attention.Attention(heads=1, gain=1.5, into=Split(), out=Same())
     q, k, v = np.array([[4.0, 4.0]] * 2), np.array([[9.0, 9.0], [-9.0, -9.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
     x = np.concatenate([q, k, v], -1)[None].astype(np.float32)
     params = module.init(jax.random.key(0), x)

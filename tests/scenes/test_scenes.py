@@ -223,7 +223,7 @@ def test_a_folder_with_anything_else_is_refused(tmp_path):
         write_scenes(tmp_path / "set", **SMALL | {"count": 7})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="other files"):
         write_scenes(tmp_path / "mine", **SMALL)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "scenes.json").write_text("[1]")

@@ -162,16 +162,16 @@ class Block(nn.Module):
             "parent": None,
         }
         learned = kind == "filter" or (kind != "none" and name == "cross_attention")
-        in_proj: nn.Module
-        out_proj: nn.Module
+        into: nn.Module
+        out: nn.Module
         if self.folded and kind in spectral.FOLDED_KINDS:
             half = kind == "re_fft2" and not learned
-            in_proj = spectral.FoldedInput(names, config.inner, half, name="into", **common)
-            out_proj = spectral.FoldedOutput(config.width, kind != "hartley", name="out", **common)
+            into = spectral.FoldedInput(names, config.inner, half, **common)
+            out = spectral.FoldedOutput(config.width, kind != "hartley", **common)
         else:
-            in_proj = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, name="into", **common)
-            out_proj = spectral.SpectralOutput(config.width, kind, self.grid, name="out", **common)
-        return Attention(config.heads, config.initial_gain, in_proj, out_proj, name=name)
+            into = spectral.SpectralInput(names, config.inner, kind, self.grid, learned, **common)
+            out = spectral.SpectralOutput(config.width, kind, self.grid, **common)
+        return Attention(config.heads, config.initial_gain, into, out, name=name)
 
     def _adapt(self, z: Tokens, shift: Vector, scale: Vector) -> Tokens:
         normed = nn.LayerNorm(epsilon=_EPSILON, use_bias=False, use_scale=False, dtype=jnp.float32)(z)

@@ -18,17 +18,19 @@ def normalize(x: Heads) -> Heads:
 
 
 class Attention(nn.Module):
-    """Attention of `in_proj(x)` to itself or to the keys and values of a context; `out_proj` maps the heads back.
+    """Attention of `into(x)` to itself or to the keys and values of a context.
 
-    `in_proj` returns (query, key, value) for self-attention and (query,) for cross-attention.  Queries and keys have unit
-    mean square, so that |logit| <= gain * sqrt(head width): attention cannot saturate.  Each head learns its gain, which
-    starts at `gain`.
+    `into`, the input projection, returns (query, key, value) for self-attention and (query,) for cross-attention; `out` is
+    the output projection.  Flax names parameters after these fields, so that checkpoints depend on them.
+
+    Queries and keys have unit mean square, so that |logit| <= gain * sqrt(head width): attention cannot saturate.  Each head
+    learns its gain, which starts at `gain`.
     """
 
     heads: int
     gain: float
-    in_proj: nn.Module
-    out_proj: nn.Module
+    into: nn.Module
+    out: nn.Module
 
     @nn.compact
     def __call__(
@@ -46,11 +48,11 @@ class Attention(nn.Module):
           context: keys, already normalized, and values; by default those of `x`.
           mask: False where a key is absent.
         """
-        query, *own = (split_heads(y, self.heads) for y in self.in_proj(x))
+        query, *own = (split_heads(y, self.heads) for y in self.into(x))
         gain = self.param("gain", nn.initializers.constant(self.gain), (self.heads,))
         query = normalize(query) * gain[:, None].astype(query.dtype)
         key, value = context if context is not None else (normalize(own[0]), own[1])
         if angle is not None:
             query, key = rotate(query, angle), rotate(key, angle)
         heads = attend(query, key, value, mask)
-        return self.out_proj(heads.reshape(*x.shape[:2], -1))
+        return self.out(heads.reshape(*x.shape[:2], -1))

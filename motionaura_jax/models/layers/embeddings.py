@@ -1,7 +1,5 @@
 """Embeddings of numbers and positions: sinusoids and rotations.  Vaswani et al. 2017; Su et al. 2021; MotionAura 3.3, D.4."""
 
-from typing import Literal
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +49,7 @@ class GridEmbedding(nn.Module):
         return t[:, None, None] + h[:, None] + w
 
 
-def rotary_positions(kind: Literal["flat1d", "axial"], grid: tuple[int, int, int], *, signed: bool) -> np.ndarray:
+def rotary_positions(kind: str, grid: tuple[int, int, int], *, signed: bool) -> np.ndarray:
     """Return the coordinates of t * h * w tokens in row-major order, `(s, axes)`.
 
     Args:
