@@ -19,7 +19,7 @@ from motionaura_jax.core.types import Cond, Latent, PyTree
 from motionaura_jax.data.array_cache import MemoryCache, clip_content, recall
 from motionaura_jax.data.fields import Field
 from motionaura_jax.data.frames import to_uint8
-from motionaura_jax.data.latents import CachedTokens
+from motionaura_jax.data.latents import CachedLatents
 from motionaura_jax.diffusion import samplers
 from motionaura_jax.diffusion.guidance import Guidance, guided
 from motionaura_jax.diffusion.likelihood import nelbo
@@ -81,8 +81,9 @@ class TextToVideoSystem(System):
         return (self._cached.field, "fps", "caption") if self.recipe.latent_cache else super().fields
 
     @functools.cached_property
-    def _cached(self) -> CachedTokens:
-        return CachedTokens(self.recipe.latent_cache, self.recipe.latent_space, self.recipe.data.shapes)
+    def _cached(self) -> CachedLatents:
+        recipe = self.recipe
+        return CachedLatents(recipe.latent_cache, "tokens", recipe.latent_space, recipe.data.shapes)
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the first bucket's batch."""
