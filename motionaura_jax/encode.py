@@ -1,4 +1,4 @@
-"""Compute once what frozen models make of the data: features of captions, or tokens of clips.
+"""Compute ahead of training what frozen models make of the data: features of captions, or latents of clips.
 
 python -m motionaura_jax.encode --text --text_encoder=DIR_OR_ID --manifest=DIR --output=features/
 python -m motionaura_jax.encode --checkpoint=runs/tokenizer --manifest=DIR --output=tokens/
@@ -18,14 +18,14 @@ from motionaura_jax.core.limits import Count, Natural, Positive
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = cli.Parser("encode", "Compute features of captions, or tokens of clips, ahead of training.")
+    parser = cli.Parser("encode", "Compute features of captions, or latents of clips, ahead of training.")
     parser.add_argument("--manifest", required=True, help="folder, .jsonl or .csv")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the results")
     parser.add_argument("--text", action="store_true", help="encode captions with --text_encoder")
     parser.add_argument("--text_encoder", default="", help="folder or hub id of a published T5")
     parser.add_argument("--limit", type=cli.number(Count), default=180, help="largest number of ids per caption")
     parser.add_argument("--prompts_file", type=pathlib.Path, help="further texts to encode, one per line")
-    parser.add_argument("--checkpoint", default="", help="trained tokenizer; encode clips with it")
+    parser.add_argument("--checkpoint", default="", help="trained tokenizer or other autoencoder; encode clips with it")
     parser.add_argument("--num_frames", type=cli.number(Count), default=0, help="frames of a clip; 0: as trained")
     parser.add_argument("--height", type=cli.number(Count), default=0, help="in pixels; 0: as trained")
     parser.add_argument("--width", type=cli.number(Count), default=0, help="in pixels; 0: as trained")

@@ -1,4 +1,4 @@
-"""Tokens of clips that `motionaura encode --checkpoint` computed once, as a field of training batches."""
+"""Latents of clips that `motionaura encode --checkpoint` computed once, as a field of training batches."""
 
 import contextlib
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.array_cache import ArrayCache, file_content
@@ -20,28 +19,29 @@ from motionaura_jax.data.media import write_text
 from motionaura_jax.data.preflight import NoUsableFile, Preflight, Rejections
 from motionaura_jax.data.video import VideoError
 
-KIND = "tokens"
+DTYPES = {"tokens": "int32", "latents": "float32"}
+"""Kinds of latents, codes and continuous values, by the names of their fields."""
 FILES = "files.json"
 """Hashes of the encoded files, in the cache folder."""
 
 _HASHING_THREADS = 8
 
 
-def tokens_meta(latent_space: str, shape: ClipShape) -> dict[str, Any]:
-    """Return what identifies tokens in a cache: the latent space and the shape of the clips."""
+def latents_meta(kind: str, latent_space: str, shape: ClipShape) -> dict[str, Any]:
+    """Return what identifies the latents in a cache: their kind, their latent space and the shape of the clips."""
     return {
-        "kind": KIND,
+        "kind": kind,
         "model": latent_space,
         "num_frames": shape.num_frames,
         "height": shape.height,
         "width": shape.width,
         "fps": shape.fps,
-        "dtype": "int32",
+        "dtype": DTYPES[kind],
     }
 
 
 def center_clip(record: Record, shape: ClipShape) -> np.ndarray:
-    """Read the clip that `encode` tokenizes: the middle of the file in time and space, uint8 `(t, h, w, 3)`.
+    """Read the clip that `encode` encodes: the middle of the file in time and space, uint8 `(t, h, w, 3)`.
 
     Raises:
       VideoError: the file cannot be used.
@@ -50,7 +50,7 @@ def center_clip(record: Record, shape: ClipShape) -> np.ndarray:
 
 
 class FileHashes:
-    """Content of files for their keys.  A file is read only once: `save` keeps its hash next to the tokens.
+    """Content of files for their keys.  A file is read only once: `save` keeps its hash next to the latents.
 
     A hash that was kept counts as long as the record's id and the size and time stamp of the file are the same.
     """
@@ -81,47 +81,53 @@ class FileHashes:
         write_text(self._path, json.dumps(self._known))
 
 
-class CachedTokens:
-    """Tokens of the middle of each file, read from a folder that `encode` wrote.  No video is decoded.
+class CachedLatents:
+    """Latents of the middle of each file, read from a folder that `encode` wrote.  No video is decoded.
 
     Args:
       folder: the cache.
-      latent_space: of the tokenizer that the run uses.
+      kind: "tokens" or "latents".
+      latent_space: of the autoencoder that the run uses.
       shapes: clip shapes of the run; all must be the one in the cache.
 
     Attributes:
-      field: int32 `tokens`, (b, t, h, w) in a batch, for the loader.
+      field: for the loader; int32 `tokens` (b, t, h, w) or float32 `latents` (b, t, h, w, c) in a batch.
 
     Raises:
       UserError: no cache, or one of another kind, latent space or clip shape.
     """
 
-    def __init__(self, folder: str | Path, latent_space: str, shapes: Sequence[ClipShape]):
+    def __init__(self, folder: str | Path, kind: str, latent_space: str, shapes: Sequence[ClipShape]):
         self._cache = ArrayCache(folder)
         self._hashes, self._shape = FileHashes(folder), shapes[0]
         meta = dict(self._cache.meta)
-        again = "run motionaura encode --checkpoint=TOKENIZER"
-        if meta.get("kind") != KIND:
-            raise UserError(f"{folder}: holds no tokens of clips; {again} and name its --output")
+        again = "run motionaura encode --checkpoint=AUTOENCODER"
+        wanted = [latents_meta(kind, latent_space, shape) for shape in shapes]
+        if meta.get("kind") != kind or meta.keys() != wanted[0].keys():
+            raise UserError(
+                f"{folder}: holds no {kind} of clips, but {meta.get('kind')}; {again} with another --output"
+            )
         if meta["model"] != latent_space:
             raise UserError(
-                f"{folder}: holds tokens of latent space {meta['model']}, but this run has {latent_space}; {again} again "
-                f"with this run's tokenizer and another --output"
+                f"{folder}: holds {kind} of latent space {meta['model']}, but this run has {latent_space}; {again} again "
+                f"with this run's autoencoder and another --output"
             )
-        for shape in shapes:
-            if meta != tokens_meta(latent_space, shape):
+        for shape, other in zip(shapes, wanted, strict=True):
+            if meta != other:
                 held = ClipShape(**{name: meta[name] for name in ("num_frames", "height", "width", "fps")})
                 flags = f"--num_frames={shape.num_frames} --height={shape.height} --width={shape.width}"
                 raise UserError(
                     f"{folder}: holds clips of {held}, but this run trains on {shape}; {again} {flags} "
                     f"--fps={shape.fps:g} again with another --output"
                 )
-        self.field = ClipField(name=KIND, load=self._load, source=VIDEO.name, check=self._check)
+        self.field = ClipField(name=kind, load=self._load, source=VIDEO.name, check=self._check)
 
-    def _load(self, record: Record, shape: ClipShape) -> Int32[np.ndarray, "t h w"]:
+    def _load(self, record: Record, shape: ClipShape) -> np.ndarray:
         key = self._key(record)
         if key is None:
-            raise VideoError(record.path, f"has no tokens in {self._cache.folder}", "run motionaura encode again")
+            raise VideoError(
+                record.path, f"has no {self.field.name} in {self._cache.folder}", "run motionaura encode again"
+            )
         return self._cache[key]
 
     def _key(self, record: Record) -> bytes | None:
@@ -136,8 +142,8 @@ class CachedTokens:
         """Refuse records that the cache should hold and does not.  Files that `encode` cannot use may be missing.
 
         Raises:
-          UserError: a usable file has no tokens.
-          NoUsableFile: not one file has tokens.
+          UserError: a usable file has no latents.
+          NoUsableFile: not one file has latents.
         """
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
             known = list(pool.map(lambda record: self._key(record) is not None, records))
@@ -152,7 +158,7 @@ class CachedTokens:
                 faults.append(str(error))
             else:
                 raise UserError(
-                    f"{self._cache.folder}: lacks {record.id}, one of {len(missing)} files without tokens; "
+                    f"{self._cache.folder}: lacks {record.id}, one of {len(missing)} files without {self.field.name}; "
                     f"run motionaura encode --checkpoint again with this manifest"
                 )
         if len(missing) == len(records):

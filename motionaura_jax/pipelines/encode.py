@@ -1,4 +1,4 @@
-"""Outputs of frozen models, computed ahead of training: features of captions, and tokens of clips."""
+"""Outputs of frozen models, computed ahead of training: features of captions, and latents of clips."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from motionaura_jax.conditioning import text as conditioners
-from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.array_cache import ArrayCache, content_key, fill, text_content
 from motionaura_jax.data.buckets import ClipShape
 from motionaura_jax.data.frames import to_float
-from motionaura_jax.data.latents import FileHashes, center_clip, tokens_meta
+from motionaura_jax.data.latents import FileHashes, center_clip, latents_meta
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.video import VideoError
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
@@ -97,21 +96,20 @@ def encode_clips(
     width: int = 0,
     fps: float = 0.0,
 ) -> dict[str, Any]:
-    """Write the tokens of the middle of every file, for training with `latent_cache`.
+    """Write the latents of the middle of every file, for training with `latent_cache`.
 
     A file that cannot be used is named in a warning and left out.
 
     Args:
-      checkpoint: a trained tokenizer with a codebook.
-      num_frames, height, width, fps: shape of a clip; 0 takes that of the tokenizer's training.
+      checkpoint: a trained autoencoder.  With a codebook its tokens are written, else its continuous values.
+      num_frames, height, width, fps: shape of a clip; 0 takes that of the autoencoder's training.
 
     Raises:
-      UserError: a manifest or tokenizer that cannot be used, or an output of another tokenizer or clip shape.
+      UserError: a manifest or autoencoder that cannot be used, or an output of another autoencoder or clip shape.
     """
     records = read_manifest(manifest)
-    tokenizer, loaded = load_autoencoder(checkpoint)
-    if not tokenizer.vocab_size:
-        raise UserError(f"{checkpoint}: this tokenizer has no codebook, and makes no tokens")
+    autoencoder, loaded = load_autoencoder(checkpoint)
+    kind = "tokens" if autoencoder.vocab_size else "latents"
     trained = loaded.recipe.data.shapes[0]
     shape = ClipShape(
         num_frames=num_frames or trained.num_frames,
@@ -119,14 +117,14 @@ def encode_clips(
         width=width or trained.width,
         fps=fps or trained.fps,
     )
-    meta = tokens_meta(tokenizer.latent_space, shape)
+    meta = latents_meta(kind, autoencoder.latent_space, shape)
     hashes, items = FileHashes(work.output), dict[bytes, Record]()
     for record in records:
         try:
             items[content_key(meta, hashes.content(record))] = record
         except OSError as error:
             logger.warning("left out: %s: %s", record.path, error.strerror)
-    added = work.fill(meta, items, _clip_encoder(tokenizer, shape, work.batch_size))
+    added = work.fill(meta, items, _clip_encoder(autoencoder, kind, shape, work.batch_size))
     if work.process_index == 0:
         hashes.save()
     known = len(ArrayCache(work.output))
@@ -134,10 +132,11 @@ def encode_clips(
 
 
 def _clip_encoder(
-    tokenizer: VideoAutoencoder, shape: ClipShape, batch_size: int
+    autoencoder: VideoAutoencoder, kind: str, shape: ClipShape, batch_size: int
 ) -> Callable[[Sequence[Record]], list[np.ndarray | None]]:
-    """Return the function from files to tokens, which gives None for a file that cannot be used."""
-    encode = by_rows(lambda tokenizer, video: tokenizer.encode(video).tokens, tokenizer)
+    """Return the function from files to latents, which gives None for a file that cannot be used."""
+    part = {"tokens": "tokens", "latents": "values"}[kind]
+    encode = by_rows(lambda autoencoder, video: getattr(autoencoder.encode(video), part), autoencoder)
 
     def read(record: Record) -> np.ndarray | None:
         try:
@@ -147,8 +146,8 @@ def _clip_encoder(
             return None
 
     def compute(records: Sequence[Record]) -> list[np.ndarray | None]:
-        """Return the tokens of each file."""
-        tokens: list[np.ndarray | None] = []
+        """Return the latents of each file."""
+        latents: list[np.ndarray | None] = []
         for start in range(0, len(records), batch_size):
             clips = [read(record) for record in records[start : start + batch_size]]
             usable = [clip for clip in clips if clip is not None]
@@ -156,7 +155,7 @@ def _clip_encoder(
                 # Batches are filled up to one size, so that one program serves them all.
                 filled = np.stack(usable + usable[-1:] * (batch_size - len(usable)))
                 found = iter(encode(to_float(filled)))
-            tokens += [None if clip is None else next(found) for clip in clips]
-        return tokens
+            latents += [None if clip is None else next(found) for clip in clips]
+        return latents
 
     return compute

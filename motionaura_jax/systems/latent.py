@@ -15,7 +15,7 @@ from motionaura_jax.core import config
 from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.array_cache import MemoryCache, clip_content, recall
 from motionaura_jax.data.fields import Field
-from motionaura_jax.data.latents import CachedTokens
+from motionaura_jax.data.latents import CachedLatents
 from motionaura_jax.diffusion.process import Latents
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 from motionaura_jax.parallel.mesh import by_rows
@@ -78,8 +78,8 @@ class LatentSystem(System):
         return (self._cached.field, "fps", "caption") if self.recipe.latent_cache else super().fields
 
     @functools.cached_property
-    def _cached(self) -> CachedTokens:
-        return CachedTokens(self.recipe.latent_cache, self.recipe.latent_space, self.recipe.data.shapes)
+    def _cached(self) -> CachedLatents:
+        return CachedLatents(self.recipe.latent_cache, self._name, self.recipe.latent_space, self.recipe.data.shapes)
 
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Return shapes and dtypes of the first bucket's batch."""
