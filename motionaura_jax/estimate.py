@@ -56,6 +56,7 @@ def _report(answer: "Estimate") -> dict[str, Any]:
     return {
         "devices": answer.devices,
         "parameters": answer.parameters,
+        "trained_parameters": answer.parameters if answer.trained is None else answer.trained,
         "state_bytes": dict(answer.held),
         "temporary_bytes": answer.temporary + answer.results,
         "peak_bytes": answer.peak,
@@ -73,6 +74,7 @@ def _show(result: Mapping[str, Any]) -> None:
     arithmetic = (
         f"{result['model_flops'] / 1e12:.4g} TFLOP a step, {result['model_flops'] / devices / 1e12:.4g} on each"
     )
+    total, trained = (f"{result[key] / 1e6:.2f} M" for key in ("parameters", "trained_parameters"))
     rows = [
         *((name, _size(value)) for name, value in held.items() if value),
         ("temporary", _size(result["temporary_bytes"])),
@@ -81,7 +83,10 @@ def _show(result: Mapping[str, Any]) -> None:
         *([(f"to fit into {result['device']}", result["advice"])] if result["advice"] else []),
         *((f"{name}, received a step", _size(value)) for name, value in result["collective_bytes"].items() if value),
         ("model arithmetic", arithmetic),
-        ("trained parameters", f"{result['parameters'] / 1e6:.2f} M on all devices"),
+        (
+            "trained parameters",
+            f"{trained} on all devices" if trained == total else f"{trained} of {total} on all devices",
+        ),
         ("compilation, here", f"{result['compile_seconds']:.1f} s"),
         ("figures", result["figures"]),
     ]

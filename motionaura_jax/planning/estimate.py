@@ -35,7 +35,8 @@ class Estimate:
 
     Attributes:
       devices: how many share the work.
-      parameters: how many numbers are trained.
+      parameters: number of all parameters of the system.
+      trained: number of those that are not frozen; None means all.
       held: bytes between steps: parameters, optimizer, average, extra, frozen, batch.
       uncounted: what all figures leave out, in words.
       temporary: bytes that only live within the step: activations, gradients, what is gathered.
@@ -49,6 +50,7 @@ class Estimate:
     devices: int
     parameters: int
     held: Mapping[str, int]
+    trained: int | None = None
     uncounted: str = ""
     temporary: int = 0
     results: int = 0

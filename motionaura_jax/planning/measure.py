@@ -23,6 +23,7 @@ from motionaura_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
 from motionaura_jax.planning.estimate import Estimate, Question
 from motionaura_jax.systems import base, registry
 from motionaura_jax.training import optimizer, state, step
+from motionaura_jax.training.groups import Groups
 from motionaura_jax.training.monitoring import flops
 
 
@@ -62,6 +63,7 @@ def measure(question: Question) -> Estimate:
         known: dict[str, Any] = {
             "devices": mesh.size,
             "parameters": state.parameter_count(current.params),
+            "trained": state.parameter_count(Groups.of(system).partition(current.params)[0]),
             "uncounted": system.uncounted(),
             "held": {name: _bytes_per_device(tree) for name, tree in held.items()},
         }

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from motionaura_jax import train
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import CheckpointConfig, OptimizerConfig, ParamGroup
 from motionaura_jax.core.trees import leaf_types, merge, partition
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh
+from motionaura_jax.scenes import dataset
 from motionaura_jax.training import checkpoint, optimizer, state, step
 from motionaura_jax.weights import steps as weights
 from tests.training.toy import ToyRecipe, ToySystem
@@ -291,3 +293,21 @@ def test_inference_reads_plain_values_of_parameters_without_an_average(tmp_path)
     assert meta["weights"] == "averaged"
     params, _ = weights.read_weights(folder, current.params, current.extra)
     assert_same(params, jax.device_get(current.inference_params))
+
+
+def test_a_whole_run_follows_the_groups_of_its_system(tmp_path):
+    """Train one step at two scales."""
+    size = {"num_frames": 4, "height": 16, "width": 16}
+    options = dataset.PRESETS["easy"]
+    dataset.write_scenes(tmp_path / "scenes", count=4, split="train", options=options, fps=8.0, **size)
+    data = {"manifest": str(tmp_path / "scenes"), "batch_size": 2, "held_out": 0.4, **size}
+    values = {"system": "toy", "data": data, "train": {"steps": 1, "ema_decay": 0}, "evaluate": {"clips": 1}}
+    moved = {}
+    for scale in (1.0, 0.5):
+        system = ToySystem(config.build(ToyRecipe, {**values, "optimizer": {"learning_rate": 0.1, "weight_decay": 0}}))
+        system.param_groups = lambda scale=scale: (ParamGroup(pattern="^matrix", scale=scale),)
+        train.fit(system, tmp_path / str(scale))
+        begun = jax.eval_shape(system.init, jax.random.key(0))
+        params, _ = weights.read_weights(weights.read_meta(tmp_path / str(scale))[0], *begun)
+        moved[scale] = params["matrix"] - 2 * np.eye(3)  # where `prepare` puts it
+    np.testing.assert_allclose(moved[0.5], 0.5 * moved[1.0], rtol=1e-5)
