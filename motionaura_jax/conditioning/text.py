@@ -3,6 +3,7 @@
 A raw text is word ids, or `{"ids", "features"}` once a frozen encoder has read it, for a cache or for sampling.
 """
 
+import abc
 import functools
 import hashlib
 import json
@@ -39,25 +40,25 @@ Text = PyTree
 
 
 class TextShape(Protocol):
-    """What a denoiser says about the text that it reads; configs of denoisers have it."""
+    """Length, width and precision of the text that a denoiser reads; configs of denoisers have them."""
 
     text_len: int
     text_dim: int
     dtype: str
 
 
-class _TextInput:
-    """What all conditioners on text share: captions of a loader's batch become raw texts."""
+class _TextInput(abc.ABC):
+    """Base of conditioners on text, which turns captions of a loader's batch into raw texts."""
 
     words: TextTokenizer
 
+    @abc.abstractmethod
     def batch(self, texts: Iterable[str]) -> Text:
         """Return the raw texts of a training batch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def null(self) -> Text:
         """Return the text that stands for no text, as a batch of one."""
-        raise NotImplementedError
 
     def host(self, batch: Mapping[str, Any]) -> Text:
         """Return the raw texts of captions."""

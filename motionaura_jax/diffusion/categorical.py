@@ -17,7 +17,7 @@ def gumbel(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..
     return jax.vmap(lambda key: jax.random.gumbel(key, shape, jnp.float32, mode="high"))(keys)
 
 
-def draw(
+def sample_codes(
     keys: Key[Array, " b"],
     logits: Float[Array, "b t h w k"],
     *,

@@ -14,7 +14,7 @@ _PRIMES = (2, 3, 5, 7)
 
 @functools.cache
 def halton_ranks(shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
-    """Returns the rank (0 first) of each cell of the grid `shape`, of up to four axes, in Halton order.
+    """Return the rank (0 first) of each cell of the grid `shape`, of up to four axes, in Halton order.
 
     Cells are ranked by when the Halton sequence first visits them, so that every prefix covers the grid evenly.
     Axes of one cell take no base: an image is ordered as in two dimensions.
@@ -36,7 +36,7 @@ def halton_ranks(shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
 
 
 def halton_order(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b t h w"]:
-    """Returns the Halton rank of each cell, shifted around the grid by a random offset per sample."""
+    """Return the Halton rank of each cell, shifted around the grid by a random offset per sample."""
     ranks = jnp.asarray(halton_ranks(shape), jnp.float32)
 
     def one(key: Array) -> Array:
@@ -47,12 +47,12 @@ def halton_order(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array,
 
 
 def random_order(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b t h w"]:
-    """Returns independent uniform numbers: every order is equally likely."""
+    """Return independent uniform numbers: every order is equally likely."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
 
 def _radical_inverse(points: Int[np.ndarray, " n"], base: int) -> Float[np.ndarray, " n"]:
-    """Mirrors the digits of `points` in `base` at the point: 6 = 110 in base 2 becomes 0.011 = 0.375."""
+    """Mirror the digits of `points` in `base` at the point: 6 = 110 in base 2 becomes 0.011 = 0.375."""
     value, scale = np.zeros(points.size), 1.0
     while points.any():
         scale /= base

@@ -16,10 +16,10 @@ class Schedule(Protocol):
     """A rising map from time u in [0, 1] to the masked fraction, with m(0) = 0 and m(1) = 1.  Hashable."""
 
     def masked(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns m(u), the probability that a token is MASK at time u."""
+        """Return m(u), the probability that a token is MASK at time u."""
 
     def weight(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns m'(u) / m(u) for u in (0, 1], the weight of the masked cross entropy in the likelihood bound."""
+        """Return m'(u) / m(u) for u in (0, 1], the weight of the masked cross entropy in the likelihood bound."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Linear:
     """m(u) = u, D3PM's absorbing schedule beta_t = 1 / (T - t + 1) in the limit of many steps."""
 
     def masked(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns u."""
+        """Return u."""
         return jnp.asarray(u, jnp.float32)
 
     def weight(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns 1 / u."""
+        """Return 1 / u."""
         return 1.0 / jnp.asarray(u, jnp.float32)
 
 
@@ -40,11 +40,11 @@ class Cosine:
     """m(u) = sin(pi u / 2), MaskGIT's cos(pi r / 2) with r = 1 - u: most times are heavily masked."""
 
     def masked(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns sin(pi u / 2)."""
+        """Return sin(pi u / 2)."""
         return jnp.sin(0.5 * math.pi * jnp.asarray(u, jnp.float32))
 
     def weight(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns (pi / 2) cot(pi u / 2)."""
+        """Return (pi / 2) cot(pi u / 2)."""
         angle = 0.5 * math.pi * jnp.asarray(u, jnp.float32)
         # The float32 nearest to pi / 2 lies above it, where the cosine is negative.
         return 0.5 * math.pi * jnp.maximum(jnp.cos(angle), 0.0) / jnp.sin(angle)
@@ -66,11 +66,11 @@ class Discrete:
             raise UserError(f"schedule: {self.T} discrete steps; at least 1 is needed")
 
     def masked(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns m_t of `base`."""
+        """Return m_t of `base`."""
         return self.base.masked(self._step(u) / self.T)
 
     def weight(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns T (m_t - m_{t-1}) / m_t."""
+        """Return T (m_t - m_{t-1}) / m_t."""
         step = self._step(u)
         now, before = self.base.masked(step / self.T), self.base.masked((step - 1.0) / self.T)
         return self.T * (now - before) / now
@@ -83,7 +83,7 @@ SCHEDULES: dict[str, Schedule] = {"linear": Linear(), "cosine": Cosine()}
 
 
 def schedule(name: str) -> Schedule:
-    """Returns the schedule called "linear" or "cosine"; "linear:1000" is its discrete form with T = 1000.
+    """Return the schedule called "linear" or "cosine"; "linear:1000" is its discrete form with T = 1000.
 
     Raises:
       UserError: no such schedule (with the nearest name), or T is not a positive integer.

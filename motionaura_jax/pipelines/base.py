@@ -33,7 +33,7 @@ class Settings:
 
     Attributes:
       size: frames, height and width; from `Pipeline.size`.
-      fps: frame rate that the model is told.
+      fps: frame rate on which the model is conditioned.
       seed: with the place of a job, all that its randomness depends on; see `Pipeline.keys`.
       sample: sampler, steps, guidance; a `SampleConfig` of the system.
       window: frames generated at once; longer videos are continued window by window.

@@ -20,7 +20,7 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Reads `path`; `position` is the line number less one.  Blank lines are nothing.
+    """Read `path`; `position` is the line number less one.  Blank lines are skipped.
 
     A broken line is named in a warning and left out, and the positions of the others stay what they are.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.diffusion.categorical import draw, gumbel, log_prob
+from motionaura_jax.diffusion.categorical import gumbel, log_prob, sample_codes
 from motionaura_jax.diffusion.orders import halton_order, random_order
 from motionaura_jax.diffusion.sampling import Denoise, Scalar, progress_of, uniform_times
 from motionaura_jax.diffusion.schedules import Cosine, Schedule
@@ -75,7 +75,7 @@ class Confidence:
       remask: during this many steps before the final one, revealed tokens compete with new ones by log p(x) under the
         current logits and may be masked again; only with reveal="confidence", and only sensible for a denoiser trained
         with `corrupt_visible`.
-      temperature, top_k, top_p: of the sampled tokens, see `categorical.draw`.  Confidence is measured before top_k and
+      temperature, top_k, top_p: of the sampled tokens, see `categorical.sample_codes`.  Confidence is measured before top_k and
         top_p, at the same temperature.
       choice_temperature: of the choice of positions, at the start; falls linearly to 0 at the end.  If samples are
         monochrome or static, check this first.
@@ -124,9 +124,9 @@ class Confidence:
         x, free, steps = state.x, state.free, times.shape[0] - 1
         masked = x == self.vocab_size
         logits = _logits(denoise, state, index, self.schedule.masked(times[index]), steps, self.vocab_size)
-        draw_keys, choice_keys = _split(_fold(state.keys, index))
-        drawn = draw(draw_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-        proposal = jnp.where(masked, drawn, x)
+        code_keys, choice_keys = _split(_fold(state.keys, index))
+        sampled = sample_codes(code_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        proposal = jnp.where(masked, sampled, x)
         candidates = masked
         if self.remask:
             candidates = masked | (free & (index >= steps - 1 - self.remask))
@@ -158,7 +158,7 @@ class Ancestral:
     Attributes:
       vocab_size: number of codes; MASK is the id `vocab_size`.
       schedule: m(u).
-      temperature, top_k, top_p: of the sampled tokens, see `categorical.draw`.
+      temperature, top_k, top_p: of the sampled tokens, see `categorical.sample_codes`.
     """
 
     vocab_size: int = field(metadata={"static": True})
@@ -178,13 +178,13 @@ class Ancestral:
     def step(self, denoise: Denoise, state: State, index: Int[Array, ""], times: Float[Array, " steps+1"]) -> State:
         """Sample z_s ~ p(z_s | z_u)."""
         now, after = self.schedule.masked(times[index]), self.schedule.masked(times[index + 1])
-        draw_keys, reveal_keys = _split(_fold(state.keys, index))
+        code_keys, reveal_keys = _split(_fold(state.keys, index))
         revealed = (state.x == self.vocab_size) & (random_order(reveal_keys, state.x.shape[1:]) < (now - after) / now)
 
         def run(state: State) -> State:
             logits = _logits(denoise, state, index, now, times.shape[0] - 1, self.vocab_size)
-            drawn = draw(draw_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-            return state._replace(x=jnp.where(revealed, drawn, state.x), evaluations=state.evaluations + 1)
+            sampled = sample_codes(code_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+            return state._replace(x=jnp.where(revealed, sampled, state.x), evaluations=state.evaluations + 1)
 
         return jax.lax.cond(revealed.any(), run, lambda s: s, state)
 

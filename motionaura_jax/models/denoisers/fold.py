@@ -84,7 +84,7 @@ def _multiplicity(width: int) -> np.ndarray:
 
 
 def _keep(x: Array, axis: int, width: int) -> Array:
-    """Pads columns 0..width/2 with zeros to whole tiles."""
+    """Pad columns 0..width/2 with zeros to whole tiles."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, spectral.folded_width(width) - x.shape[axis])
     return jnp.pad(x, padding)
