@@ -27,7 +27,9 @@ def anchors(page: Path) -> set[str]:
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Yield (page, words) of every `motionaura COMMAND ...` in a block of code."""
     for page in PAGES:
-        for block in re.findall(r"```\n(.*?)```", page.read_text(), re.S):
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.S | re.M):
+            if language:
+                continue
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.split("  #")[0].removeprefix("MALLOC_ARENA_MAX=16 ")
                 if line.startswith("motionaura ") and line.split()[1] in COMMANDS:
