@@ -42,15 +42,21 @@ Text = PyTree
 class TextShape(Protocol):
     """Length, width and precision of the text that a denoiser reads; configs of denoisers have them."""
 
-    text_len: int
-    text_dim: int
-    dtype: str
+    @property
+    def text_len(self) -> int:
+        """Return how many positions a text has."""
+
+    @property
+    def text_dim(self) -> int:
+        """Return the width of the features."""
+
+    @property
+    def dtype(self) -> str:
+        """Return the precision of the features."""
 
 
 class _TextInput(abc.ABC):
     """Base of conditioners on text, which turns captions of a loader's batch into raw texts."""
-
-    words: TextTokenizer
 
     @abc.abstractmethod
     def batch(self, texts: Iterable[str]) -> Text:
