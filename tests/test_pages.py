@@ -12,7 +12,7 @@ from pathlib import Path
 from motionaura_jax.core import config
 from motionaura_jax.core.cli import COMMANDS
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
@@ -71,7 +71,7 @@ def test_configs_of_pages_have_these_presets_and_keys() -> None:
             overrides.append("--config.tokenizer=runs/tokenizer")
         try:
             values = config.read(str(ROOT / location), overrides)
-            config.build(base.system_class(values["system"]).Recipe, values)
+            config.build(registry.system_class(values["system"]).Recipe, values)
         except UserError as error:
             refused.append(f"{page}: {location}: {error}")
     assert not refused, "\n".join(refused)
