@@ -17,6 +17,7 @@ from motionaura_jax.core.limits import Count, KeySeed, Natural, NonNegative, One
 
 if TYPE_CHECKING:
     from motionaura_jax.pipelines.base import Settings
+    from motionaura_jax.pipelines.outputs import Target
     from motionaura_jax.pipelines.prompts import Prompt
     from motionaura_jax.pipelines.text_to_video import TextToVideo
     from motionaura_jax.systems.text_to_video.recipe import SampleConfig

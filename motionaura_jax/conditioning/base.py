@@ -36,10 +36,10 @@ class Conditioner(Protocol):
     def frozen(self) -> PyTree:
         """Load the pretrained weights that `__call__` needs, or return None."""
 
-    def read(self, frozen: PyTree, raw: Raw) -> Raw:
+    def read(self, frozen: PyTree, raw: Raw, /) -> Raw:
         """Return the same input in a form that `__call__` reads without `frozen`."""
 
-    def __call__(self, params: PyTree, frozen: PyTree, raw: Raw) -> Fields:
+    def __call__(self, params: PyTree, frozen: PyTree, raw: Raw, /) -> Fields:
         """Return fields of `Cond`."""
 
 

@@ -63,15 +63,21 @@ class Words(Protocol):
 class TextShape(Protocol):
     """Length, width and precision of the text that a denoiser reads; configs of denoisers have them."""
 
-    text_len: int
-    text_dim: int
-    dtype: str
+    @property
+    def text_len(self) -> int:
+        """Return how many positions a text has."""
+
+    @property
+    def text_dim(self) -> int:
+        """Return the width of the features."""
+
+    @property
+    def dtype(self) -> str:
+        """Return the precision of the features."""
 
 
 class _TextInput(abc.ABC):
     """Base of conditioners on text, which turns captions of a loader's batch into raw texts."""
-
-    words: Words
 
     @abc.abstractmethod
     def batch(self, texts: Iterable[str]) -> Text:
@@ -134,7 +140,7 @@ class FrozenText(_TextInput):
         self._text, self._length, self._width = text, model.text_len, model.text_dim
 
     @functools.cached_property
-    def words(self) -> TowerTokenizer:  # type: ignore[override]
+    def words(self) -> TowerTokenizer:
         """The encoder's tokenizer."""
         return self._tower_words if self._cache is None else self._opened(self._cache.folder / TOKENIZER)
 

@@ -160,7 +160,7 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
         return found if isinstance(null, Mapping) else found["ids"]
 
     def arguments(inputs: Mapping[str, Array]) -> tuple[Any, Any, tuple[PyTree, PyTree]]:
-        sampler = dataclasses.replace(make_sampler(config, recipe.model.vocab_size), temperature=inputs["temperature"])  # type: ignore[type-var]
+        sampler = dataclasses.replace(make_sampler(config, recipe.model.vocab_size), temperature=inputs["temperature"])
         guidance = Guidance(scale=inputs["guidance_scale"] - 1, ramp=config.guidance_ramp)
         both = ({"text": text_of(inputs, prefix), "fps": inputs["fps"][None]} for prefix in ("", NEGATIVE))
         return sampler, guidance, (next(both), next(both))

@@ -46,7 +46,7 @@ def _decode_tiles(autoencoder: Any, latent: Latent) -> np.ndarray:
     overlap = tuple(max(1, cells // 4) for cells in tile)
     values = _embed(autoencoder, latent.tokens) if latent.values is None else latent.values
     decode = functools.partial(_decode_values, autoencoder)
-    video = tiled_decode(geometry, decode, values, tile=tile, overlap=overlap)  # type: ignore[arg-type]
+    video = tiled_decode(geometry, decode, values, tile=tile, overlap=overlap)
     return np.asarray(crop(jnp.asarray(video), latent.size))
 
 

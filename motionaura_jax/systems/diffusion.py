@@ -42,6 +42,7 @@ class DiffusionSystem(LatentSystem):
     """
 
     control: ClassVar[str] = ""
+    process: Process
 
     def __init__(self, recipe: Any, **parts: Any):
         """Build the parts of the recipe; see `LatentSystem`."""

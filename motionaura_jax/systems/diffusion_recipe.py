@@ -87,11 +87,8 @@ class DiffusionRecipe(Recipe):
 
     def completed(self, origin: Self) -> Self:
         """Fill unset fields from the run `origin`: the autoencoder and its latent space."""
-        return dataclasses.replace(
-            self,
-            latent_space=self.latent_space or origin.latent_space,
-            **{self.autoencoder_role: self.autoencoder_place or origin.autoencoder_place},
-        )
+        found: dict[str, Any] = {self.autoencoder_role: self.autoencoder_place or origin.autoencoder_place}
+        return dataclasses.replace(self, latent_space=self.latent_space or origin.latent_space, **found)
 
     def with_autoencoder(self, autoencoder: VideoAutoencoder) -> Self:
         """Fill in what the opened autoencoder decides; systems add their own."""

@@ -111,7 +111,7 @@ class LatentSystem(System):
         geometry = self.opened_autoencoder.geometry
         return geometry.latent_shape(*size) if self.discrete else (*geometry.latent_shape(*size), geometry.channels)
 
-    def latent(self, x: Latents, size: Size) -> Latent:
+    def latent(self, x: Any, size: Size) -> Latent:
         """Return sampled latents as the autoencoder decodes them, for videos of `size`."""
         return Latent(**{"tokens" if self.discrete else "values": x}, size=size, latent_space=self.recipe.latent_space)
 

@@ -49,6 +49,7 @@ class TextToVideoSystem(DiffusionSystem):
 
     Recipe = TextToVideoRecipe
     recipe: TextToVideoRecipe
+    process: Absorbing
     discrete = True
     control = "text"
 
