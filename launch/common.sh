@@ -2,12 +2,13 @@
 #
 #   PYTHON                      interpreter to use; else python3, or a 3.12 or 3.11 beside one that is older or untried
 #   EXTRA                       extras of pyproject.toml to install, such as cuda12; else those that .venv was made with
+#   MOTIONAURA_VENV             virtual environment to use; else .venv
 #   JAX_COMPILATION_CACHE_DIR   where compiled programs are kept; else .cache/jax
 #
 # A .venv that was made by hand is used as it is.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-venv=$root/.venv
+venv=${MOTIONAURA_VENV:-$root/.venv}
 python=$venv/bin/python
 stamp=$venv/installed
 log=$venv/install.log # also tells a .venv of these scripts from one that was made by hand

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Linters and tests, from nothing but a Python: the first run installs everything into .venv, later ones reuse it.
 #
-#   ./launch/test.sh                    ruff and the default tests: under 5 minutes once programs are compiled
+#   ./launch/test.sh                    ruff and the default tests: about 6 minutes once programs are compiled
 #   ./launch/test.sh --all              mypy and the slow tests too: what has to pass before a change is merged
 #   ./launch/test.sh -k checkpoint -x   anything else goes to pytest
 set -euo pipefail
@@ -27,5 +27,5 @@ if [ "$all" = yes ]; then
   check mypy
   set -- -m '' "$@"
 fi
-check pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"
+check pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=25 --durations-min=1 "$@"
 [ -z "$failed" ] || fail "failed: $failed"
