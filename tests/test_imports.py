@@ -63,7 +63,10 @@ ALLOWED = {
 }
 
 # What systems share; no system imports another one.
-SHARED = {f"systems.{name}" for name in ("base", "captions", "diffusion", "diffusion_recipe", "latent")}
+SHARED = {
+    f"systems.{name}"
+    for name in ("base", "autoencoder", "captions", "diffusion", "diffusion_recipe", "latent", "loading", "registry")
+}
 
 # Third-party library -> the only parts that may import it.
 CONFINED = {"flax": {"models"}, "torch": {"exporters.pytorch"}, "av": {"data", "health", "exporters.pytorch"}}

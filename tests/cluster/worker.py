@@ -10,9 +10,9 @@ import jax
 
 from motionaura_jax import train
 from motionaura_jax.parallel import mesh
-from motionaura_jax.systems import base
+from motionaura_jax.systems import registry
 
-base.SYSTEMS["toy"] = "tests.training.toy:ToySystem"
+registry.SYSTEMS["toy"] = "tests.training.toy:ToySystem"
 _make_mesh = mesh.make_mesh
 
 

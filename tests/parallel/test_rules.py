@@ -51,7 +51,7 @@ def places(built, sizes=SIZES):
 def test_every_parameter_of_text_to_video_has_a_rule(model):
     built = text_to_video(**model)
     params, _ = jax.eval_shape(built.init, jax.random.key(0))
-    for tree in (params, jax.eval_shape(built.folded, params)):
+    for tree in (params, jax.eval_shape(built.for_inference, params)):
         assert [one.path for one in rules.place(tree, SIZES) if not one.known] == []
 
 

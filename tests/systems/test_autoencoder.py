@@ -214,7 +214,8 @@ def test_before_the_start_loss_and_gradients_are_those_without_discriminators():
     params, _ = jax.jit(with_them.init)(jax.random.key(0))
     total, terms, gradients = loss_of(with_them, params, 49)
     alone, _, plain = loss_of(without, {"autoencoder": params["autoencoder"]}, 49)
-    assert total == alone and terms["discriminator"] == terms["generator_1"] == 0.0
+    np.testing.assert_allclose(total, alone, rtol=1e-6)  # two programs may round differently
+    assert terms["discriminator"] == terms["generator_1"] == 0.0
     # The compiler fuses the two programs differently, so gradients agree up to rounding alone.
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8)  # noqa: E731
     jax.tree.map(near, gradients["autoencoder"], plain["autoencoder"])

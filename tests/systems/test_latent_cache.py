@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax import encode, train
+from motionaura_jax import encode
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data import clips, fields, latents
@@ -21,9 +21,10 @@ from motionaura_jax.data.manifest import read_manifest
 from motionaura_jax.data.media import write_video
 from motionaura_jax.data.preflight import NoUsableFile
 from motionaura_jax.scenes import dataset
+from motionaura_jax.systems.loading import load_autoencoder
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
+from motionaura_jax.training import loop
 from motionaura_jax.training.data import TrainingData
-from motionaura_jax.weights.load import load_tokenizer
 from tests.systems import tiny
 
 SHAPE = {name: tiny.SIZE[name] for name in ("num_frames", "height", "width")}
@@ -144,7 +145,7 @@ def test_files_are_hashed_once_and_found_wherever_they_are(places, tmp_path):
 def test_a_whole_run_trains_and_evaluates(places, tmp_path):
     evaluate = {"clips": 2, "every": 2, "pictures": 0}
     system = cached(places, train={"steps": 2, "log_every": 1}, evaluate=evaluate)
-    result = train.fit(system, tmp_path / "run")
+    result = loop.fit(system, tmp_path / "run")
     assert result["step"] == 2 and np.isfinite([result["loss"], result["eval_nelbo"]]).all()
 
 
@@ -231,7 +232,7 @@ def test_an_autoencoder_without_a_codebook_gives_continuous_latents(places, tmp_
     system = tiny.save_untrained(tmp_path / "plain", 0.1, system="mbq_vae", model=plain, data=tiny.SIZE)
     flags = [f"--checkpoint={tmp_path / 'plain'}", f"--manifest={places / 'clips'}", f"--output={tmp_path / 'latents'}"]
     assert encode.main([*flags, "--batch_size=9"]) == 0
-    autoencoder, _ = load_tokenizer(tmp_path / "plain")
+    autoencoder, _ = load_autoencoder(tmp_path / "plain")
     data, records = system.recipe.data, read_manifest(places / "clips")
     field = latents.CachedLatents(tmp_path / "latents", "latents", autoencoder.latent_space, data.shapes).field
     batch = Loader(records, data.all_buckets(), fields=(field, "video"), seed=0, fps=8).batch(0)

@@ -207,7 +207,7 @@ def test_an_adversarial_run_of_before_resumes_and_opens(monkeypatch, tmp_path):
         before.setattr(MBQVAESystem, "param_groups", lambda self: ())
         current, _ = begin(system)
         store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), config.to_dict(system.recipe))
-        store.save(current, checkpoint.Beside())
+        store.save(current, checkpoint.Continuation())
         store.close()
         assert set(current.ema) == {"tokenizer", "discriminator"}
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), config.to_dict(system.recipe))

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motionaura_jax import train
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import CheckpointConfig, OptimizerConfig, ParamGroup
@@ -16,7 +15,7 @@ from motionaura_jax.core.trees import leaf_types, merge, partition
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh
 from motionaura_jax.scenes import dataset
-from motionaura_jax.training import checkpoint, optimizer, state, step
+from motionaura_jax.training import checkpoint, loop, optimizer, state, step
 from motionaura_jax.weights import steps as weights
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -234,7 +233,7 @@ def save(system, folder):
     """Train two steps and save them."""
     current, _ = run(system, 2)
     store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
-    store.save(current, checkpoint.Beside())
+    store.save(current, checkpoint.Continuation())
     store.close()
     return current
 
@@ -306,7 +305,7 @@ def test_a_whole_run_follows_the_groups_of_its_system(tmp_path):
     for scale in (1.0, 0.5):
         system = ToySystem(config.build(ToyRecipe, {**values, "optimizer": {"learning_rate": 0.1, "weight_decay": 0}}))
         system.param_groups = lambda scale=scale: (ParamGroup(pattern="^matrix", scale=scale),)
-        train.fit(system, tmp_path / str(scale))
+        loop.fit(system, tmp_path / str(scale))
         begun = jax.eval_shape(system.init, jax.random.key(0))
         params, _ = weights.read_weights(weights.read_meta(tmp_path / str(scale))[0], *begun)
         moved[scale] = params["matrix"] - 2 * np.eye(3)  # where `prepare` puts it

@@ -11,10 +11,11 @@ from motionaura_jax.training import optimizer
 
 RATE = 0.01
 PLAIN = {"learning_rate": RATE, "decay": "constant", "weight_decay": 0.0, "clip_norm": 0.0}
+SPARED = frozenset({"embedding", "relative_bias", "table"})
 
 
 def first_update(params, gradients, **settings):
-    optimize = optimizer.build(OptimizerConfig(**{**PLAIN, **settings}), 10)
+    optimize = optimizer.build(OptimizerConfig(**{**PLAIN, **settings}), 10, not_decayed=SPARED)
     return jax.jit(optimize.update)(gradients, optimize.init(params), params)[0]
 
 

@@ -71,7 +71,8 @@ def test_what_a_rule_replaces_enters_the_average_at_once():
 
 
 def test_weight_decay_spares_all_but_matrices():
-    optimize = optimizer.build(OptimizerConfig(weight_decay=0.1, learning_rate=1.0, decay="constant"), 10)
+    settings = OptimizerConfig(weight_decay=0.1, learning_rate=1.0, decay="constant")
+    optimize = optimizer.build(settings, 10, not_decayed=frozenset({"codebook"}))
     spared = {"offset": jnp.ones(3), "stacked": {"bias": jnp.ones((2, 3))}, "codebook": jnp.ones((4, 2))}
     params = {**spared, "kernel": jnp.ones((3, 3))}
     updates, _ = optimize.update(jax.tree.map(jnp.zeros_like, params), optimize.init(params), params)

@@ -9,8 +9,7 @@ from motionaura_jax.conditioning.text import TrainedText, make_text
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_json
 from motionaura_jax.exporters.base import Opened, Options, check
-from motionaura_jax.exporters.pytorch import settings
-from motionaura_jax.exporters.pytorch.compare import can_compare, compare
+from motionaura_jax.exporters.pytorch import compare, settings
 from motionaura_jax.exporters.pytorch.model_card import model_card
 from motionaura_jax.weights import exported
 from motionaura_jax.weights.checksum import digest
@@ -83,7 +82,7 @@ def write_tokenizer(folder: pathlib.Path, opened: Opened, options: Options) -> N
 
 
 def _require_torch(options: Options) -> None:
-    if options.check and not can_compare():
+    if options.check and not compare.can_compare():
         raise UserError(
             "torch is not installed, so that the exported modules cannot be compared with this model; pip install torch, "
             "or add --no_check to write them without"
@@ -93,7 +92,7 @@ def _require_torch(options: Options) -> None:
 def _finish(folder: pathlib.Path, opened: Opened, vae: Opened, meta: Mapping[str, Any], options: Options) -> None:
     """Read the weights back, compare the networks in torch, and write the model card."""
     check(opened.model, folder)
-    deviations = compare(folder, opened.model, vae.model) if options.check else None
+    deviations = compare.compare(folder, opened.model, vae.model) if options.check else None
     (folder / "README.md").write_text(model_card(folder, meta, deviations), "utf-8")
 
 
