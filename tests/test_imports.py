@@ -63,7 +63,8 @@ ALLOWED = {
 }
 
 # What systems share; no system imports another one.
-SHARED = {
+_SHARED = ("base", "autoencoder", "captions", "diffusion", "diffusion_recipe", "latent", "loading", "registry")
+SHARED = {f"systems.{name}" for name in _SHARED}
     f"systems.{name}"
     for name in ("base", "autoencoder", "captions", "diffusion", "diffusion_recipe", "latent", "loading", "registry")
 }

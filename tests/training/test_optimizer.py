@@ -11,7 +11,7 @@ from motionaura_jax.training import optimizer
 
 RATE = 0.01
 PLAIN = {"learning_rate": RATE, "decay": "constant", "weight_decay": 0.0, "clip_norm": 0.0}
-SPARED = frozenset({"embedding", "relative_bias", "table"})
+SPARED = frozenset({"codebook", "embedding", "relative_bias", "table"})
 
 
 def first_update(params, gradients, **settings):
