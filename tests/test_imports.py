@@ -65,9 +65,6 @@ ALLOWED = {
 # What systems share; no system imports another one.
 _SHARED = ("base", "autoencoder", "captions", "diffusion", "diffusion_recipe", "latent", "loading", "registry")
 SHARED = {f"systems.{name}" for name in _SHARED}
-    f"systems.{name}"
-    for name in ("base", "autoencoder", "captions", "diffusion", "diffusion_recipe", "latent", "loading", "registry")
-}
 
 # Third-party library -> the only parts that may import it.
 CONFINED = {"flax": {"models"}, "torch": {"exporters.pytorch"}, "av": {"data", "health", "exporters.pytorch"}}
