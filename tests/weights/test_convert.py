@@ -231,9 +231,9 @@ def test_a_map_with_a_hole_or_a_double_is_a_defect():
                 TensorMap(rules=(Rule("x", "a"), Rule("x", "b"))), {"a": np.zeros(1), "b": np.zeros(1)}
             )
         )
-    with pytest.raises(ValueError, match="number of its own"):
+    with pytest.raises(ValueError, match="number that the source lacks"):
         Rule("a", "b_{i}")
-    with pytest.raises(ValueError, match="more than one that stacks"):
+    with pytest.raises(ValueError, match="source has two that stack"):
         Rule("a.{i}.{j}", "b")
 
 
