@@ -90,5 +90,5 @@ def test_a_person_reads_a_table(answered, capsys):
     assert rows["on each device"] == "data:1 (4 devices)" and rows["optimizer"] == "4 GiB"
     assert rows["peak, the sum"] == "36 GiB" and rows["fits into"] == "40 GB, 80 GB, 141 GB"
     assert (
-        rows["all-gather, received a step"] == "0.00684 KiB" and rows["trained parameters"] == "0.00 M on all devices"
+        rows["all-gather, received per step"] == "0.00684 KiB" and rows["trained parameters"] == "0.00 M on all devices"
     )
