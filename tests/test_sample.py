@@ -179,7 +179,7 @@ def test_longer_videos_and_revised_tokens(checkpoint, tmp_path):
         (["--prompt=a", "--output=o.mp4", "--checkpoint=nowhere"], "nowhere: no such checkpoint"),
         (["--prompts_file=absent.txt", "--output=o.mp4"], "absent.txt: cannot be read"),
         (["--prompt=a", "--output=o.mp4", "--sampler=halton", "--remask=2"], "remask=2"),
-        (["--prompt=a", "--output=o.mp4", "--tokenizer=gone"], "name its folder with --tokenizer"),
+        (["--prompt=a", "--output=o.mp4", "--tokenizer=gone"], "give its folder with --tokenizer"),
     ],
 )
 def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags, message):
