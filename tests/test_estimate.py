@@ -72,7 +72,7 @@ def test_tpus_are_asked_about_by_their_topology(answered, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--mesh=dta:8",), "'dta' is no axis of a mesh; did you mean 'data'"),
+        (("--mesh=dta:8",), "'dta' is not a mesh axis; did you mean 'data'"),
         (("--device=h10",), "no such device; did you mean 'h100'"),
         (("--config.model.remat=ful",), "config.model.remat=ful"),
         (("--config.modell.width=3",), "config.modell: no such key; did you mean 'model'"),

@@ -54,7 +54,7 @@ def read(location: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def override(values: Mapping[str, Any], flags: Sequence[str], prefix: str = PREFIX) -> dict[str, Any]:
-    """Returns `values` with strings such as `--config.a.b=value` applied.
+    """Return `values` with strings such as `--config.a.b=value` applied.
 
     Raises:
       UserError: a flag has no value, or sets a key below a plain value.

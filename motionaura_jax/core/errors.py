@@ -1,4 +1,4 @@
-"""The exception for users: a single line that says what failed, where, and what to do."""
+"""Exception for users: a single line that says what failed, where, and what to do."""
 
 import difflib
 from collections.abc import Iterable
