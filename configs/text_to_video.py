@@ -1,4 +1,4 @@
-"""Text to video: `--config=configs/text_to_video.py:tiny --config.tokenizer=WORKDIR`; presets compose: `:L,hartley`."""
+"""Text-to-video presets: `--config=configs/text_to_video.py:tiny --config.tokenizer=WORKDIR`; they compose: `:L,hartley`."""
 
 import ml_collections
 
@@ -40,10 +40,10 @@ _PAPER_STEPS = 580_000
 
 
 def _stage(num_frames: int, batch_size: int, until: int) -> dict:
-    """One stage of recipe D.2; `until` counts from the start of the first stage.
+    """Return one stage of recipe D.2; `until` counts steps from the start of the first stage.
 
-    The stages continue one another in one workdir (`train --override`).  Each ends where the common linear decay over
-    all of them stands at its last step, so the four pieces are one line.
+    Each stage continues the previous one in the same workdir (`train --override`). It ends at the value that one linear
+    decay over all four stages has at its last step, so the four pieces form one line.
     """
     return {
         "optimizer.learning_rate": 1e-5,
@@ -69,12 +69,12 @@ PRESETS = {
         "train.ema_decay": 0.99,
     },
     **{name: {**_model(name, **_TEXT), **_RECOMMENDED} for name in MODELS if name != "tiny"},
-    # Recipe D.2 of the paper, to name after a size: `:L,paper_16`, then `:L,paper_32` in the same workdir and so on.
+    # Recipe D.2 of the paper. Name it after a size: `:L,paper_16`, then `:L,paper_32` in the same workdir and so on.
     "paper_16": _stage(16, 512, 120_000),
     "paper_32": _stage(32, 256, 240_000),
     "paper_48": _stage(48, 256, 390_000),
     "paper_64": _stage(64, 128, 580_000),
-    # Rendered scenes on a few processor cores; goes with the tokenizer of `configs/tokenizer.py:demo`.
+    # Rendered scenes on a few processor cores, with the tokenizer of `configs/tokenizer.py:demo`.
     "demo": {
         **_model("tiny", spectral="hartley"),
         "model.folded_training": True,
@@ -92,7 +92,7 @@ PRESETS = {
         "evaluate.every": 150,
         "sample.num_inference_steps": 16,
     },
-    # The same clips in three lengths, one network.
+    # Clips of three shapes for one network.
     "buckets": {
         "data.buckets": (
             {"num_frames": 8, "height": 64, "width": 64, "batch_size": 16, "weight": 0.5},
@@ -100,10 +100,10 @@ PRESETS = {
             {"num_frames": 8, "height": 48, "width": 80, "batch_size": 16, "weight": 0.25},
         )
     },
-    # The paper's text encoder in place of one trained along, to name after a size: `:L,t5_xxl`.  Encode the captions once
-    # with `motionaura encode --text`, and give --config.text.cache=FOLDER.
+    # The paper's text encoder instead of one trained with the denoiser. Name it after a size: `:L,t5_xxl`. Encode the
+    # captions once with `motionaura encode --text`, and give --config.text.cache=FOLDER.
     "t5_xxl": {"text.tower": "google/t5-v1_1-xxl", "text.limit": 180, "model.text_dim": 4096, "model.text_len": 192},
-    # Adapters on a trained model (recipe D.3 of the paper), to name after its size: `:L,lora --config.init_from=CHECKPOINT`.
+    # Adapters on a trained model (recipe D.3). Name it after the model's size: `:L,lora --config.init_from=CHECKPOINT`.
     "lora": {
         "model.lora.rank": 64,
         "optimizer.name": "adam",
@@ -114,7 +114,7 @@ PRESETS = {
         "checkpoint.every": 500,
         "evaluate.every": 500,
     },
-    # Variations of the network and of the process.
+    # Variations of the network and the diffusion process.
     **{kind: {"model.spectral": kind} for kind in ("re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none")},
     "identity": {"model.residual": "identity"},
     "paper_residual": {"model.residual": "paper"},
@@ -127,5 +127,5 @@ PRESETS = {
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    """Returns what differs from the defaults of `TextToVideoRecipe`."""
+    """Return the values that differ from the defaults of `TextToVideoRecipe`."""
     return compose(BASE, PRESETS, variant)

@@ -1,4 +1,4 @@
-"""The 3D-MBQ-VAE tokenizer: `--config=configs/tokenizer.py:tiny`; presets compose, e.g. `:small,causal`."""
+"""Presets of the 3D-MBQ-VAE tokenizer: `--config=configs/tokenizer.py:tiny`; they compose, e.g. `:small,causal`."""
 
 import ml_collections
 
@@ -12,9 +12,9 @@ def _model(name: str) -> dict:
     return {f"model.{key}": value for key, value in MODELS[name].items()}
 
 
-# A short run has no time to learn to fill in much; the paper's share of masking is preset `paper`.
-# A short run has no time for a codebook to catch up either: codes start from latents that already mean something, follow
-# them by averages, and the commitment, a sum over channels, may not outweigh an error averaged over pixels.
+# A short run has no time to learn much inpainting, so it masks little; preset `paper` has the paper's share.
+# It has no time for a codebook to catch up either: codes start from latents that already carry meaning and follow them by
+# averages, and the commitment loss, a sum over channels, must not outweigh an error averaged over pixels.
 _TINY = {
     **_model("tiny"),
     "model.quantizer": "vq_ema",
@@ -29,7 +29,7 @@ _TINY = {
     "optimizer.learning_rate": 2e-3,
 }
 
-# Recipe D.1; warm-up, weight decay, clipping and the average are ours, the paper is silent.
+# Recipe D.1. Warm-up, weight decay, clipping and the average are ours; the paper does not mention them.
 _RECIPE = {
     "optimizer.learning_rate": 1e-4,
     "optimizer.b1": 0.9,
@@ -65,10 +65,10 @@ PRESETS = {
     "small": {**_model("small"), **_RECIPE, "data.num_frames": 16, "data.height": 128, "data.width": 128},
     "base": {**_model("base"), **_RECIPE, "data.num_frames": 16, "data.height": 256, "data.width": 256},
     "paper": {**_model("paper"), **_PAPER},
-    # The other sizes that fit the published parameter counts, and the latent rate in time of the text (3.1).
+    # Another size that fits the published parameter counts, and the temporal latent rate that section 3.1 states.
     "paper_f1": {**_model("paper_f1"), **_PAPER},
     "paper_text": {**_model("paper"), **_PAPER, "model.t_stride": 1},
-    # What `motionaura demo` trains: a few minutes on two processor cores.
+    # The tokenizer that `motionaura demo` trains in a few minutes on two processor cores.
     "demo": {
         **_TINY,
         "data.scenes": 1024,
@@ -82,7 +82,7 @@ PRESETS = {
         "evaluate.every": 100,
         "evaluate.pictures": 6,
     },
-    # Variations, to name after a size.
+    # Variations. Name them after a size.
     "causal": {"model.causal": True},
     "fsq": {"model.quantizer": "fsq", "model.latent_dim": 4, "model.fsq_levels": (8, 5, 5, 5)},
     "lfq": {"model.quantizer": "lfq", "model.latent_dim": 14},
@@ -94,5 +94,5 @@ PRESETS = {
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    """Returns what differs from the defaults of `MBQVAERecipe`."""
+    """Return the values that differ from the defaults of `MBQVAERecipe`."""
     return compose(BASE, PRESETS, variant)

@@ -1,17 +1,17 @@
-# Sourced by the scripts beside it: finds Python, fills .venv, keeps compiled programs.  Sets $root and $python.
+# Sourced by the other scripts here: find Python, fill .venv, keep compiled programs. Sets $root and $python.
 #
-#   PYTHON                      interpreter to use; else python3, or a 3.12 or 3.11 beside one that is older or untried
-#   EXTRA                       extras of pyproject.toml to install, such as cuda12; else those that .venv was made with
-#   MOTIONAURA_VENV             virtual environment to use; else .venv
-#   JAX_COMPILATION_CACHE_DIR   where compiled programs are kept; else .cache/jax
+#   PYTHON                      interpreter to use; default: python3, or 3.12 or 3.11 if python3 is older or untested
+#   EXTRA                       extras of pyproject.toml to install, e.g. cuda12; default: those of the existing .venv
+#   MOTIONAURA_VENV             virtual environment to use; default: .venv
+#   JAX_COMPILATION_CACHE_DIR   folder of compiled programs; default: .cache/jax
 #
-# A .venv that was made by hand is used as it is.
+# An existing .venv that these scripts did not create is reused unchanged.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=${MOTIONAURA_VENV:-$root/.venv}
 python=$venv/bin/python
 stamp=$venv/installed
-log=$venv/install.log # also tells a .venv of these scripts from one that was made by hand
+log=$venv/install.log # its presence marks a .venv that these scripts created
 needed_kb=2000000
 
 step() { printf '==> %s\n' "$*" >&2; }
@@ -20,8 +20,8 @@ fail() {
   exit 1
 }
 
-# Prints the path of the first interpreter that has been tried, else of the first that is new enough; inside a virtual
-# environment that of its base.
+# Print the path of the first tested interpreter, else of the first that is new enough; in a virtual environment, print
+# that of its base.
 find_python() {
   local newest candidate candidates=(python3 python3.12 python3.11 python3.13)
   [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
@@ -38,7 +38,7 @@ suitable='import sys
 if not (3, 11) <= sys.version_info[:2] <= (3, int(sys.argv[1])): sys.exit(1)
 print(sys._base_executable or sys.executable)'
 
-# What an installation depends on: the interpreter, the extras, the place of the checkout and the files that name packages.
+# Print a hash of everything that an installation depends on: interpreter, extras, path of the checkout, requirements.
 fingerprint() {
   "$1" - "$root" "$extra" <<'PY'
 import hashlib, pathlib, sys
@@ -51,13 +51,13 @@ print(digest.hexdigest())
 PY
 }
 
-# Installs everything into .venv unless the last run did.  The stamp is written last: whatever ends early is redone.
+# Install everything into .venv unless the last run did. The stamp is written last, so an interrupted run starts over.
 prepare() {
   local base wanted began extra
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
   if [ -n "$(ls -A "$venv" 2>/dev/null)" ] && [ ! -e "$log" ]; then
     imports || fail "$venv was made by hand and cannot import motionaura_jax; install it there (README.md), or remove .venv"
-    step "using .venv as it is: it was made by hand"
+    step "reusing the existing .venv, which was made by hand"
     return
   fi
   base=$(find_python)
@@ -81,7 +81,7 @@ prepare() {
 
 imports() { "$python" -P -c 'import jax, motionaura_jax' >/dev/null 2>&1; }
 
-# The log and the extras come first, so that they outlive whatever ends early.
+# Write the log and the extras first, so that they survive an interruption.
 create_venv() {
   mkdir -p "$venv" && rm -rf "$venv"/* && printf '%s\n' "$extra" >"$venv/extra" && "$1" -m venv "$venv" >"$log" 2>&1
 }
@@ -93,7 +93,7 @@ check_disk() {
     || fail "$((free / 1000)) MB free in $root, $((needed_kb / 1000)) MB are needed; free some space and run this again"
 }
 
-# Runs pip install and turns its failure into one line.
+# Run pip install and turn a failure into one line.
 install() {
   local last
   "$python" -m pip install --disable-pip-version-check --no-input --retries 2 "$@" >>"$log" 2>&1 && return

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The demo, from nothing but a Python: the first run installs everything into .venv, later ones reuse it.
+# Run the demo. It needs only Python: the first run installs everything into .venv, and later runs reuse it.
 #
-#   ./launch/demo.sh [FLAGS]    the flags are those of `motionaura demo`; --help lists them
+#   ./launch/demo.sh [FLAGS]    flags of `motionaura demo`; --help lists them
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

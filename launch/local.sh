@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains with several processes on this machine; every line of their output starts with the number of its process.
+# Train with several processes on this machine. Every line of their output starts with the number of its process.
 #
-#   ./launch/local.sh -n N FLAGS    the flags are those of `motionaura train`
+#   ./launch/local.sh -n N FLAGS    flags of `motionaura train`
 #
-# The machine's GPUs are shared out evenly.  Signals go to all processes: SIGTERM and SIGINT save a checkpoint and end the
-# run.  When one process fails, all end; the exit status is that of the first one that failed.
+# The processes share the machine's GPUs evenly. Signals go to all processes: SIGTERM and SIGINT save a checkpoint and end
+# the run. If one process fails, all end; the exit status is that of the first failure.
 #
 #   EXTRA                  cuda12 or cuda13 installs JAX for GPUs, once
-#   PORT                   where the processes meet; else one that is free
+#   PORT                   port at which the processes meet; default: a free one
 #   JAX_NUM_CPU_DEVICES    virtual devices of each process, to try a mesh on a CPU
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -19,7 +19,7 @@ case ${2:-} in
 esac
 shift 2
 has_plugin='import sys, importlib.metadata as m; sys.exit(not m.entry_points(group="jax_plugins"))'
-patience=15 # seconds for which processes may end by themselves after one has failed
+patience=15 # seconds that the other processes have to exit after a failure
 
 prepare
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
@@ -28,23 +28,23 @@ gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
   || fail "no JAX for the $gpus GPUs in .venv; set EXTRA=cuda12 (if made by hand: pip install it), or JAX_PLATFORMS=cpu"
 [ "$gpus" = 0 ] || [ "$gpus" -ge "$count" ] \
   || fail "$count processes for $gpus GPUs; start at most one process for each GPU"
-export COLUMNS=${COLUMNS:-160} # of log lines, which are not for a terminal
+export COLUMNS=${COLUMNS:-160} # width of log lines, which go to no terminal
 port=${PORT:-$("$python" -c 'import socket; s = socket.create_server(("", 0)); print(s.getsockname()[1])')}
 export JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$count
 
-# Prints the GPUs of process $1, or nothing where the machine has none.
+# Print the GPUs of process $1, or nothing if the machine has none.
 share() {
   local each=$((gpus / count))
   [ "$each" = 0 ] || seq -s, $(($1 * each)) $((($1 + 1) * each - 1))
 }
 
-# The labels outlive the signals, so that no last line is lost.
+# Ignore signals while labeling lines, so that the last lines are not lost.
 label() {
   trap '' TERM INT USR1
   while IFS= read -r line || [ -n "$line" ]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 
-set -m # each process in a group of its own: an interrupt from the terminal comes once, through `forward`
+set -m # put each process in its own group: an interrupt from the terminal arrives once, through `forward`
 pids=()
 for ((rank = 0; rank < count; rank++)); do
   (

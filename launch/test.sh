@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Linters and tests, from nothing but a Python: the first run installs everything into .venv, later ones reuse it.
+# Run linters and tests. They need only Python: the first run installs everything into .venv, and later runs reuse it.
 #
 #   ./launch/test.sh                    ruff and the default tests: about 6 minutes once programs are compiled
-#   ./launch/test.sh --all              mypy and the slow tests too: what has to pass before a change is merged
-#   ./launch/test.sh -k checkpoint -x   anything else goes to pytest
+#   ./launch/test.sh --all              also mypy and the slow tests; all must pass before a change is merged
+#   ./launch/test.sh -k checkpoint -x   passes any other flags to pytest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

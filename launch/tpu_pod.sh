@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU, from your own machine: creates it, installs this checkout on all its workers, trains, and does all
-# of that again when Google takes it away.
+# Train on a Cloud TPU from your own machine: create the TPU, install this checkout on all its workers, train, and repeat
+# all of this when Google takes the TPU away.
 #
 #   TPU=NAME ZONE=ZONE TYPE=v5litepod-16 VERSION=v2-alpha-tpuv5-lite ./launch/tpu_pod.sh FLAGS
 #
-# The flags are those of `motionaura train`; the workers find each other by themselves.  Ctrl-C or SIGTERM saves a checkpoint
-# and ends the run.  The TPU stays: `gcloud compute tpus tpu-vm delete` ends its costs.
+# FLAGS are those of `motionaura train`; the workers find each other. Ctrl-C or SIGTERM saves a checkpoint and ends the
+# run. The TPU stays: `gcloud compute tpus tpu-vm delete` ends its costs.
 #
-#   TPU, ZONE       name and place; a TPU that is there already is used as it is, after an installation
-#   TYPE, VERSION   accelerator type and software version of one that is created
-#   SPOT            yes for one that costs less and may be taken away
-#   MOUNT           command that every worker runs first, such as one that mounts the disk that they share
-#   MAX_RESTARTS    how often training may start again (100)
+#   TPU, ZONE       name and zone; an existing TPU is reused after an installation
+#   TYPE, VERSION   accelerator type and software version of a new TPU
+#   SPOT            yes for a TPU that costs less and may be taken away
+#   MOUNT           command that every worker runs first, e.g. to mount their shared disk
+#   MAX_RESTARTS    number of times that training may start again (100)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -26,7 +26,7 @@ vm() { gcloud compute tpus tpu-vm "$1" "$TPU" --zone="$ZONE" --quiet "${@:2}"; }
 state() { vm describe --format='value(state)' 2>/dev/null || true; }
 everywhere() { vm ssh --worker=all --ssh-flag='-o ServerAliveInterval=30' --command="$1"; }
 
-# What no waiting mends: a wrong name, zone or project, or no right to ask.
+# Fail on errors that waiting cannot fix: a wrong name, zone or project, or a missing permission.
 check_known() {
   local said
   said=$(gcloud compute tpus tpu-vm "$1" describe "$2" --zone="$ZONE" --quiet 2>&1 >/dev/null) \
@@ -35,7 +35,7 @@ check_known() {
 
 create() {
   until vm create --accelerator-type="$TYPE" --version="$VERSION" ${SPOT:+--spot}; do
-    step "no $TYPE to be had in $ZONE; trying again in $pause s"
+    step "no $TYPE available in $ZONE; trying again in $pause s"
     sleep "$pause"
   done
 }
@@ -52,7 +52,7 @@ install_on_workers() {
     .venv/bin/python -m pip install --quiet -c requirements.txt '.[tpu,cloud]'"
 }
 
-# The processes on the workers outlive the connection, and with them the TPU is not free.
+# Signal the processes on the workers: they outlive the connection and keep the TPU busy.
 signal_workers() { everywhere "pkill -$1 -u \$USER -f '[m]otionaura_jax[.]train' || true"; }
 
 check_known accelerator-types "$TYPE"
@@ -64,7 +64,7 @@ installed=
 for ((restarts = 0; restarts <= ${MAX_RESTARTS:-100}; restarts++)); do
   found=$(state)
   if [ "$found" != READY ]; then
-    [ -z "$found" ] || { step "$TPU is $found; it is deleted" && vm delete; }
+    [ -z "$found" ] || { step "$TPU is $found; deleting it" && vm delete; }
     step "creating $TPU, a $TYPE in $ZONE"
     create
     installed=
@@ -74,10 +74,10 @@ for ((restarts = 0; restarts <= ${MAX_RESTARTS:-100}; restarts++)); do
   status=0
   everywhere "cd motionaura_jax && COLUMNS=160 .venv/bin/python -m motionaura_jax.train --requeue $(printf '%q ' "$@")" \
     & wait $! || status=$?
-  [ -z "$stopping" ] || { wait && step "stopped; the same command goes on" && exit 0; }
+  [ -z "$stopping" ] || { wait && step "stopped; the same command resumes" && exit 0; }
   case $status in
     0) exit 0 ;;
-    # An error of the run, unless it is gcloud's, which finds no TPU.  All else comes again: 75, signals, lost connections.
+    # An error of the run, or of gcloud if the TPU is gone. Restart after anything else: 75, signals, lost connections.
     1 | 2) [ "$(state)" != READY ] || fail "training ended with status $status; its reason is above" ;;
   esac
   step "status $status; starting again from the newest checkpoint"

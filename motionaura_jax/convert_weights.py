@@ -1,8 +1,8 @@
-"""Turns pickled weights (.bin, .pt, .pth, .ckpt) into the safetensors that every other command reads.
+"""Convert pickled weights (.bin, .pt, .pth, .ckpt) to the safetensors that every other command reads.
 
 python -m motionaura_jax.convert_weights FILE_OR_FOLDER_OR_ID --output=FOLDER
 
-The only command that needs PyTorch (`pip install torch`).
+No other command needs PyTorch (`pip install torch`).
 """
 
 import argparse
@@ -17,15 +17,15 @@ from typing import Any
 from motionaura_jax.core import cli
 from motionaura_jax.core.errors import UserError
 
-_BESIDE = (".json", ".model", ".txt")  # settings and tokenizer files, which go along
+_BESIDE = (".json", ".model", ".txt")  # settings and tokenizer files to copy
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    parser = cli.Parser("convert_weights", "Turn pickled weights into safetensors, in a process of its own.")
-    parser.add_argument("source", help="a pickled file, a folder with some, or a hub id")
+    """Run the command and return the exit status."""
+    parser = cli.Parser("convert_weights", "Convert pickled weights to safetensors, in a separate process.")
+    parser.add_argument("source", help="pickled file, folder of pickled files, or hub id")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder with model.safetensors that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder of converted weights")
     args = parser.parse_args(argv)
     return cli.run(lambda: _convert(args), as_json=args.json)
 
@@ -42,7 +42,7 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
         folder = hub.model_folder(args.source, (*hub.SAFE, *(f"*{suffix}" for suffix in tensors.PICKLES)))
         files = sorted(path for path in folder.iterdir() if path.suffix in tensors.PICKLES)
     if not files or files[0].suffix not in tensors.PICKLES:
-        raise UserError(f"{args.source}: no file {', '.join(tensors.PICKLES)} there; nothing to convert")
+        raise UserError(f"{args.source}: holds no {', '.join(tensors.PICKLES)} file; nothing to convert")
     names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
     names = names if len(files) > 1 else ["model.safetensors"]
     with release.draft(args.output, overwrite=args.overwrite) as draft:
@@ -62,10 +62,8 @@ def _unpickle(source: pathlib.Path, target: pathlib.Path) -> None:
     command = [sys.executable, "-m", "motionaura_jax.exporters.pytorch.unpickle", str(source), str(target)]
     child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
-        reason = (child.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise UserError(
-            f"{source}: cannot be converted ({reason}); take the safetensors of this model if there are any"
-        )
+        reason = (child.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise UserError(f"{source}: cannot be converted ({reason}); use the safetensors of this model if they exist")
 
 
 if __name__ == "__main__":

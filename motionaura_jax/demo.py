@@ -1,9 +1,9 @@
-"""The main job on a bare machine: trains tokenizer and text to video on rendered scenes, then measures the obedience.
+"""Demo on a bare machine: train a tokenizer and text to video on rendered scenes, then measure prompt adherence.
 
     python -m motionaura_jax.demo [--output=runs/demo] [--tokenizer.train.steps=800 ...] [--denoiser.train.steps=2000 ...]
 
-`--tokenizer.KEY` and `--denoiser.KEY` set keys of the preset `demo` of `configs/tokenizer.py` and
-`configs/text_to_video.py`.  `--continue` starts from the committed checkpoint instead of from nothing.
+`--tokenizer.KEY` and `--denoiser.KEY` set keys of the preset `demo` in `configs/tokenizer.py` and
+`configs/text_to_video.py`. `--continue` starts from the committed checkpoint instead of from random weights.
 The same command again resumes the training.
 """
 
@@ -33,12 +33,12 @@ CONTINUED = {"optimizer.learning_rate": "2e-4", "train.steps": "300"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    parser = cli.Parser("demo", "Train text to video on rendered scenes and measure how well it obeys its prompts.")
+    """Run the command and return the exit status."""
+    parser = cli.Parser("demo", "Train text to video on rendered scenes and measure how well it follows its prompts.")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="folder of the demo")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="start from the committed checkpoint")
-    parser.add_argument("--prompts", type=cli.number(Several), default=32, help="held-out prompts, never trained")
-    parser.add_argument("--seeds", type=cli.number(Count), default=1, help="videos of each prompt")
+    parser.add_argument("--prompts", type=cli.number(Several), default=32, help="number of held-out prompts")
+    parser.add_argument("--seeds", type=cli.number(Count), default=1, help="videos per prompt")
     parser.epilog = "Every key of both trainings can be set: --tokenizer.KEY=VALUE, --denoiser.KEY=VALUE"
     args, flags = parser.parse_with_overrides(argv, prefix=tuple(f"--{stage}." for stage in CONFIGS))
     return cli.run(lambda: _demo(args, flags), as_json=args.json, show=demo_page.show)
@@ -68,17 +68,17 @@ def _from_scratch(flags: Sequence[str], tokenizer: pathlib.Path) -> dict[str, "R
 
 
 def _continue(flags: Sequence[str]) -> dict[str, "Recipe"]:
-    """The recipe of the committed checkpoint for what concerns the model, of the preset for what concerns the run."""
+    """Take the keys of the model from the committed checkpoint, and those of the run from the preset."""
     for flag in flags:
         if flag.startswith("--tokenizer."):
-            raise UserError(f"{flag}: --continue takes the tokenizer as it is; leave this flag out")
+            raise UserError(f"{flag}: --continue does not train the tokenizer; leave this flag out")
 
     from motionaura_jax.core import config
     from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
     from motionaura_jax.weights import load, release
 
     if not release.is_release(assets.SCENES):
-        raise UserError(f"{assets.SCENES}: the committed checkpoint is not there; run the demo without --continue")
+        raise UserError(f"{assets.SCENES}: the committed checkpoint is missing; run the demo without --continue")
     start = config.to_dict(load.load_recipe(assets.SCENES, TextToVideoRecipe, "text_to_video"))
     preset = config.read(CONFIGS["denoiser"])
     run = {name: preset.get(name, {}) for name in ("data", "optimizer", "train", "checkpoint", "evaluate")}
@@ -89,7 +89,7 @@ def _continue(flags: Sequence[str]) -> dict[str, "Recipe"]:
 
 
 def _recipe(stage: str, values: Mapping[str, Any], flags: Sequence[str]) -> "Recipe":
-    """Applies the flags of one stage to `values`."""
+    """Build the recipe of one stage from `values` and the flags of this stage."""
     from motionaura_jax.core import config
     from motionaura_jax.systems import registry
 
@@ -97,7 +97,7 @@ def _recipe(stage: str, values: Mapping[str, Any], flags: Sequence[str]) -> "Rec
     changed = config.override(values, [flag for flag in flags if flag.startswith(prefix)], prefix)
     recipe = config.build(registry.system_class(changed["system"]).Recipe, changed, where=stage)
     if recipe.data.manifest != "scenes":
-        raise UserError(f"{prefix}data.manifest: the demo measures rendered scenes; for other clips there is train")
+        raise UserError(f"{prefix}data.manifest: the demo measures rendered scenes; for other clips use train")
     return recipe
 
 
@@ -109,11 +109,11 @@ def _train(recipe: "Recipe", workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _measure(args: argparse.Namespace, watch: "Stopwatch") -> dict[str, Any]:
-    """Draws and judges held-out prompts, and writes the page."""
+    """Generate and score videos of held-out prompts, and write the page."""
     from motionaura_jax.pipelines import adherence
     from motionaura_jax.pipelines.text_to_video import TextToVideo
 
-    logger.info("drawing %d x %d videos of held-out prompts", args.prompts, args.seeds)
+    logger.info("generating %d x %d videos of held-out prompts", args.prompts, args.seeds)
     with watch.stage("measuring"):
         pipeline = TextToVideo(args.output / "text_to_video")
         prompts = adherence.prompts_for(pipeline, args.prompts)
@@ -131,7 +131,7 @@ def _measure(args: argparse.Namespace, watch: "Stopwatch") -> dict[str, Any]:
 
 
 class Stopwatch:
-    """Wall seconds of named stages, summed over all starts of the same demo in the file `path`."""
+    """Wall-clock seconds of named stages, summed over all starts of one demo in the file `path`."""
 
     def __init__(self, path: pathlib.Path):
         try:
@@ -142,7 +142,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time that the block takes, also where it fails."""
+        """Add the duration of the block, even if it fails."""
         from motionaura_jax.data.media import write_json
 
         started = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Compute ahead of training what frozen models make of the data: features of captions, or latents of clips.
+"""Encode data with frozen models ahead of training: features of captions, or latents of clips.
 
 python -m motionaura_jax.encode --text --text_encoder=DIR_OR_ID --manifest=DIR --output=features/
 python -m motionaura_jax.encode --checkpoint=runs/tokenizer --manifest=DIR --output=tokens/
 
-The same command continues after an interruption.  With several processes, each does its share.
+The same command continues after an interruption. With several processes, each does its share.
 """
 
 import argparse
@@ -24,14 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", action="store_true", help="encode captions with --text_encoder")
     parser.add_argument("--text_encoder", default="", help="folder or hub id of a published T5")
     parser.add_argument("--limit", type=cli.number(Count), default=180, help="largest number of ids per caption")
-    parser.add_argument("--prompts_file", type=pathlib.Path, help="further texts to encode, one per line")
+    parser.add_argument("--prompts_file", type=pathlib.Path, help="more texts to encode, one per line")
     parser.add_argument("--checkpoint", default="", help="trained tokenizer or other autoencoder; encode clips with it")
     parser.add_argument("--num_frames", type=cli.number(Count), default=0, help="frames of a clip; 0: as trained")
     parser.add_argument("--height", type=cli.number(Count), default=0, help="in pixels; 0: as trained")
     parser.add_argument("--width", type=cli.number(Count), default=0, help="in pixels; 0: as trained")
     parser.add_argument("--fps", type=cli.number(Positive), default=0.0, help="frame rate of a clip; 0: as trained")
     parser.add_argument(
-        "--batch_size", type=cli.number(Count), default=16, help="items computed at once, by all devices"
+        "--batch_size", type=cli.number(Count), default=16, help="items computed at once, over all devices"
     )
     parser.add_argument("--process_index", type=cli.number(Natural), default=0, help="number of this process, from 0")
     parser.add_argument("--process_count", type=cli.number(Count), default=1, help="processes that share the work")

@@ -1,9 +1,9 @@
-"""Tells what a training run needs before there are devices for it.
+"""Estimate the resources of a training run without its devices.
 
     python -m motionaura_jax.estimate --config=configs/text_to_video.py:L --mesh=data:8,fsdp:8 --device=h100
 
-The real training step is compiled for abstract arrays, on virtual devices of a CPU or, for a TPU and where libtpu is
-installed, for its topology.  Nothing is allocated and no data is read.
+The command compiles the real training step for abstract arrays, on virtual devices of a CPU or, for a TPU and if libtpu
+is installed, for its topology. It allocates nothing and reads no data.
 """
 
 import math
@@ -19,17 +19,17 @@ from motionaura_jax.planning.machines import GIB
 if TYPE_CHECKING:
     from motionaura_jax.planning.estimate import Estimate
 
-_DERIVED = "derived for a GPU: the state is exact, temporary memory and exchanges are those of the program for a CPU"
+_DERIVED = "derived for a GPU: the state is exact; temporary memory and communication come from the program for a CPU"
 _UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def estimate(location: str, overrides: Sequence[str], mesh: str, device: str) -> dict[str, Any]:
-    """Compiles the training step of a config, and looks for the cheapest change if `device` cannot take it.
+    """Compile the training step of a config; if it does not fit `device`, find the cheapest change that makes it fit.
 
     Raises:
-      UserError: a config, a mesh or a device that does not work.
+      UserError: the config, the mesh or the device is invalid.
     """
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing here needs an accelerator, which another run may be using
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is needed, and another run may be using it
     from motionaura_jax.core import config
     from motionaura_jax.planning import estimate, questions
     from motionaura_jax.planning.advice import advise
@@ -52,7 +52,7 @@ def estimate(location: str, overrides: Sequence[str], mesh: str, device: str) ->
 
 
 def _report(answer: "Estimate") -> dict[str, Any]:
-    """The estimate as plain values; bytes are those of one device."""
+    """Return the estimate as plain values; bytes are per device."""
     return {
         "devices": answer.devices,
         "parameters": answer.parameters,
@@ -69,10 +69,10 @@ def _report(answer: "Estimate") -> dict[str, Any]:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    """Shows an estimate to a person."""
+    """Show an estimate as a table."""
     held, devices = result["state_bytes"], result["devices"]
     arithmetic = (
-        f"{result['model_flops'] / 1e12:.4g} TFLOP a step, {result['model_flops'] / devices / 1e12:.4g} on each"
+        f"{result['model_flops'] / 1e12:.4g} TFLOP per step, {result['model_flops'] / devices / 1e12:.4g} on each"
     )
     total, trained = (f"{result[key] / 1e6:.2f} M" for key in ("parameters", "trained_parameters"))
     rows = [
@@ -81,7 +81,7 @@ def _show(result: Mapping[str, Any]) -> None:
         ("peak, the sum", _size(result["peak_bytes"])),
         ("fits into", ", ".join(name for name, fits in result["fits"].items() if fits) or "none of the common devices"),
         *([(f"to fit into {result['device']}", result["advice"])] if result["advice"] else []),
-        *((f"{name}, received a step", _size(value)) for name, value in result["collective_bytes"].items() if value),
+        *((f"{name}, received per step", _size(value)) for name, value in result["collective_bytes"].items() if value),
         ("model arithmetic", arithmetic),
         (
             "trained parameters",
@@ -99,11 +99,13 @@ def _size(count: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    parser = cli.Parser("estimate", "Tells what a training run needs, before there are devices for it.")
+    """Run the command and return the exit status."""
+    parser = cli.Parser("estimate", "Estimate the resources of a training run without its devices.")
     parser.add_argument("--config", required=True, help="FILE.py:PRESET[,PRESET...], or a saved config.json")
-    parser.add_argument("--mesh", default="", help="devices, e.g. data:8,fsdp:8; empty takes config.mesh")
-    parser.add_argument("--device", default="a100", help=f"what has to take it: {', '.join(machines.MACHINES)}")
+    parser.add_argument("--mesh", default="", help="devices per axis, e.g. data:8,fsdp:8; empty means config.mesh")
+    parser.add_argument(
+        "--device", default="a100", help=f"device that the run must fit: {', '.join(machines.MACHINES)}"
+    )
     parser.epilog = "Every key can be set: --config.KEY=VALUE, e.g. --config.model.remat=full"
     args, overrides = parser.parse_with_overrides(argv)
     body = lambda: estimate(args.config, overrides, args.mesh, args.device)  # noqa: E731

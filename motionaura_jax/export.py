@@ -20,7 +20,7 @@ from motionaura_jax.core.limits import Count
 SHARD_BYTES = 5 * 10**9
 FORMATS = ("release", "pytorch", "stablehlo", "adapter")
 PARTS = ("tokenizer", "text_encoder")
-# Flags that only some formats read.
+# Flags that only these formats read.
 _READ_BY = {
     "dtype": ("release", "pytorch"),  # compiled graphs and adapters are float32
     "tokenizer": ("release", "pytorch", "stablehlo"),
@@ -33,22 +33,26 @@ _READ_BY = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
-    parser = cli.Parser("export", "Write a trained model, with the tokenizer that it needs, as one folder to pass on.")
+    parser = cli.Parser("export", "Write a trained model and the tokenizer that it needs as one self-contained folder.")
     parser.add_argument("--checkpoint", required=True, help="workdir, step folder, release, or ID@REVISION on the hub")
-    parser.add_argument("--tokenizer", default="", help="its tokenizer, where that has moved")
-    parser.add_argument("--text_encoder", default="", help="its published text encoder, where that has moved")
+    parser.add_argument("--tokenizer", default="", help="its tokenizer, if it has moved")
+    parser.add_argument("--text_encoder", default="", help="its published text encoder, if it has moved")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
-    parser.add_argument("--format", choices=FORMATS, default="release", help="of the folder")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the file")
+    parser.add_argument("--format", choices=FORMATS, default="release", help="format of the folder")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="dtype of the weights"
+    )
     parser.add_argument(
         "--provenance", type=pathlib.Path, help="JSON object to keep in config.json: command, data, hours"
     )
     parser.add_argument(
-        "--max_shard_bytes", type=cli.number(Count), default=SHARD_BYTES, help="pytorch: largest file of weights"
+        "--max_shard_bytes", type=cli.number(Count), default=SHARD_BYTES, help="pytorch: largest size of one file"
     )
-    parser.add_argument("--no_check", action="store_true", help="pytorch: do not run the result against this model")
-    parser.add_argument("--overwrite", action="store_true", help="replace a release folder that exists")
-    parser.add_argument("--push_to_hub", metavar="ID", default="", help="upload it to the Hugging Face hub as well")
+    parser.add_argument("--no_check", action="store_true", help="pytorch: do not compare the result with this model")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing exported folder")
+    parser.add_argument(
+        "--push_to_hub", metavar="ID", default="", help="also upload the folder to the Hugging Face hub"
+    )
     args = parser.parse_args(argv)
     given = [name for name in _READ_BY if getattr(args, name) != parser.get_default(name)]
     return cli.run(lambda: _export(args, given), as_json=args.json)
@@ -91,7 +95,7 @@ def _export(args: argparse.Namespace, given: Sequence[str]) -> dict[str, Any]:
 
 
 def _trace_on_cpu() -> None:
-    """Keep kernels of the local accelerator out of graphs that have to run everywhere."""
+    """Keep kernels of the local accelerator out of graphs that must run everywhere."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")

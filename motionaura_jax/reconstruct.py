@@ -1,4 +1,4 @@
-"""Encode and decode a video with a trained tokenizer and measure what is lost.
+"""Encode and decode a video with a trained tokenizer and measure the quality of the reconstruction.
 
 python -m motionaura_jax.reconstruct --checkpoint=runs/tokenizer --input=clip.mp4 --output=recon.mp4
 """
@@ -14,13 +14,13 @@ from motionaura_jax.core.limits import Count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
+    """Run the command and return the exit status."""
     parser = cli.Parser("reconstruct", "Encode and decode a video; write the result and a contact sheet.")
     parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release of a tokenizer")
     parser.add_argument("--input", required=True, type=pathlib.Path, help="video or image")
     parser.add_argument("--output", required=True, type=pathlib.Path, help=".mp4, .gif, .npz or .png (numbered frames)")
     parser.add_argument("--max_frames", type=cli.number(Count), help="stop after this many frames of the input")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args(argv)
     return cli.run(lambda: _reconstruct(args), as_json=args.json)
 

@@ -32,46 +32,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("sample", "Generate videos from text.  Flags that are not given have their values of training.")
+    parser = cli.Parser("sample", "Generate videos from text. Flags default to their values in training.")
     path, whole, real = pathlib.Path, cli.number(Count), cli.number(NonNegative)
     parser.add_argument(
         "--checkpoint",
         default=str(assets.SCENES),
-        help="workdir, step folder or release; else our model of scenes",
+        help="workdir, step folder or release; by default our model of scenes",
     )
-    parser.add_argument("--tokenizer", default="", help="its tokenizer, if that has moved")
-    parser.add_argument("--text_encoder", default="", help="its published text encoder, if that has moved")
-    parser.add_argument("--lora", default="", help="folder of an adapter to put on the model")
+    parser.add_argument("--tokenizer", default="", help="its tokenizer, if it has moved")
+    parser.add_argument("--text_encoder", default="", help="its published text encoder, if it has moved")
+    parser.add_argument("--lora", default="", help="folder of an adapter to apply to the model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="what to show")
     source.add_argument(
         "--prompts_file",
         type=path,
-        help=".txt with a prompt per line, or .jsonl; generates what is missing when repeated",
+        help=".txt with a prompt per line, or .jsonl; a repeated call generates only missing videos",
     )
     parser.add_argument(
         "--output", default=path("sample.mp4"), type=path, help=".mp4, .gif, .npz or .png (numbered frames)"
     )
     parser.add_argument("--negative_prompt", default="", help="what to guide away from")
-    parser.add_argument("--num_videos_per_prompt", type=whole, default=1, help="videos of each prompt")
-    parser.add_argument("--num_frames", type=whole, help="length")
-    parser.add_argument("--height", type=whole, help="pixels")
-    parser.add_argument("--width", type=whole, help="pixels")
-    parser.add_argument("--fps", type=cli.number(Positive), help="frames a second")
+    parser.add_argument("--num_videos_per_prompt", type=whole, default=1, help="videos per prompt")
+    parser.add_argument("--num_frames", type=whole, help="frames per video")
+    parser.add_argument("--height", type=whole, help="in pixels")
+    parser.add_argument("--width", type=whole, help="in pixels")
+    parser.add_argument("--fps", type=cli.number(Positive), help="frames per second")
     parser.add_argument("--window_frames", type=whole, help="frames generated at once; longer videos are continued")
-    parser.add_argument("--num_inference_steps", type=whole, help="steps of the sampler")
-    parser.add_argument("--guidance_scale", type=cli.number(OneOrMore), help="1 is no guidance")
+    parser.add_argument("--num_inference_steps", type=whole, help="number of sampling steps")
+    parser.add_argument("--guidance_scale", type=cli.number(OneOrMore), help="strength of the guidance; 1 means none")
     parser.add_argument("--guidance_ramp", choices=("linear", "constant"), help="from 0 up to the scale, or constant")
     parser.add_argument("--sampler", choices=SAMPLERS, help="order in which tokens are revealed")
-    parser.add_argument("--temperature", type=real, help="of the sampled tokens; 0 takes the most likely one")
-    parser.add_argument("--choice_temperature", type=real, help="of the choice of positions")
+    parser.add_argument("--temperature", type=real, help="of the sampled tokens; 0 takes the most likely token")
+    parser.add_argument("--choice_temperature", type=real, help="of the choice of positions to reveal")
     parser.add_argument("--top_k", type=whole, help="sample among this many most likely tokens")
-    parser.add_argument("--top_p", type=cli.number(PositiveShare), help="sample among tokens of this probability")
-    parser.add_argument("--remask", type=cli.number(Natural), help="late steps that may revise revealed tokens")
+    parser.add_argument(
+        "--top_p", type=cli.number(PositiveShare), help="sample among the most likely tokens of this probability"
+    )
+    parser.add_argument("--remask", type=cli.number(Natural), help="number of late steps that may revise tokens")
     parser.add_argument("--seed", type=cli.number(KeySeed), default=0, help="equal seeds give equal videos")
-    parser.add_argument("--batch_size", type=whole, help="videos generated together; changes no video")
-    parser.add_argument("--mesh", default="", help="how devices share the work, e.g. data:2,sequence:4; else by video")
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    parser.add_argument("--batch_size", type=whole, help="videos generated together; does not change the videos")
+    parser.add_argument("--mesh", default="", help="split of the work, e.g. data:2,sequence:4; by default by video")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     return parser
 
 
@@ -105,7 +107,7 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _settings(pipeline: "TextToVideo", args: argparse.Namespace, prompts: int) -> "Settings":
-    """Return flags over the defaults of the checkpoint; all that can be refused is refused here."""
+    """Combine the flags with the defaults of the checkpoint; refuse every invalid value here."""
     from motionaura_jax.pipelines.base import Settings
 
     sample: SampleConfig = pipeline.recipe.sample
@@ -123,7 +125,7 @@ def _settings(pipeline: "TextToVideo", args: argparse.Namespace, prompts: int) -
 
 
 def _paths(args: argparse.Namespace, prompt: "Prompt") -> list[pathlib.Path]:
-    """Return OUT.mp4; OUT_0003.mp4 for line 3 of a prompts file; OUT_00.mp4, OUT_01.mp4, ... for several of a prompt."""
+    """Return OUT.mp4; OUT_0003.mp4 for line 3 of a prompts file; OUT_00.mp4, OUT_01.mp4, ... for several per prompt."""
     line = f"_{prompt.position + 1:04d}" if args.prompts_file else ""
     several = args.num_videos_per_prompt > 1
     numbers = [f"_{number:02d}" if several else "" for number in range(args.num_videos_per_prompt)]

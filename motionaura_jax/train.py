@@ -15,11 +15,11 @@ from motionaura_jax.core.limits import Count, Natural
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
+    """Run the command and return the exit status."""
     parser = cli.Parser("train", "Train a system from a config file; the same command again resumes.")
     parser.add_argument("--config", required=True, help="FILE.py:PRESET[,PRESET...], or a saved config.json")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--override", action="store_true", help="continue although the workdir has another config")
+    parser.add_argument("--override", action="store_true", help="continue even if the workdir has another config")
     parser.epilog = "Every key can be set: --config.KEY=VALUE, e.g. --config.data.manifest=videos/"
     requeue = "exit with status 75 instead of 0 if a signal stops the run, so that a scheduler starts it again"
     parser.add_argument("--requeue", action="store_true", help=requeue)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         if distributed.process_count() == 1:
             raise
-        # The interpreter would wait for the other processes before it shows this.
+        # Print now: the interpreter would first wait for the other processes.
         traceback.print_exc()
         status = distributed.FAILED
     return distributed.leave(distributed.AGAIN if args.requeue and result.get("stopped") else status)
@@ -49,13 +49,13 @@ def _place_flags(parser: cli.Parser) -> list[str]:
     """Add the flags that place this process in a run of several; return their names."""
     group = parser.add_argument_group("several processes (detected on SLURM, Open MPI and TPU pods)")
     flags = [
-        group.add_argument("--coordinator_address", metavar="HOST:PORT", help="address of process 0 for the others"),
+        group.add_argument("--coordinator_address", metavar="HOST:PORT", help="address of process 0"),
         group.add_argument("--num_processes", type=cli.number(Count), help="number of processes"),
         group.add_argument("--process_id", type=cli.number(Natural), help="number of this process, from 0"),
         group.add_argument(
-            "--heartbeat_timeout", type=cli.number(Count), help="seconds until a silent process is gone"
+            "--heartbeat_timeout", type=cli.number(Count), help="seconds until a silent process counts as gone"
         ),
-        group.add_argument("--start_timeout", type=cli.number(Count), help="seconds to wait for all at the start"),
+        group.add_argument("--start_timeout", type=cli.number(Count), help="seconds to wait for all processes"),
     ]
     return [flag.dest for flag in flags]
 

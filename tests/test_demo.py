@@ -145,7 +145,7 @@ def test_going_on_starts_from_the_committed_checkpoint(finished, tmp_path, capsy
 def test_going_on_needs_the_committed_checkpoint(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(assets, "SCENES", tmp_path / "absent")
     assert demo.main(["--continue", f"--output={tmp_path / 'new'}"]) == 2
-    assert "absent: the committed checkpoint is not there; run the demo without" in capsys.readouterr().err
+    assert "absent: the committed checkpoint is missing; run the demo without" in capsys.readouterr().err
 
 
 def test_an_untrained_model_is_measured_like_any_other(finished):

@@ -72,7 +72,7 @@ def test_tpus_are_asked_about_by_their_topology(answered, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--mesh=dta:8",), "'dta' is no axis of a mesh; did you mean 'data'"),
+        (("--mesh=dta:8",), "'dta' is not a mesh axis; did you mean 'data'"),
         (("--device=h10",), "no such device; did you mean 'h100'"),
         (("--config.model.remat=ful",), "config.model.remat=ful"),
         (("--config.modell.width=3",), "config.modell: no such key; did you mean 'model'"),
@@ -90,5 +90,5 @@ def test_a_person_reads_a_table(answered, capsys):
     assert rows["on each device"] == "data:1 (4 devices)" and rows["optimizer"] == "4 GiB"
     assert rows["peak, the sum"] == "36 GiB" and rows["fits into"] == "40 GB, 80 GB, 141 GB"
     assert (
-        rows["all-gather, received a step"] == "0.00684 KiB" and rows["trained parameters"] == "0.00 M on all devices"
+        rows["all-gather, received per step"] == "0.00684 KiB" and rows["trained parameters"] == "0.00 M on all devices"
     )

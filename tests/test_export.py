@@ -157,7 +157,7 @@ def test_provenance_is_kept_and_a_broken_one_refused(runs, tmp_path, capsys):
 def test_existing_outputs_and_missing_inputs_are_one_line(runs, released, tmp_path, capsys):
     model = f"--checkpoint={runs / 'model'}"
     assert "add --overwrite" in error_of([model, f"--output={released}"], capsys)
-    assert "is no release folder" in error_of([model, f"--output={runs / 'model'}", "--overwrite"], capsys)
+    assert "is not a release folder" in error_of([model, f"--output={runs / 'model'}", "--overwrite"], capsys)
     assert "no such checkpoint" in error_of(["--checkpoint=absent", f"--output={tmp_path / 'r'}"], capsys)
     assert export.main([model, f"--output={shutil.copytree(released, tmp_path / 'old')}", "--overwrite"]) == 0
 

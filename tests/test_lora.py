@@ -165,7 +165,7 @@ def told(folder, **changes):
         (lambda f: rewritten(f, lambda t: {k: v[:1].copy() for k, v in t.items()}), "has the shape"),
         (lambda f: told(f, lora_alpha=8), "r=4 with lora_alpha=8 is unknown here"),
         (lambda f: told(f, target_modules=["to_q", "conv"]), "module 'conv' is unknown here"),
-        (lambda f: told(f, activation="relu"), "activation=relu: one of gelu, none was expected"),
+        (lambda f: told(f, activation="relu"), "activation=relu: expected one of gelu, none"),
         (lambda f: told(f, r="4"), "'r' is missing or of the wrong type"),
         (lambda f: (f / "adapter_config.json").write_text("{"), "no JSON"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "holds no adapter"),

@@ -179,7 +179,7 @@ def test_longer_videos_and_revised_tokens(checkpoint, tmp_path):
         (["--prompt=a", "--output=o.mp4", "--checkpoint=nowhere"], "nowhere: no such checkpoint"),
         (["--prompts_file=absent.txt", "--output=o.mp4"], "absent.txt: cannot be read"),
         (["--prompt=a", "--output=o.mp4", "--sampler=halton", "--remask=2"], "remask=2"),
-        (["--prompt=a", "--output=o.mp4", "--tokenizer=gone"], "name its folder with --tokenizer"),
+        (["--prompt=a", "--output=o.mp4", "--tokenizer=gone"], "give its folder with --tokenizer"),
     ],
 )
 def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags, message):
@@ -196,7 +196,7 @@ def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags,
         ("--sampler=greedy", "invalid choice: 'greedy'"),
         ("--num_inference_steps=-3", "-3: must be at least 1"),
         ("--guidance_scale=0.5", "0.5: must be at least 1"),
-        ("--temperature=hot", "'hot' is no number"),
+        ("--temperature=hot", "'hot' is not a valid number"),
         ("--temperature=nan", "nan: must be at least 0"),
         ("--fps=inf", "inf: must be above 0 and finite"),
         ("--top_p=5", "5: must be above 0 and at most 1"),

@@ -1,4 +1,4 @@
-"""Draws a video with the graphs beside this file, in jax alone.  python serve.py "a prompt" out.npz [SEED]"""
+"""Generate a video with the graphs in this folder, using jax alone: python serve.py "a prompt" out.npz [SEED]"""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ WORDS.enable_padding(pad_id=MANIFEST["text"]["pad"], length=MANIFEST["text"]["le
 
 
 def run(name: str, **inputs: Any) -> dict[str, jax.Array]:
-    """Runs one graph, casting inputs as it wants them; keep the program and the weights to serve many calls."""
+    """Run one graph, casting inputs to its dtypes. To serve many calls, keep the program and the weights."""
     graph = MANIFEST["graphs"][name]
     program = jax.export.deserialize(bytearray((FOLDER / graph["file"]).read_bytes()))
     given = {key: np.asarray(inputs[key], about["dtype"]) for key, about in graph["inputs"].items()}
@@ -28,7 +28,7 @@ def run(name: str, **inputs: Any) -> dict[str, jax.Array]:
 
 
 def read(text: str) -> dict[str, Any]:
-    """A text as `sample` takes it: ids, and features where a published encoder makes them."""
+    """Return a text as inputs of `sample`: ids, and features if the model has a published encoder."""
     ids = np.array([WORDS.encode(text).ids])
     return {"ids": ids, **(run("text", ids=ids) if "text" in MANIFEST["graphs"] else {})}
 

@@ -1,10 +1,10 @@
-"""What all commands share: the `motionaura` entry point, flags, one-line errors, results.
+"""Command line of all commands: the `motionaura` entry point, flags, one-line errors, results.
 
-A command is a module with `main(argv) -> int`.  It parses with `Parser`, imports the heavy libraries only after
-that, so that `--help` stays fast, and hands its work to `run`:
+A command is a module with `main(argv) -> int`. It parses its flags with `Parser`, imports heavy libraries only afterwards
+to keep `--help` fast, and passes its work to `run`:
 
     def main(argv=None):
-        parser = Parser("reconstruct", "Encodes and decodes a video.")
+        parser = Parser("reconstruct", "Encode and decode a video.")
         parser.add_argument("--input", required=True)
         args = parser.parse_args(argv)
         return run(lambda: reconstruct(args), as_json=args.json)
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "train": "train one system from a config file; the same command resumes",
-    "sample": "draw videos from text with a trained model",
+    "sample": "generate videos from text with a trained model",
     "reconstruct": "encode and decode a video with a trained tokenizer",
-    "encode": "compute features of captions, or tokens of clips, once and for all",
-    "export": "write a trained model as one folder that every command takes for a checkpoint",
-    "convert_weights": "turn the pickled weights of a published model into safetensors",
-    "estimate": "memory, arithmetic and exchanges of a training run before there are devices for it",
-    "demo": "train text to video on rendered scenes, measure how well it obeys its prompts, write a page that shows it",
-    "doctor": "what is installed, which devices, what would not work and why",
+    "encode": "compute features of captions, or latents of clips, ahead of training",
+    "export": "write a trained model as one folder that every command accepts as a checkpoint",
+    "convert_weights": "convert the pickled weights of a published model to safetensors",
+    "estimate": "estimate memory, arithmetic and communication of a training run without its devices",
+    "demo": "train text to video on rendered scenes, measure how well it follows its prompts, write a page of results",
+    "doctor": "show versions and devices, and problems of the installation with their remedies",
 }
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -47,7 +47,7 @@ Result = Mapping[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `motionaura COMMAND ...` and returns the exit status of the command; 2 for an unknown command."""
+    """Run `motionaura COMMAND ...` and return the exit status of the command; 2 for an unknown command."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -68,7 +68,7 @@ def _overview() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags of one command: `--json` is always there, and a bad flag is one line with the nearest name, exit 2."""
+    """Argument parser of one command. Adds `--json`; answers a bad flag with one line, the nearest name and exit status 2."""
 
     def __init__(self, command: str, description: str):
         super().__init__(
@@ -81,17 +81,17 @@ class Parser(argparse.ArgumentParser):
 
     # The return type of the base class is an overload set; commands only ever pass `argv`.
     def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
-        """Parses `argv`; leftover words end the program with exit status 2."""
+        """Parse `argv`; exit with status 2 if words are left over."""
         return self.parse_with_overrides(argv, prefix=None)[0]
 
     def parse_with_overrides(
         self, argv: Sequence[str] | None = None, *, prefix: str | tuple[str, ...] | None = "--config."
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parses `argv` and returns the flags that start with `prefix` (or one of several), as they stand, for the config."""
+        """Parse `argv`; return the parsed flags, and unparsed those that start with `prefix` (or one of several)."""
         words = list(sys.argv[1:] if argv is None else argv)
         overrides = [word for word in words if prefix and word.startswith(prefix)]
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        # First of all, because argparse would report a mistyped required flag as a missing one.
+        # Check this first: argparse would report a mistyped required flag as a missing one.
         for word in words:
             if word.startswith("--") and word not in overrides and word.split("=")[0] not in flags:
                 self.error(f"unexpected {word!r}{nearest(word.split('=')[0], flags)}")
@@ -101,19 +101,20 @@ class Parser(argparse.ArgumentParser):
         return args, overrides
 
     def error(self, message: str) -> NoReturn:
-        """Prints `message` on one line, without the usage, and exits with status 2."""
+        """Print `message` on one line, without the usage, and exit with status 2."""
         sys.exit(_fail(f"{self.prog}: {message}; see {self.prog} --help"))
 
 
 def number(hint: Any) -> Callable[[str], Any]:
-    """Returns the argparse type of a number that `motionaura_jax.core.limits` declares: `type=number(Count)`."""
+    """Return the argparse type of a number declared in `motionaura_jax.core.limits`: `type=number(Count)`."""
     kind, limit = typing.get_args(hint)
 
     def parse(text: str) -> Any:
+        """Convert and check one value."""
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of this kind") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a valid number") from None
         if not limit.holds(value):
             raise argparse.ArgumentTypeError(f"{text}: must be {limit.words}")
         return value
@@ -122,15 +123,15 @@ def number(hint: Any) -> Callable[[str], Any]:
 
 
 def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Result], None] | None = None) -> int:
-    """Runs a command and returns its exit status.
+    """Run a command and return its exit status.
 
-    The result of `body` goes through `emit`; a result whose "ok" is False exits with 1.  A `UserError`, a file that
-    cannot be opened, a full disk or an exhausted device is one `error:` line on stderr and 2, an interrupt one line
-    and 130.  Any other exception is a defect of ours and keeps its traceback.
+    `emit` prints the result of `body`; if its "ok" is False, the status is 1. A `UserError`, a file that cannot be opened,
+    a full disk or exhausted device memory prints one `error:` line on stderr and gives status 2; an interrupt prints one
+    line and gives 130. Any other exception is a bug of ours and keeps its traceback.
 
     Args:
-      body: the work.  What it prints goes to stderr, so that stdout carries nothing but the result.
-      as_json: print the result as one JSON line on stdout; else show it on stderr.
+      body: the work. Everything it prints goes to stderr, so stdout carries only the result.
+      as_json: print the result as one JSON line on stdout; otherwise show it on stderr.
       show: shows the result to a person; by default one line per entry.
     """
     try:
@@ -153,23 +154,25 @@ def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Res
 
 
 def _one_line(error: Exception) -> str | None:
-    """Returns what to tell the user about `error`, or None if it is not theirs to mend."""
+    """Return the message about `error` for the user, or None if the user cannot fix it."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or 'output'}: no space left on the disk; free some and run the same command again"
+        return (
+            f"{error.filename or 'output'}: no space left on the disk; free some space and run the same command again"
+        )
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
     if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
         return (
             f"Python package {error.name} is not installed; pip install -r requirements.txt, or see motionaura doctor"
         )
-    # The exception type lives in jaxlib, whose import a command that needs no device should not pay for.
+    # The exception type lives in jaxlib, and a command that needs no device should not have to import it.
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
         first = str(error).splitlines()[0]
         return (
             f"out of device memory ({first}); lower the batch size, raise train.accumulation or shrink the clip "
-            f"(a workdir that has a checkpoint takes the change with train --override)"
+            f"(if the workdir has a checkpoint, add --override to train)"
         )
     return None
 
@@ -180,9 +183,9 @@ def _fail(message: str, status: int = BAD_INPUT) -> int:
 
 
 def emit(result: Result, *, as_json: bool, show: Callable[[Result], None] | None = None) -> None:
-    """Prints `result`: exactly one line of strict JSON on stdout, or for a person through `show` on stderr.
+    """Print `result`: exactly one line of strict JSON on stdout, or for a person through `show` on stderr.
 
-    Paths become strings, arrays lists, numbers that are not finite null.
+    In JSON, paths become strings, arrays become lists, and non-finite numbers become null.
     """
     if as_json:
         print(json.dumps(_plain(result), allow_nan=False), flush=True)
@@ -212,7 +215,7 @@ def _show(result: Result) -> None:
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Shows rows of text under a header on stderr."""
+    """Show rows of text under a header on stderr."""
     from rich import box
     from rich.table import Table
 
@@ -224,18 +227,18 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 @functools.cache
 def console() -> "Console":
-    """Returns the terminal of everything that is meant for people: stderr."""
+    """Return the console for everything that people read: stderr."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def set_up_logging() -> None:
-    """Sends our messages from INFO on and those of other libraries from WARNING on to `console`."""
+    """Send our messages of level INFO and above, and those of other libraries from WARNING, to `console`."""
     from rich.logging import RichHandler
 
     handler = RichHandler(console=console(), show_path=False, log_time_format="%X")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     ours = logging.getLogger("motionaura_jax")
     ours.setLevel(logging.INFO)
-    logging.getLogger("__main__").parent = ours  # a command that is run with `python -m` goes by that name
+    logging.getLogger("__main__").parent = ours  # the logger of a command that runs with `python -m`

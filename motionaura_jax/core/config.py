@@ -1,7 +1,7 @@
-"""The edge where ml_collections ends: config files and `--config.a.b=value` become frozen dataclasses, once.
+"""Conversion of config files and `--config.a.b=value` flags to frozen dataclasses; no other module sees ml_collections.
 
-A config file defines `get_config(variant) -> ml_collections.ConfigDict` holding only what differs from the
-dataclass defaults; `build` converts it strictly, so a mistyped key fails with the nearest valid name.
+A config file defines `get_config(variant) -> ml_collections.ConfigDict` with only the values that differ from the
+dataclass defaults. `build` converts it strictly: a mistyped key fails, and the error suggests the nearest valid name.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ PREFIX = "--config."
 def compose(
     base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], variant: str
 ) -> ml_collections.ConfigDict:
-    """Merges the presets named in `variant` ("tiny,causal") over `base`, left to right.
+    """Merge the presets named in `variant` ("tiny,causal") over `base`, left to right.
 
     Presets map dotted keys ("model.channels") to values.
 
     Raises:
-      UserError: a name that is no preset.
+      UserError: a preset is unknown.
     """
     merged: dict[str, Any] = {}
     for key, value in base.items():
@@ -45,19 +45,19 @@ def compose(
 
 
 def read(location: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Loads "FILE.py:VARIANT" or a saved "config.json" and applies `--config.a.b=value` strings to it.
+    """Load "FILE.py:VARIANT" or a saved "config.json" and apply `--config.a.b=value` strings to it.
 
     Raises:
-      UserError: a file that is missing or is no config, an unknown preset, an override without a value.
+      UserError: the file is missing or not a config, a preset is unknown, or an override has no value.
     """
     return override(_read_file(location), overrides)
 
 
 def override(values: Mapping[str, Any], flags: Sequence[str], prefix: str = PREFIX) -> dict[str, Any]:
-    """Returns `values` with strings such as `--config.a.b=value` applied.
+    """Return `values` with strings such as `--config.a.b=value` applied.
 
     Raises:
-      UserError: a flag without a value, or one that reaches into a plain value.
+      UserError: a flag has no value, or sets a key below a plain value.
     """
     changed = copy.deepcopy(dict(values))
     for flag in flags:
@@ -69,12 +69,12 @@ def override(values: Mapping[str, Any], flags: Sequence[str], prefix: str = PREF
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """Converts nested mappings into the frozen dataclass `cls`, checking every key and type.
+    """Convert nested mappings to the frozen dataclass `cls`, checking every key and type.
 
-    Strings are parsed where the field is not a string (they come from the command line); lists become tuples.
+    Strings, as the command line gives them, are parsed unless the field is a string. Lists become tuples.
 
     Raises:
-      UserError: an unknown key (with the nearest name), a missing key, a value of the wrong type.
+      UserError: a key is unknown (suggests the nearest name) or missing, or a value has the wrong type.
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -98,12 +98,12 @@ def _how_to_set(where: str, name: str) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns the dataclass as plain JSON values (tuples become lists)."""
+    """Convert the dataclass to plain JSON values; tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists "key: old -> new" for each dotted key in which two plain configs differ."""
+    """List "key: old -> new" for each dotted key in which two plain configs differ."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     return [
         f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}"
@@ -123,7 +123,7 @@ def _read_file(location: str) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"{path}: not a JSON config: {error}") from None
         if not isinstance(values, dict):
-            raise UserError(f"{path}: not a JSON config: an object of keys was expected, not {shown(values)}")
+            raise UserError(f"{path}: not a JSON config: expected an object of keys, not {shown(values)}")
         return values
     if path.suffix != ".py":
         raise UserError(f"{path}: a config is a .py file (configs/NAME.py:VARIANT) or a saved config.json")
@@ -140,7 +140,7 @@ def _read_file(location: str) -> dict[str, Any]:
 
 
 def _find(name: str) -> pathlib.Path:
-    """Looks for a config file from the working directory, then beside the package, then inside it."""
+    """Find a config file relative to the working directory, the parent folder of the package, or the package."""
     package = pathlib.Path(__file__).parents[1]
     places = [pathlib.Path(name), package.parent / name, package / name]
     for place in places:
@@ -171,14 +171,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _keyed(message: str, name: str, where: str) -> str:
-    """Names the key `where` in a message of the dataclass `name`, which calls its fields NAME.FIELD or by their key."""
+    """Put the key `where` into a message of the dataclass `name`, which calls its fields NAME.FIELD or by their key."""
     if message.startswith(f"{name}."):
         return where + message.removeprefix(name)
     return message if message.startswith("config.") else f"{where}: {message}"
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Checks `value` against the annotation `hint`, parsing command-line strings."""
+    """Check `value` against the annotation `hint`; parse command-line strings."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None or value == "None":
@@ -188,7 +188,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         choices = {str(choice): choice for choice in arguments}
         if str(value) not in choices:
-            raise UserError(f"{where}={value}: one of {', '.join(choices)} was expected")
+            raise UserError(f"{where}={value}: expected one of {', '.join(choices)}")
         return choices[str(value)]
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
@@ -212,17 +212,17 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
 
 
 def _parse_list(text: str, where: str) -> list[Any]:
-    """Read a list from the command line: JSON, the same with parentheses, or values between commas."""
+    """Parse a list from the command line: JSON, JSON with parentheses, or comma-separated values."""
     if text[:1] not in ("[", "("):
         return text.split(",")
     for written in (text, text.replace("(", "[").replace(")", "]")):  # first as written: strings may hold parentheses
         with contextlib.suppress(ValueError):
             return json.loads(written)
-    raise UserError(f"{where}={text}: a list such as 1,2,3 was expected")
+    raise UserError(f"{where}={text}: expected a list such as 1,2,3")
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    fault = UserError(f"{where}={value}: {hint.__name__} was expected, not {type(value).__name__}")
+    fault = UserError(f"{where}={value}: expected {hint.__name__}, not {type(value).__name__}")
     if hint is bool:
         if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
             return value.lower() in ("true", "1")

@@ -1,4 +1,4 @@
-"""The one exception that people see: a single line that says what failed, where, and what to do."""
+"""Exception for users: a single line that says what failed, where, and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ _LONGEST = 80  # characters of a value in a message
 
 
 class UserError(Exception):
-    """Something the user can mend.
+    """Error that the user can fix.
 
-    Commands print it as one line on stderr and exit with status 2; libraries raise it before any
-    device work starts.  The message names the file or key, the fault and the remedy.
+    Commands print it as one line on stderr and exit with status 2; libraries raise it before any device work starts. The
+    message names the file or key, the fault and the remedy.
     """
 
     def __init__(self, message: str):
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the candidate closest to `name`, else the list of all of them."""
+    """Return "; did you mean 'x'?" for the candidate closest to `name`, or a list of all candidates if none is close."""
     names = sorted(candidates)
     match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if match:
@@ -27,6 +27,6 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Returns `value` as it stands in a message, cut where it would fill the screen."""
+    """Format `value` for a message, cut after 80 characters."""
     text = str(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

@@ -1,4 +1,4 @@
-"""What a number may be, declared once, for settings (`steps: Count = 1000`) and for flags (`cli.number(Count)`) alike."""
+"""Limits of numbers, declared once for settings (`steps: Count = 1000`) and for flags (`cli.number(Count)`)."""
 
 import dataclasses
 import math
@@ -12,14 +12,14 @@ from motionaura_jax.core.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A bound on a number: `holds` decides, `words` complete "must be ..."."""
+    """Bound on a number: `holds` tests a value, `words` complete "must be ..."."""
 
     words: str
     holds: Callable[[float], bool]
 
 
 def at_least(low: int) -> Limit:
-    """The limit of numbers that only have a lower bound."""
+    """Return the limit of finite numbers with only a lower bound."""
     return Limit(f"at least {low}", lambda value: low <= value < math.inf)
 
 
@@ -37,11 +37,11 @@ ShareBelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0
 
 
 class Checked:
-    """Base of settings: a dataclass whose values have to keep the limits and choices of their annotations.
+    """Base of settings dataclasses; checks each value against the limits and choices of its annotation.
 
     Raises:
-      UserError: the first value outside, items of tuples included, as "CLASS.FIELD=VALUE: ..."; `config.build` puts the
-        key in place of the class.
+      UserError: names the first value out of bounds, items of tuples included, as "CLASS.FIELD=VALUE: ...";
+        `config.build` replaces the class by the key.
     """
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ def _check(hint: Any, value: Any, key: str) -> None:
         for index, item in enumerate(value):
             _check(arguments[0], item, f"{key}[{index}]")
     elif kind in (types.UnionType, typing.Union) and value is not None:
-        _check(arguments[0], value, key)  # of `limit | None`, the only union that settings have
+        _check(arguments[0], value, key)  # settings have no union but `limit | None`
     elif kind is Literal and value not in arguments:
         raise UserError(f"{key}={value!r} is not one of {arguments}{nearest(str(value), map(str, arguments))}")
     elif kind is Annotated and not arguments[1].holds(value):

@@ -1,4 +1,4 @@
-"""How a command sets up its process: where compiled programs are kept, how memory is, what libraries may say."""
+"""Process setup of commands: the compilation cache, the memory allocator, and the messages of libraries."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ _REPORTED = ("Event loop is closed", "Encountered error while reading array inde
 
 
 def compilation_cache() -> Path:
-    """Returns where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR, else the user's cache folder."""
+    """Return the folder of compiled programs: $JAX_COMPILATION_CACHE_DIR, else one in the user's cache folder."""
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if chosen:
         return Path(chosen)
@@ -28,9 +28,9 @@ def compilation_cache() -> Path:
 
 
 def set_up_compilation_cache() -> None:
-    """Makes JAX keep every compiled program in `compilation_cache`, so that a second start is quick.
+    """Make JAX keep every compiled program in `compilation_cache`, so that a second start is quick.
 
-    Works through the environment: JAX must not be imported yet, and child processes share the cache.
+    Sets environment variables: JAX must not be imported yet, and child processes share the cache.
     """
     folder = compilation_cache()
     try:
@@ -44,28 +44,28 @@ def set_up_compilation_cache() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Makes the C library keep freed memory for the next step instead of handing it back to the kernel.
+    """Make the C library keep freed memory for the next step instead of returning it to the kernel.
 
-    On a CPU, XLA allocates the same temporary buffers in every step.  By default each comes from the kernel as pages of
-    zeros, which takes a third of the processor time of a small network (docs/performance.md has the figures).
+    On a CPU, XLA allocates the same temporary buffers in every step. By default the kernel hands out zeroed pages for
+    each of them, which takes a third of the processor time of a small network (docs/performance.md has the figures).
 
     Returns:
-      Whether it did: only with glibc, and not where a MALLOC_* variable says how memory is to be kept.
+      True if this took effect. It needs glibc, and any MALLOC_* variable in the environment takes precedence.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return False
-    # One arena, as only the first can hold blocks beyond 64 MB; no block outside of it; nothing cut off its end; growth in
-    # large pieces.
+    # Use one arena, because only the first can hold blocks over 64 MB. Allocate no block outside it, never trim it, and
+    # grow it in large pieces.
     options = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: _GROWTH}
     return all(mallopt(option, value) for option, value in options.items())
 
 
 def quiet_libraries() -> None:
-    """Silences what orbax and its threads print, where we say the same in one line.
+    """Silence orbax and its threads; our own messages say the same in one line.
 
-    orbax logs every array, warns on first use, and where a disk is full it logs a traceback for each of its threads; the
-    threads of tensorstore then print that orbax has closed its event loop, and its readers which array was damaged.
+    orbax logs every array and warns on first use. On a full disk it logs a traceback for each of its threads; the threads
+    of tensorstore then report that orbax has closed its event loop, and its readers report which array was damaged.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""What every recipe has: the sections of a config that do not depend on the system being trained."""
+"""Base recipe: the config sections that do not depend on the system being trained."""
 
 import dataclasses
 import operator
@@ -28,19 +28,19 @@ SCENES = "scenes"
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked):
-    """Where clips come from and their shape.
+    """Source, shape and batching of clips.
 
     Attributes:
       manifest: folder, `.jsonl` or `.csv`; "scenes" renders the embedded scenes into the workdir.
-      held_out: fraction of the manifest kept for evaluation when `evaluate.manifest` is empty.
-      num_frames, height, width: one clip, in frames and pixels; used when `buckets` is empty.
-      fps: frames a second; every source is resampled to it by time, except where a bucket has another rate.
+      held_out: fraction of the manifest held out for evaluation if `evaluate.manifest` is empty.
+      num_frames, height, width: shape of a clip, in frames and pixels; used if `buckets` is empty.
+      fps: frames per second; every source is resampled to this rate in time, unless a bucket sets its own.
       batch_size: clips in one optimizer step, over all devices and microbatches.
       buckets: several clip shapes with weights (recipe D.1); replaces the single shape above.
-      flip: probability of mirroring a training clip left to right; not for captions that name sides or directions.
-      threads: reading threads.
-      scenes: number of training scenes rendered when `manifest` is "scenes".
-      scene_style: "easy" (one large object about the middle of a plain background) or "full".
+      flip: probability of mirroring a training clip left to right; unsuitable for captions that name sides or directions.
+      threads: number of reader threads.
+      scenes: number of training scenes to render if `manifest` is "scenes".
+      scene_style: "easy" (one large object near the middle of a plain background) or "full".
     """
 
     manifest: str = SCENES
@@ -63,22 +63,22 @@ class DataConfig(Checked):
         if self.manifest == SCENES and span >= self.num_frames / self.fps:
             raise UserError(
                 f"DataConfig.buckets: {longest} frames, but the rendered scenes have num_frames={self.num_frames}; "
-                f"name clips with --config.data.manifest=WHERE, or raise --config.data.num_frames"
+                f"give your own clips with --config.data.manifest=PATH, or raise --config.data.num_frames"
             )
 
     def all_buckets(self) -> tuple[Bucket, ...]:
-        """Returns the clip shapes to train on; at least one."""
+        """Return the clip shapes to train on; at least one."""
         single = Bucket(num_frames=self.num_frames, height=self.height, width=self.width, batch_size=self.batch_size)
         return self.buckets or (single,)
 
     @property
     def shapes(self) -> tuple[ClipShape, ...]:
-        """Clip shape of each of `all_buckets`."""
+        """Return the clip shape of each of `all_buckets`."""
         return tuple(bucket.clip_shape(self.fps) for bucket in self.all_buckets())
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """Frames a second of each of `all_buckets`."""
+        """Return the frames per second of each of `all_buckets`."""
         return tuple(bucket.fps or self.fps for bucket in self.all_buckets())
 
 
@@ -87,12 +87,12 @@ class ParamGroup(Checked):
     """Parameters that the optimizer treats alike.
 
     Attributes:
-      pattern: regular expression that is searched in the path of a parameter, e.g. "text/.*kernel$".
-      scale: factor on the learning rate, weight decay included. 0 freezes: no gradient, no optimizer state, no average of
-        the weights, and no bit of the parameters changes.
-      clip: name of the clipping group. Each is clipped by its own global norm at `optimizer.clip_norm`; "" holds all
-        parameters without a name.
-      averaged: whether they enter the average of the weights; without it inference uses the trained values as they are.
+      pattern: regular expression searched in the path of a parameter, e.g. "text/.*kernel$".
+      scale: factor on the learning rate, including weight decay. 0 freezes the parameters: they get no gradient, no
+        optimizer state and no average, and stay the same bit for bit.
+      clip: name of the clipping group. Each group is clipped at `optimizer.clip_norm` by its own global norm; parameters
+        without a name form the group "".
+      averaged: whether the parameters enter the average of the weights; if not, inference uses their trained values.
     """
 
     pattern: str
@@ -108,25 +108,25 @@ class ParamGroup(Checked):
             raise UserError(f"ParamGroup.pattern={self.pattern!r}: not a regular expression: {error}") from None
         if self.clip == "other":
             raise UserError(
-                "ParamGroup.clip=other: this is what the log calls the group without a name; choose another"
+                "ParamGroup.clip=other: the log uses this name for the group without a name; choose another"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Checked):
-    """An optimizer with gradient clipping, a learning-rate schedule and parameter groups (recipes: spec section E).
+    """Optimizer with gradient clipping, a learning-rate schedule and parameter groups (recipes: spec section E).
 
     Attributes:
       name: "adafactor" keeps sums of squares per row and column instead of one per weight; "muon" orthogonalizes the
-        updates of matrices and leaves vectors and embeddings to AdamW. Learning rates mean the same for all of them.
-      b1, b2: decay of the running means of gradients and of their squares. With `b1=0` Adafactor keeps no mean at all;
-        Muon uses both for the parameters that it leaves to AdamW.
+        updates of matrices and leaves vectors and embeddings to AdamW. Learning rates mean the same for all optimizers.
+      b1, b2: decay of the running means of gradients and squared gradients. With `b1=0` Adafactor keeps no mean of
+        gradients; Muon uses both for the parameters that it leaves to AdamW.
       mu_dtype: precision of the mean of the gradients.
       decay: shape of the schedule after warm-up, down to `final_scale` times the peak at `train.steps`.
       weight_decay: applies to matrices and kernels only, not to biases, norms, gains, embeddings and codes.
       clip_norm: largest global norm of the gradients in a clipping group; 0 turns clipping off.
-      groups: parameters to freeze, to train at another rate or to clip apart. The first match counts, before any group
-        that the system declares itself.
+      groups: parameters to freeze, train at another rate or clip separately. The first match applies; groups that the
+        system declares come last.
     """
 
     name: Literal["adamw", "adam", "adafactor", "muon"] = "adamw"
@@ -144,16 +144,16 @@ class OptimizerConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """The loop.
+    """Training loop.
 
     Attributes:
       steps: optimizer steps of the whole run; schedules and annealing refer to it.
-      accumulation: microbatches per step; the result equals one large batch.
-      ema_decay: average of the parameters used for evaluation and inference; 0 turns it off.
+      accumulation: microbatches per step; the result equals that of one large batch.
+      ema_decay: decay of the parameter average that evaluation and inference use; 0 turns the average off.
       log_every: steps between two log lines (the only host synchronization).
-      max_skipped: consecutive steps with a non-finite loss or gradient, none of which changes a weight, after which the
-        run goes back to its last checkpoint and leaves the data of these steps out.
-      max_rollbacks: times it does so without reaching a new checkpoint; then it stops.
+      max_skipped: number of consecutive steps with a non-finite loss or gradient after which the run returns to its last
+        checkpoint and skips the data of these steps. Such steps change no weight.
+      max_rollbacks: number of rollbacks without a new checkpoint in between; one more stops the run.
     """
 
     steps: Count = 1000
@@ -166,15 +166,15 @@ class TrainConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Checked):
-    """Every `every` steps and at the end.
+    """Checkpoints, written every `every` steps and at the end.
 
     Attributes:
-      keep: newest checkpoints that stay.
-      keep_every: those whose step it divides stay as well; 0 keeps none for that.
-      best: metric of the evaluation ("eval_psnr") by which the `keep_best` best checkpoints stay as well, among those whose
-        step was evaluated; empty for none.
+      keep: number of newest checkpoints to keep.
+      keep_every: also keep checkpoints whose step is a multiple of this number; 0 keeps no others.
+      best: evaluation metric, e.g. "eval_psnr". The `keep_best` best checkpoints among those whose step was evaluated are
+        kept as well; empty turns this off.
       best_mode: whether a high or a low value of `best` is good.
-      folder: where checkpoints go, a local folder or a `gs://` or `s3://` path; empty for `checkpoints/` of the workdir.
+      folder: local folder, `gs://` or `s3://` path for checkpoints; empty means `checkpoints/` in the workdir.
     """
 
     every: Count = 500
@@ -188,14 +188,14 @@ class CheckpointConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig(Checked):
-    """What a run warns of.  None of it changes the training.
+    """Thresholds of warnings, which do not change the training.
 
     Attributes:
-      window: logged steps that say what is normal.
-      spike: a loss this many robust standard deviations above the median of the window is a spike; 0 turns it off.
-      collapse: a codebook whose `usage` or `perplexity` falls below this share of its best so far collapses; 0 turns it off.
-      stalled: a step that takes this many times the median is stalled; 0 turns it off.
-      stalled_seconds: no step that takes less is called stalled.
+      window: number of logged steps that define the normal range.
+      spike: warn of a loss this many robust standard deviations above the median of the window; 0 turns it off.
+      collapse: warn if `usage` or `perplexity` of a codebook falls below this share of its best so far; 0 turns it off.
+      stalled: warn of a step that takes this many times the median; 0 turns it off.
+      stalled_seconds: shortest step that counts as stalled.
     """
 
     window: Several = 50
@@ -207,7 +207,7 @@ class WatchdogConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(Checked):
-    """A trace of `steps` steps (0 for none) for TensorBoard or Perfetto, from the `start`-th step after every start on."""
+    """Trace of `steps` steps (0: none) for TensorBoard or Perfetto, beginning at the `start`-th step after each start."""
 
     start: Natural = 10
     steps: Natural = 0
@@ -215,7 +215,7 @@ class ProfileConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Checked):
-    """Every `every` steps on `clips` fixed held-out clips; pictures of the first `pictures` of them."""
+    """Evaluation every `every` steps on `clips` fixed held-out clips, with pictures of the first `pictures` clips."""
 
     every: Count = 250
     manifest: str = ""
@@ -225,13 +225,13 @@ class EvaluateConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Checked):
-    """One training run.  Systems add their own sections (`model`, `loss`, ...) in a subclass.
+    """One training run. Systems add their own sections (`model`, `loss`, ...) in a subclass.
 
     Attributes:
-      init_from: workdir, step folder or release folder whose weights a fresh run starts from; a run that resumes ignores
-        it.  Empty means random weights.
-      meaning: keys that say what the weights mean where names and shapes do not, each with the remedy for a difference.
-      places: dotted keys that may hold a path, which an export must not carry to another machine.
+      init_from: workdir, step folder or release folder with the initial weights of a fresh run; a run that resumes ignores
+        it. Empty means random weights.
+      meaning: keys that define the meaning of weights beyond their names and shapes, each with the remedy for a mismatch.
+      places: dotted keys that may hold a path; exports must not carry these paths to another machine.
     """
 
     meaning: ClassVar[Mapping[str, str]] = {}
@@ -254,13 +254,13 @@ class Recipe(Checked):
         for bucket in self.data.all_buckets():
             if bucket.batch_size % self.train.accumulation:
                 raise UserError(
-                    f"config.data.batch_size={bucket.batch_size} does not divide by "
+                    f"config.data.batch_size={bucket.batch_size} is not divisible by "
                     f"config.train.accumulation={self.train.accumulation}"
                 )
 
     @property
     def added(self) -> str:
-        """Regular expression of the parameters that this run adds to those of `init_from`, e.g. adapters; empty for none."""
+        """Return a regular expression of the parameters that this run adds to `init_from`, e.g. adapters; empty for none."""
         return ""
 
     def at(self, key: str) -> Any:
@@ -275,11 +275,11 @@ class Recipe(Checked):
         return self.with_value(section, dataclasses.replace(self.at(section), **{name: value}))
 
     def completed(self, origin: Self) -> Self:
-        """Takes what this recipe leaves open of `meaning` from the run `origin`, whose weights it goes on with."""
+        """Fill unset keys of `meaning` from the run `origin`, whose weights this run continues with."""
         return self
 
     def check_start(self, origin: Self, where: str) -> None:
-        """Refuses the weights of the run `origin` in `where` if they would mean something else in this one.
+        """Refuse the weights of the run `origin` in `where` if they would mean something else in this run.
 
         Raises:
           UserError: a key of `meaning` differs.

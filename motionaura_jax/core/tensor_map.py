@@ -1,12 +1,12 @@
-"""Tensor maps: how a network's leaves are named and laid out in torch, said once for import and for export.
+"""Tensor maps: the names and layouts of a network's leaves in torch, declared once for import and export.
 
-A rule ties a tensor name to a leaf path; `{x}` stands for a number.  A number that only the tensor name has counts the
-slices of a leaf that is stacked along axis 0, as scanned layers are:
+A rule ties a tensor name to a leaf path; `{x}` stands for a number. A number that only the tensor name has indexes the
+slices of a leaf stacked along axis 0, as in scanned layers:
 
     Rule("encoder.block.{i}.layer.0.SelfAttention.q.weight", "blocks/query/kernel", linear())
     Rule("encoder.down.{i}.conv.{j}.weight", "down_{i}/conv_{j}/kernel", conv)
 
-The view of a rule shows our leaf as the torch tensor, without a copy: reading through it exports, writing into it imports.
+The view of a rule shows our leaf as the torch tensor, without a copy: reading from it exports, writing to it imports.
 Each network declares its map next to its code; `weights.convert` reads and writes files with it.
 """
 
@@ -60,7 +60,7 @@ def reshaped(*shape: int) -> View:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Tie of the tensor called `source` to the leaf at `target`, seen through `view`."""
+    """Mapping between the tensor named `source` and the leaf at `target`, seen through `view`."""
 
     source: str
     target: str
@@ -69,28 +69,28 @@ class Rule:
     def __post_init__(self) -> None:
         ours, stacked = set(_FIELD.findall(self.target)), self.stacked
         if not ours <= set(_FIELD.findall(self.source)) or len(stacked) > 1:
-            raise ValueError(f"{self}: the target has a number of its own, or the source more than one that stacks")
+            raise ValueError(f"{self}: the target has a number that the source lacks, or the source has two that stack")
 
     @functools.cached_property
     def stacked(self) -> list[str]:
-        """Return the number that only the source has, if any."""
+        """Return the names of the numbers that only the source has: one or none."""
         return [name for name in _FIELD.findall(self.source) if name not in _FIELD.findall(self.target)]
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
         """Compile the expression that matches the leaf paths of this rule."""
-        parts = _FIELD.split(self.target)  # text and names of fields take turns
+        parts = _FIELD.split(self.target)  # text and field names alternate
         return re.compile("".join(f"(?P<{p}>\\d+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorMap:
-    """The rules of one network.
+    """Rules of one network. The patterns in `ignored` and `new` are those of `fnmatch`.
 
     Attributes:
-      prefixes: prefixes that published names may carry before the name in the rule.
-      ignored: tensors that files may hold and the network does not need, e.g. "decoder.*".
-      new: leaves that no file fills, e.g. "adapter/*"; both as in `fnmatch`.
+      prefixes: prefixes that published names may have in front of the name in a rule.
+      ignored: tensors that files may hold but the network does not need, e.g. "decoder.*".
+      new: leaves that no file fills, e.g. "adapter/*".
     """
 
     rules: tuple[Rule, ...]

@@ -1,4 +1,4 @@
-"""Leaves of a pytree by name. Optimizers, checkpoints and release folders know them under the same names."""
+"""Leaves of a pytree by name. Optimizers, checkpoints and release folders use the same names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -20,14 +20,15 @@ def partition(tree: PyTree, chosen: str | Callable[[str], bool]) -> tuple[PyTree
 
     Args:
       tree: nested dicts of leaves.
-      chosen: a regular expression that is searched in the name of each leaf, or a predicate on that name.
+      chosen: a regular expression searched in the name of each leaf, or a predicate on that name.
 
     Returns:
-      Two trees of nested dicts. Dicts that become empty are dropped; those that were empty stay in the second tree.
+      Two trees of nested dicts. Dicts that become empty are dropped; dicts that were empty stay in the second tree.
     """
     selects = re.compile(chosen).search if isinstance(chosen, str) else chosen
 
     def part(tree: Mapping, wanted: bool, prefix: str) -> dict:
+        """Return the leaves below `prefix` whose selection equals `wanted`."""
         kept = {}
         for key, value in tree.items():
             name = f"{prefix}{key}"
@@ -43,13 +44,13 @@ def partition(tree: PyTree, chosen: str | Callable[[str], bool]) -> tuple[PyTree
 
 
 def merge(tree: PyTree, other: PyTree) -> PyTree:
-    """Combine the leaves of two trees of nested dicts; where both have a leaf, take that of `other`."""
+    """Combine the leaves of two trees of nested dicts; a leaf of `other` replaces that of `tree`."""
     if not (isinstance(tree, Mapping) and isinstance(other, Mapping)):
         return other
     return {**tree, **{key: merge(tree.get(key, {}), value) for key, value in other.items()}}
 
 
 def leaf_types(tree: PyTree) -> dict[str, str]:
-    """Map the name of every leaf, which may be abstract, to its dtype and shape: "float32[3, 4]"."""
+    """Map the name of every (abstract) leaf to its dtype and shape: "float32[3, 4]"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""The few values that travel between the parts."""
+"""Values that the parts of the package exchange."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latent:
-    """What an autoencoder makes of a video.
+    """Encoding of a video by an autoencoder.
 
     Attributes:
       values: continuous (or quantized) latents, `(batch, t, h, w, channel)`, or None.
       tokens: code indices, `(batch, t, h, w)`, or None for an autoencoder without a codebook.
       size: frames, height and width of the video before padding, to which `decode` crops.
-      latent_space: identifies what the numbers mean; a consumer refuses another one.
+      latent_space: identifier of the meaning of the numbers; a consumer refuses any other latent space.
     """
 
     values: Float[Array, "b t h w d"] | None = None
@@ -32,14 +32,14 @@ class Latent:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cond:
-    """What conditions a denoiser; absent fields are None.
+    """Conditioning of a denoiser; absent fields are None.
 
     Attributes:
       tokens: embedded context sequence (text), `(batch, length, channel)`.
       token_mask: True where `tokens` holds content, `(batch, length)`.
       scalars: one number per sample by name, e.g. `{"fps": (batch,)}`.
       frame_pos: position of each latent frame, `(batch, t)`.
-      concat: extra channels beside the input, `(batch, t, h, w, channel)`.
+      concat: extra channels to concatenate to the input, `(batch, t, h, w, channel)`.
       temporal_gate: strength of temporal layers, `(batch,)`; 0 treats frames as images.
     """
 

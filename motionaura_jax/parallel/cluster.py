@@ -1,4 +1,4 @@
-"""The place of this process in a run: from flags, environment variables, or JAX's cluster detection.
+"""Place of this process in a run, from flags, environment variables or JAX's cluster detection.
 
 JAX detects SLURM, Open MPI, TPU pods and indexed Kubernetes jobs. This module adds what JAX lacks:
 
@@ -31,8 +31,8 @@ class Place:
 
     Attributes:
       coordinator: HOST:PORT at which process 0 waits for the others.
-      count, index: number of processes and number of this process.
-      devices: accelerators of the machine that this process may use; None for all that it sees.
+      count, index: number of processes, and number of this process.
+      devices: accelerators of the machine that this process may use; None for all visible ones.
     """
 
     coordinator: str
@@ -43,7 +43,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted(Checked):
-    """The flags of a command about its place. `find` fills those that are None.
+    """Flags of a command about its place. `find` fills those that are None.
 
     Attributes:
       heartbeat_timeout: seconds of silence after which a process counts as gone and the others end.

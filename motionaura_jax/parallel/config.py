@@ -58,7 +58,7 @@ def parse(text: str, flag: str = "--mesh") -> MeshConfig:
     for part in filter(None, text.split(",")):
         axis, _, size = part.strip().partition(":")
         if axis not in AXES:
-            raise UserError(f"{flag}={text}: {axis!r} is no axis of a mesh{nearest(axis, AXES)}")
+            raise UserError(f"{flag}={text}: {axis!r} is not a mesh axis{nearest(axis, AXES)}")
         if axis in sizes or not size.isdecimal() or int(size) < 1:
             raise UserError(f"{flag}={text}: write each axis once with its number of devices, e.g. data:2,sequence:4")
         sizes[axis] = int(size)

@@ -84,7 +84,7 @@ class Connection:
 
 
 class Membership:
-    """The part of one process in a run, from the time when all have come.
+    """Participation of one process in a run, from the moment all processes have connected.
 
     Args:
       address: HOST:PORT of process 0.

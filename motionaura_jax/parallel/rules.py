@@ -2,12 +2,12 @@
 
 Each network declares its rules next to its code with `declare`; this module holds the mechanism and the general rules.
 
-`fsdp` splits storage, and a layer is gathered while it computes.  `tensor` splits the computation, in pairs as in
+`fsdp` splits storage: each layer is gathered while it computes. `tensor` splits the computation, in pairs as in
 Megatron-LM (Shoeybi et al. 2019): the first matrix of a pair by columns, so that each device works on its part of the
-hidden features, the second by rows, after which one sum over devices restores the whole.  A convolution is a matrix at
-every tap: two with nothing but work on single channels between them are a pair, too.  A layer without a partner is whole
-along `tensor`: split either way, it would gather channels of activations or of their gradients.  The leading axis of
-layers stacked by a scan is never split.
+hidden features, and the second by rows, after which one sum over devices restores the whole. A convolution is a matrix at
+every tap, so two convolutions with only channelwise work between them are also a pair. A layer without a partner stays
+whole along `tensor`: split either way, it would gather channels of activations or of their gradients. The leading axis
+of layers stacked by a scan is never split.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ _declared: dict[str, tuple[Axes, ...]] = {}
 def declare(*rules: Rule) -> None:
     """Add the rules of a network; its module calls this next to the network.
 
-    A rule is (pattern, axes of the trailing dimensions).  The pattern is searched for from the start of any component of
-    a path.  Declared rules come before the general ones for biases, scales and kernels; the first match decides.
+    A rule is (pattern, axes of the trailing dimensions). The pattern must match from the start of a component of a path.
+    Declared rules come before the general ones for biases, scales and kernels; the first match decides.
 
     Raises:
       ValueError: two networks declare one pattern with different axes.
@@ -93,8 +93,8 @@ def place(tree: PyTree, sizes: Mapping[str, int]) -> list[Placement]:
 def follow(tree: PyTree, leaders: Iterable[Placement]) -> list[Placement]:
     """Place each leaf like the parameter among `leaders` that its path ends with: optimizer state, averages.
 
-    A statistic that lacks an axis of its parameter, like those of Adafactor, lies like the axes that it has; what
-    belongs to no parameter is copied to every device.
+    A statistic that lacks an axis of its parameter, as in Adafactor, is placed like the axes that it has. Leaves that
+    belong to no parameter are copied to every device.
     """
     known = {leader.path: leader for leader in leaders}
     placements = []
@@ -113,7 +113,7 @@ def shardings(tree: PyTree, mesh: Mesh, placements: Iterable[Placement] | None =
 
 
 def spread(spec: PartitionSpec, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """Split what `spec` leaves in copies: each axis that it does not name goes to the first dimension that it divides."""
+    """Split the copies that `spec` leaves: each axis that it does not name splits the first dimension that it divides."""
     entries = [_names(entry) for entry in (*spec, *(None for _ in range(len(shape) - len(spec))))]
     for axis, size in sizes.items():
         if size == 1 or any(axis in entry for entry in entries):

@@ -1,1 +1,1 @@
-"""Inference from checkpoints; commands and the demo call only this."""
+"""Inference from checkpoints, for the commands and the demo."""

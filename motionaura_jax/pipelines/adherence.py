@@ -1,4 +1,4 @@
-"""How well a text-to-video model obeys its prompts, and how much of a scene its tokenizer lets through at all."""
+"""Prompt adherence of a text-to-video model, and its upper bound: what the tokenizer preserves of a scene."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ Video = UInt8[np.ndarray, "t h w 3"]
 ScenePrompt = tuple[str, Scene]
 
 BATCH_SIZE = 16
-PROMPT_SEED = 1  # seed 0 draws the held-out clips on which training is evaluated
+PROMPT_SEED = 1  # seed 0 samples the held-out clips of the training evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One video, and which attributes of its prompt are right in it."""
+    """Video, and for each attribute of its prompt whether the video shows it."""
 
     prompt: str
     video: Video
@@ -37,7 +37,7 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Adherence by attribute, and the first video of each of the first prompts."""
+    """Adherence by attribute, and the first video of each of the first few prompts."""
 
     rows: list[Adherence]
     shown: list[Shown]
@@ -45,21 +45,21 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kept(Measured):
-    """What survives encoding and decoding; `shown` has the rendered scene left and its reconstruction right.
+    """Adherence of scenes after encoding and decoding; `shown` has the scene on the left and its reconstruction on the right.
 
-    `psnr` in dB is the mean over frames and scenes.
+    `psnr` is the mean over frames and scenes, in dB.
     """
 
     psnr: float
 
 
 def scene_options(pipeline: TextToVideo) -> SceneOptions:
-    """What the scenes were drawn from that the model was trained on."""
+    """Return the options of the scenes that the model was trained on."""
     return PRESETS[pipeline.recipe.data.scene_style]
 
 
 def prompts_for(pipeline: TextToVideo, count: int) -> list[ScenePrompt]:
-    """Returns `count` prompts with their scenes, all of combinations that were never trained."""
+    """Return `count` prompts with their scenes; training saw none of their combinations."""
     return held_out_prompts(count, PROMPT_SEED, scene_options(pipeline))
 
 
@@ -71,12 +71,12 @@ def measure(
     sample: SampleConfig | None = None,
     keep: int = 16,
 ) -> Measured:
-    """Draws `seeds` videos of every prompt and reads back what they show.
+    """Generate `seeds` videos of every prompt and score them against their scenes.
 
     Args:
-      prompts: at least two different ones.
-      sample: how to draw; by default as in the training of the model.
-      keep: number of prompts of which a video is returned.
+      prompts: at least two different prompts.
+      sample: sampler settings; by default those of the model's recipe.
+      keep: number of prompts for which to return a video.
     """
     jobs = [
         Job(prompt=Prompt(text=text, position=position), number=number)
@@ -104,7 +104,7 @@ def measure(
 
 
 def measure_tokenizer(pipeline: TextToVideo, prompts: Sequence[ScenePrompt], *, keep: int = 8) -> Kept:
-    """Renders the scenes of `prompts` and sends them through the tokenizer: no drawn video can obey better than these."""
+    """Render the scenes of `prompts` and reconstruct them with the tokenizer; no generated video can score higher."""
     num_frames, height, width = pipeline.size()
     tokenizer = jax.device_put(pipeline.autoencoder)
     pairs: list[tuple[Scene, SceneReading]] = []

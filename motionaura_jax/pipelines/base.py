@@ -1,4 +1,4 @@
-"""Parts of every pipeline over a diffusion system: opening, possible sizes, batches of one compiled size, keys."""
+"""Base of the pipelines over diffusion systems: loading, valid sizes, batches of one compiled size, random keys."""
 
 import abc
 import dataclasses
@@ -34,11 +34,11 @@ class Settings:
     Attributes:
       size: frames, height and width; from `Pipeline.size`.
       fps: frame rate on which the model is conditioned.
-      seed: with the place of a job, all that its randomness depends on; see `Pipeline.keys`.
+      seed: determines the randomness of a job together with its position; see `Pipeline.keys`.
       sample: sampler, steps, guidance; a `SampleConfig` of the system.
       window: frames generated at once; longer videos are continued window by window.
-      batch_size: videos generated together, at least one on each device that shares them.  The last batch is filled up, so
-        that one program serves all.
+      batch_size: videos generated together, at least one on each device that shares them. The last batch is padded, so
+        that one program serves all batches.
     """
 
     size: Size
@@ -50,7 +50,7 @@ class Settings:
 
 
 class Pipeline(abc.ABC):
-    """A trained diffusion system with its parts, ready to generate videos.
+    """Trained diffusion system with its parts, ready to generate videos.
 
     Attributes:
       recipe: the recipe that the model was trained with.
@@ -73,13 +73,13 @@ class Pipeline(abc.ABC):
         """Take the weights of a checkpoint and open its other parts.
 
         Args:
-          checkpoint: the place of `loaded` as the caller called it.
-          recipe: that of `loaded`, with parts that have moved in their new places.
-          autoencoder: where the autoencoder is now, if not where it was during training.
-          mesh: how the devices of this process share the work; by default each generates videos of its own.
+          checkpoint: location of `loaded` as the caller gave it, for messages.
+          recipe: recipe of `loaded`, with the new paths of parts that have moved.
+          autoencoder: path of the autoencoder, if it has moved since training.
+          mesh: split of the work over the devices of this process; by default each device generates its own videos.
 
         Raises:
-          UserError: a part that is missing or another one, or a mesh that does not fit.
+          UserError: a part is missing or is not the one from training, or the mesh does not fit.
         """
         self._mesh = make_mesh(mesh, jax.local_devices())
         self._system = self.System(recipe)
@@ -87,7 +87,7 @@ class Pipeline(abc.ABC):
         role = self.recipe.autoencoder_role
         place = hub.checkpoint_folder(autoencoder or self.recipe.autoencoder_place)
         if not steps.exists(place):
-            raise UserError(f"{place}: the {role} of {checkpoint} is not there; name its folder with --{role}")
+            raise UserError(f"{place}: the {role} of {checkpoint} is missing; give its folder with --{role}")
         self.autoencoder: VideoAutoencoder = self.System.open_autoencoder(place, self.recipe.latent_space)
         self.digest = digest(loaded.params)
         self._loaded: PyTree = loaded.params
@@ -98,7 +98,7 @@ class Pipeline(abc.ABC):
         """Generate the latents of one batch of jobs."""
 
     def generate(self, jobs: Sequence[Any], settings: Settings) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-        """Yield the videos of `jobs` in their order; which jobs share a batch does not matter."""
+        """Yield the videos of `jobs` in order; the result does not depend on which jobs share a batch."""
         shards = batch_shards(self._mesh)
         size = -(-settings.batch_size // shards) * shards
         for start in range(0, len(jobs), size):
@@ -110,7 +110,7 @@ class Pipeline(abc.ABC):
         """Check a size; None takes that of the first training bucket.
 
         Raises:
-          UserError: a value that the autoencoder cannot make; names the nearest possible ones.
+          UserError: the autoencoder cannot make this size; names the nearest possible values.
         """
         return self._length("num_frames", num_frames), self._length("height", height), self._length("width", width)
 
@@ -124,7 +124,7 @@ class Pipeline(abc.ABC):
         return min(num_frames, self._length("num_frames", frames or longest, "window_frames"))
 
     def keys(self, seed: int, places: UInt32[np.ndarray, "b n"], window: int = 0) -> Key[Array, " b"]:
-        """Return one key per video, from the seed, the numbers that tell its job apart, and the window."""
+        """Return one key per video, from the seed, the numbers that identify its job, and the window."""
 
         def one(place: Array) -> Array:
             return functools.reduce(jax.random.fold_in, [*place, window], jax.random.key(seed))
@@ -133,7 +133,7 @@ class Pipeline(abc.ABC):
 
     @functools.cached_property
     def _params(self) -> PyTree:
-        # The first work of the device: by then all that can be refused has been refused.
+        # The first device work happens here, after every invalid argument has been refused.
         with jax.set_mesh(self._mesh):
             loaded = jax.device_put(self._loaded, rules.shardings(self._loaded, self._mesh))
             params = jax.jit(self._system.for_inference)(loaded)
@@ -145,7 +145,7 @@ class Pipeline(abc.ABC):
         return jax.device_put(self.autoencoder, rules.shardings(self.autoencoder, self._mesh))
 
     def _length(self, name: str, given: int | None, flag: str = "") -> int:
-        """Check frames, height or width (`name`), which `flag` sets; see `size`."""
+        """Check the number of frames, the height or the width (`name`), which `flag` sets; see `size`."""
         geometry = self.autoencoder.geometry
         trained = [getattr(bucket, name) for bucket in self.recipe.data.all_buckets()]
         value = trained[0] if given is None else given

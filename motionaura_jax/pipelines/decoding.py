@@ -1,4 +1,4 @@
-"""From latents to frames, whole or in tiles: the one way in which pipelines decode."""
+"""Decoding of latents to frames, whole or in tiles, for all pipelines."""
 
 import contextlib
 import functools
@@ -18,8 +18,8 @@ from motionaura_jax.models.autoencoders.tiling import crop, tiled_decode
 from motionaura_jax.parallel import constraints
 from motionaura_jax.parallel.mesh import batch_shards
 
-WHOLE_PIXELS = 4_000_000  # frames x pixels up to which a video passes through an autoencoder in one piece
-TILE = (16, 256, 256)  # frames, height and width of a tile of a larger one
+WHOLE_PIXELS = 4_000_000  # frames x height x width up to which a video passes through an autoencoder whole
+TILE = (16, 256, 256)  # frames, height and width of a tile of larger videos
 
 
 def decode_video(
@@ -35,13 +35,13 @@ def decode_video(
     Args:
       autoencoder: on the devices of `mesh`, if one is given.
       latent: tokens or values; its `size` is that of the videos.
-      aux: further inputs of the decoder, arrays with the leading axis of the latent; such videos always pass whole.
-      tile: frames, height and width that pass through at once.  By default small videos pass whole and larger ones in
-        pieces of `TILE`.  Tiles overlap by a quarter and are blended.
-      mesh: devices that share the videos: each decodes one at a time.
+      aux: further inputs of the decoder, arrays with the leading axis of the latent; such videos are never tiled.
+      tile: frames, height and width of a tile. By default small videos are decoded whole and larger ones in tiles of
+        `TILE`. Tiles overlap by a quarter and are blended.
+      mesh: devices that share the videos; each decodes one video at a time.
 
     Raises:
-      ValueError: the latent comes from another latent space, or tiles are asked for with `aux`.
+      ValueError: the latent comes from another latent space, or both `tile` and `aux` are given.
     """
     check_latent(autoencoder, latent)
     if aux is not None and tile:
@@ -50,7 +50,7 @@ def decode_video(
     shards = 1 if tile or mesh is None else batch_shards(mesh)
     count = len(jax.tree.leaves((latent.values, latent.tokens))[0])
     for start in range(0, count, shards):
-        # Repeat the last video to a full batch, so that one program serves all.
+        # Repeat the last video to fill the batch, so that one program serves all batches.
         rows = np.minimum(start + np.arange(shards), count - 1)
         part, part_aux = jax.tree.map(lambda x, rows=rows: x[rows], (latent, aux))
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
@@ -59,7 +59,7 @@ def decode_video(
 
 
 def fitting_tile(size: Size, tile: Size | None = None) -> Size | None:
-    """Return `tile`, or the default for a video of `size`: None if it is small enough to pass whole."""
+    """Return `tile`, or the default for a video of `size`: None if it is small enough to decode whole."""
     return TILE if tile is None and math.prod(size) > WHOLE_PIXELS else tile
 
 

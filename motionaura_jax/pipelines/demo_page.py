@@ -1,4 +1,4 @@
-"""What the demo shows of its result: one table for the terminal and the page, and the page with its videos and curves."""
+"""Result of the demo: a table for the terminal and the page, and the page with its videos and curves."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ _TOKENIZER_CURVES = {
     "tokenizer: codebook perplexity": {"perplexity": "perplexity"},
 }
 _DENOISER_CURVES = {
-    "text to video: loss (training, nats a token)": {"loss": "loss"},
-    "text to video: held-out bound (nats a token)": {"true": "eval_nelbo", "shuffled prompts": "eval_nelbo_shuffled"},
+    "text to video: loss (training, nats per token)": {"loss": "loss"},
+    "text to video: held-out bound (nats per token)": {"true": "eval_nelbo", "shuffled prompts": "eval_nelbo_shuffled"},
 }
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """Prints the table and where the page is."""
+    """Print the table and the path of the page."""
     if "page" not in result:
         cli.console().print("stopped; run the same command again to resume")
         return
@@ -33,10 +33,10 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Returns rows under HEADER: adherence by attribute, fidelity of the tokenizer, wall time by stage.
+    """Return rows under HEADER: adherence by attribute, fidelity of the tokenizer, wall-clock time by stage.
 
-    The last two columns are the yardsticks: the same videos against the prompts of others, which is what luck gives,
-    and rendered scenes after the tokenizer alone, which is what a perfect denoiser would give.
+    The last two columns are references: the same videos scored against the prompts of other videos, which is the level
+    of chance, and rendered scenes after the tokenizer alone, which is the level of a perfect denoiser.
     """
     from motionaura_jax.scenes.adherence import cells, percent
 
@@ -47,23 +47,23 @@ def table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def write(result: Mapping[str, Any], drawn: Sequence["Shown"], kept: Sequence["Shown"], fps: float) -> None:
-    """Writes the page, its videos in `videos/` beside it."""
+    """Write the page, and its videos to `videos/` next to it."""
     from motionaura_jax.pipelines.page import Page
 
     path = pathlib.Path(result["page"])
     page = Page(
         "MotionAura on rendered scenes",
         "A 3D-MBQ-VAE tokenizer and an absorbing-diffusion spectral transformer. The prompts below combine color, shape "
-        "and motion in ways that no training scene did; what the videos show was measured from their pixels.",
+        "and motion in ways that no training scene did. The scores are measured from the pixels of the videos.",
     )
     page.table(HEADER, table(result))
     page.paragraph(
-        "Shuffled: the same videos judged against the prompts of other videos. Tokenizer: rendered scenes after encoding "
-        "and decoding, beyond which no denoiser can get."
+        "Shuffled: the same videos scored against the prompts of other videos. Tokenizer: rendered scenes after encoding "
+        "and decoding, the upper bound for any denoiser."
     )
-    page.heading("Prompts, and what was drawn")
+    page.heading("Prompts and generated videos")
     page.videos(_videos(drawn, path, "drawn", fps))
-    page.heading("What the tokenizer keeps: rendered scene left, reconstruction right")
+    page.heading("Tokenizer: rendered scene left, reconstruction right")
     page.videos(_videos(kept, path, "kept", fps))
     page.heading("Training")
     page.curves(
@@ -80,7 +80,7 @@ def _short(name: str, value: str) -> tuple[str, ...]:
 
 
 def _videos(shown: Sequence["Shown"], page: pathlib.Path, name: str, fps: float) -> list[tuple[str, str]]:
-    """Writes the videos; returns captions that say what went wrong, and paths relative to the page."""
+    """Write the videos; return captions that name the wrong attributes, and paths relative to the page."""
     from motionaura_jax.data.media import write_video
 
     items = []
@@ -96,7 +96,7 @@ def _videos(shown: Sequence["Shown"], page: pathlib.Path, name: str, fps: float)
 def _curves(
     path: pathlib.Path, charts: Mapping[str, Mapping[str, str]]
 ) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Reads the lines of some charts from `metrics.jsonl`; none where that training did not run."""
+    """Read the lines of some charts from `metrics.jsonl`; return no charts if that training did not run."""
     from motionaura_jax.training.monitoring.writers import read_metrics
 
     rows = read_metrics(path)

@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Output folder of an encoding, and the share of it that this process does.
+    """Output folder of an encoding, and the share of the items that this process encodes.
 
     Attributes:
-      output: folder of the cache; what it holds already is not computed again.
-      batch_size: items computed at once, by all devices of this process.
-      process_index, process_count: this process does every `process_count`-th item.
+      output: folder of the cache; items that it already holds are not computed again.
+      batch_size: items computed at once, over all devices of this process.
+      process_index, process_count: this process encodes every `process_count`-th item.
     """
 
     output: Path
@@ -41,7 +41,7 @@ class Work:
     process_count: int = 1
 
     def fill(self, meta: dict[str, Any], items: dict[bytes, Any], compute: Callable[[Sequence[Any]], Any]) -> int:
-        """Add what the cache lacks; see `data.array_cache.fill`."""
+        """Compute the items that the cache lacks; see `data.array_cache.fill`."""
         share = {"process_index": self.process_index, "process_count": self.process_count}
         return fill(self.output, meta, items, compute, **share)
 
@@ -49,15 +49,15 @@ class Work:
 def encode_texts(
     manifest: str, text_encoder: str, work: Work, *, limit: int = 180, prompts_file: Path | None = None
 ) -> dict[str, Any]:
-    """Write the features of every caption, of further prompts and of the empty text, for training with `text.cache`.
+    """Write the features of every caption, of extra prompts and of the empty text, for training with `text.cache`.
 
     Args:
       text_encoder: folder or hub id of a published T5.
       limit: largest number of ids per text.
-      prompts_file: further texts, one per line.
+      prompts_file: extra texts, one per line.
 
     Raises:
-      UserError: a manifest, encoder or prompt file that cannot be used, or an output of another encoder.
+      UserError: the manifest, encoder or prompt file cannot be used, or the output holds features of another encoder.
     """
     records = read_manifest(manifest)
     words = PretrainedTokenizer(hub.model_folder(text_encoder), limit, limit)
@@ -74,7 +74,7 @@ def encode_texts(
         rows: list[np.ndarray] = []
         for start in range(0, len(part), work.batch_size):
             chunk = part[start : start + work.batch_size]
-            # Batches are filled up to one size, so that one program serves them all.
+            # Pad batches to one size, so that one program serves them all.
             ids = words.batch([*chunk, *[""] * (work.batch_size - len(chunk))])
             features = encode(ids)
             rows += [features[row][ids[row] != words.pad] for row in range(len(chunk))]
@@ -98,14 +98,14 @@ def encode_clips(
 ) -> dict[str, Any]:
     """Write the latents of the middle of every file, for training with `latent_cache`.
 
-    A file that cannot be used is named in a warning and left out.
+    Files that cannot be used are skipped with a warning.
 
     Args:
-      checkpoint: a trained autoencoder.  With a codebook its tokens are written, else its continuous values.
-      num_frames, height, width, fps: shape of a clip; 0 takes that of the autoencoder's training.
+      checkpoint: a trained autoencoder. If it has a codebook, its tokens are written, otherwise its continuous values.
+      num_frames, height, width, fps: shape of a clip; 0 takes the value from the autoencoder's training.
 
     Raises:
-      UserError: a manifest or autoencoder that cannot be used, or an output of another autoencoder or clip shape.
+      UserError: the manifest or autoencoder cannot be used, or the output is of another autoencoder or clip shape.
     """
     records = read_manifest(manifest)
     autoencoder, loaded = load_autoencoder(checkpoint)
@@ -134,7 +134,7 @@ def encode_clips(
 def _clip_encoder(
     autoencoder: VideoAutoencoder, kind: str, shape: ClipShape, batch_size: int
 ) -> Callable[[Sequence[Record]], list[np.ndarray | None]]:
-    """Return the function from files to latents, which gives None for a file that cannot be used."""
+    """Return the function from files to latents; it returns None for a file that cannot be used."""
     part = {"tokens": "tokens", "latents": "values"}[kind]
     encode = by_rows(lambda autoencoder, video: getattr(autoencoder.encode(video), part), autoencoder)
 
@@ -152,7 +152,7 @@ def _clip_encoder(
             clips = [read(record) for record in records[start : start + batch_size]]
             usable = [clip for clip in clips if clip is not None]
             if usable:
-                # Batches are filled up to one size, so that one program serves them all.
+                # Pad batches to one size, so that one program serves them all.
                 filled = np.stack(usable + usable[-1:] * (batch_size - len(usable)))
                 found = iter(encode(to_float(filled)))
             latents += [None if clip is None else next(found) for clip in clips]

@@ -1,4 +1,4 @@
-"""Generated videos as files: a sidecar for each that says how it was made, and resuming from what is there."""
+"""Generated videos as files, with a sidecar that records the settings of each; a repeated call resumes."""
 
 import dataclasses
 import json
@@ -22,13 +22,13 @@ SHEET_ROWS = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """One video to generate, the file that it goes to, and the settings that its sidecar records.
+    """One video to generate, its file, and the settings that its sidecar records.
 
-    The sidecar is written first.  A file without a sidecar is thus never ours, and a sidecar without its video marks where
-    a call was stopped.
+    The sidecar is written first. So a file without a sidecar is never ours, and a sidecar without its video marks the
+    point where a call was stopped.
 
     Attributes:
-      job: of the pipeline.
+      job: job of the pipeline.
       label: caption in the contact sheet.
       record: JSON values with at least `num_frames`, `height`, `width` and `checkpoint_hash`.
     """
@@ -50,7 +50,7 @@ class Target:
 
     @property
     def recorded_files(self) -> list[Path]:
-        """Return the files of the video that the sidecar describes, which may be longer."""
+        """Return the files of the video that the sidecar describes; it may have more frames."""
         return self._files(self.recorded) if self.recorded else []
 
     def _files(self, record: Mapping[str, Any]) -> list[Path]:
@@ -67,15 +67,15 @@ class Target:
 
     @property
     def is_ours(self) -> bool:
-        """Tell whether the sidecar is that of this very video, from the same weights wherever they lie now."""
+        """Return whether the sidecar describes exactly this video, from the same weights at any path."""
         places = {"checkpoint": "", "lora": ""}
         return {**(self.recorded or {}), **places} == {**self.record, **places}
 
     def is_done(self) -> bool:
-        """Tell whether an earlier call wrote this very video in full.
+        """Return whether an earlier call wrote exactly this video in full.
 
         Raises:
-          UserError: a file is there that comes from elsewhere, or a video that was generated with other settings.
+          UserError: the path holds a file from elsewhere, or a video generated with other settings.
         """
         if self.is_ours:
             return all(file.exists() for file in self.files)
@@ -90,13 +90,13 @@ class Target:
 def write(
     pipeline: Pipeline, targets: Sequence[Target], settings: Settings, sheet: Path, *, overwrite: bool
 ) -> list[Target]:
-    """Generate and write the videos that are missing, and a contact sheet of the first ones of all.
+    """Generate and write the missing videos, and a contact sheet of the first targets.
 
     Returns:
-      The targets that were generated now.
+      The targets that this call generated.
 
     Raises:
-      UserError: a file is in the way, damaged, or cannot be written.
+      UserError: a file blocks a path, is damaged, or cannot be written.
     """
     left = [target for target in targets if overwrite or not target.is_done()]
     media.check_free(sheet, overwrite=overwrite or any(target.is_ours for target in targets))
@@ -105,7 +105,7 @@ def write(
     videos = pipeline.generate([target.job for target in left], settings)
     shown = track(videos, "sampling", total=len(left), console=console, disable=not console.is_terminal)
     for target, video in zip(left, shown, strict=True):
-        # What --overwrite replaces must never lie next to a sidecar that is not its own.
+        # With --overwrite, an old video must never lie next to a new sidecar.
         for file in {*target.files, *target.recorded_files}:
             file.unlink(missing_ok=True)
         media.write_json(target.sidecar, target.record)
@@ -121,7 +121,7 @@ def write(
 
 
 def _read(target: Target) -> UInt8[np.ndarray, "t h w 3"]:
-    """Read the frames of a video from an earlier call, without what pads an .mp4."""
+    """Read the frames of a video from an earlier call, without the padding of an .mp4."""
     if target.path.suffix.lower() == ".npz":
         try:
             return np.load(target.path)["video"]

@@ -1,4 +1,4 @@
-"""A page that people open in a browser: text, tables, curves and playing videos, without any script or network."""
+"""HTML page with text, tables, curves and playing videos, without scripts or network access."""
 
 import html
 import math
@@ -11,7 +11,7 @@ Points = Sequence[tuple[float, float]]
 
 _COLORS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be123c")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT = 460, 258, 54, 34, 12
-_TOP = 44  # the title and, below it, the labels of the lines
+_TOP = 44  # holds the title and, below it, the labels of the lines
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1917; --soft: #78716c; --line: #d6d3d1; --ground: #fafaf9; --card: #fff; }
@@ -32,28 +32,28 @@ video { display: block; width: 16rem; image-rendering: auto; border-radius: .25r
 
 
 class Page:
-    """Collects sections; `write` puts one file beside the videos that it refers to."""
+    """Page built section by section; `write` puts it in one file next to its videos."""
 
     def __init__(self, title: str, lead: str):
         self._title = title
         self._parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="soft">{html.escape(lead)}</p>']
 
     def heading(self, text: str) -> None:
-        """Starts a section."""
+        """Start a section."""
         self._parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def paragraph(self, text: str) -> None:
-        """Adds plain text."""
+        """Add plain text."""
         self._parts.append(f"<p>{html.escape(text)}</p>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Adds a table; cells are shown as `str` gives them."""
+        """Add a table; `str` formats its cells."""
         cells = ["".join(f"<th>{html.escape(name)}</th>" for name in header)]
         cells += ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
         self._parts.append("<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>")
 
     def videos(self, items: Sequence[tuple[str, str]]) -> None:
-        """Adds `(caption, relative path)` videos that play in a loop."""
+        """Add `(caption, relative path)` videos that play in a loop."""
         figures = [
             f'<figure><video src="{html.escape(path, quote=True)}" autoplay loop muted playsinline></video>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -62,12 +62,12 @@ class Page:
         self._parts.append(f'<div class="grid">{"".join(figures)}</div>')
 
     def curves(self, charts: Mapping[str, Mapping[str, Points]]) -> None:
-        """Adds one chart per title, with a line per label; points that are not finite are left out."""
+        """Add one chart per title, with one line per label; non-finite points are left out."""
         drawn = [f"<figure>{curve(title, lines)}</figure>" for title, lines in charts.items()]
         self._parts.append(f'<div class="grid">{"".join(drawn)}</div>')
 
     def write(self, path: pathlib.Path) -> None:
-        """Writes the page atomically."""
+        """Write the page atomically."""
         head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         body = "\n".join(self._parts)
         title = html.escape(self._title)
@@ -79,7 +79,7 @@ class Page:
 
 
 def curve(title: str, lines: Mapping[str, Points]) -> str:
-    """Draws lines over a common pair of axes as SVG."""
+    """Plot lines over shared axes as SVG."""
     finite = {label: [p for p in points if all(map(math.isfinite, p))] for label, points in lines.items()}
     every = [point for points in finite.values() for point in points]
     parts = [f'<text x="{_LEFT}" y="16" font-weight="600">{html.escape(title)}</text>']
@@ -110,7 +110,7 @@ def curve(title: str, lines: Mapping[str, Points]) -> str:
 
 
 class _scale:
-    """Maps values to pixels and picks round tick values."""
+    """Linear map from values to pixels, with round tick values."""
 
     def __init__(self, values: Sequence[float], start: float, stop: float):
         low, high = min(values), max(values)
@@ -127,7 +127,7 @@ class _scale:
 
 
 def _svg(parts: Sequence[str]) -> str:
-    # Font and colors stand here for a picture outside a page, on light and dark ground; a page has its own.
+    # The font and colors suit a picture outside a page, on a light or dark background; a page sets its own.
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" font-size="11" font-family="sans-serif" '
         f'fill="#8a837e" role="img" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What to show, what to avoid, and the position (0, 1, ...) from which its videos take their randomness."""
+    """Text to show, text to avoid, and the position (0, 1, ...) that seeds its videos."""
 
     text: str
     negative: str = ""
@@ -20,9 +20,9 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read `path`; `position` is the line number less one.  Blank lines are skipped.
+    """Read `path`; `position` is the line number minus one. Blank lines are skipped.
 
-    A broken line is named in a warning and left out, and the positions of the others stay what they are.
+    Malformed lines are skipped with a warning and do not change the positions of other lines.
 
     Raises:
       UserError: the file cannot be read, or has no usable line.

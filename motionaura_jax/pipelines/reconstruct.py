@@ -1,4 +1,4 @@
-"""A video through an autoencoder and back, whole or in tiles."""
+"""Reconstruction of a video by an autoencoder, whole or in tiles."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from motionaura_jax.pipelines.decoding import decode_video, fitting_tile, tile_c
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Frames that an autoencoder keeps of a video.
+    """Reconstruction of a video.
 
     Attributes:
       frames: the reconstruction.
-      continuous: the reconstruction without quantization; `frames` itself without a codebook.
-      tokens: token ids; None without a codebook.
+      continuous: the reconstruction without quantization; the same as `frames` if there is no codebook.
+      tokens: token ids; None if there is no codebook.
     """
 
     frames: UInt8[np.ndarray, "t h w 3"]
@@ -50,11 +50,11 @@ def reconstruct(
     """Encode and decode a video of any size.
 
     Args:
-      tile: frames, height and width that pass through at once; by default as in `decode_video`.
+      tile: frames, height and width of a tile; default as in `decode_video`.
     """
     tile = fitting_tile(video.shape[:3], tile)
     autoencoder = jax.device_put(autoencoder)  # once for all tiles
-    # The whole video, before and after, stays on the host; the device sees tiles, and the latent, which is small.
+    # The input and output videos stay on the host; the device holds only tiles and the latent, which is small.
     padded, size = pad(autoencoder.geometry, to_float(video)[None])
     features = _features(autoencoder, padded, tile)
 

@@ -1,4 +1,4 @@
-"""Videos from text: prompts through text encoder, denoiser and tokenizer."""
+"""Text-to-video pipeline: prompts pass through text encoder, denoiser and tokenizer."""
 
 import dataclasses
 import logging
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video: `number` (0, 1, ...) tells the videos of a prompt apart; with its position it fixes the randomness."""
+    """One video. `number` (0, 1, ...) distinguishes videos of one prompt; with the prompt's position it seeds the video."""
 
     prompt: Prompt
     number: int = 0
 
 
 class TextToVideo(Pipeline):
-    """A trained text-to-video model with its tokenizer; see `Pipeline`.
+    """Trained text-to-video model with its tokenizer; see `Pipeline`.
 
-    A video depends on `fold_in(fold_in(seed, prompt.position), number)`.  Long videos are continued window by window, half
-    of each being known already.
+    A video depends on `fold_in(fold_in(seed, prompt.position), number)`. Long videos are continued window by window; half
+    of each window is already known.
     """
 
     System = TextToVideoSystem
@@ -52,13 +52,13 @@ class TextToVideo(Pipeline):
 
         Args:
           checkpoint: workdir, step folder or release folder.
-          tokenizer, text_encoder: where these parts are now, if not where they were during training.
+          tokenizer, text_encoder: paths of these parts, if they have moved since training.
           mesh: see `Pipeline`.
-          lora: folder of an adapter to put on the model.
+          lora: folder of an adapter to apply to the model.
 
         Raises:
-          UserError: no such checkpoint, a tokenizer, text encoder or adapter that is missing or another one, or a mesh
-            that does not fit.
+          UserError: the checkpoint, tokenizer, text encoder or adapter is missing or does not belong to this model, or the
+            mesh does not fit.
         """
         loaded = load(checkpoint, "text_to_video")
         loaded = adapter.applied(loaded, Path(lora)) if lora else loaded
@@ -67,17 +67,17 @@ class TextToVideo(Pipeline):
         super().__init__(checkpoint, loaded, recipe, autoencoder=tokenizer, mesh=mesh)
 
     def check(self, prompts: Sequence[Prompt], sample: SampleConfig, fps: float | None = None) -> None:
-        """Warn about prompts and settings that will not do what they say."""
+        """Warn about prompts and settings that will not have the intended effect."""
         warn_of_words(self._system.text.words, (part for one in prompts for part in (one.text, one.negative)))
         warn_of_settings(self.recipe, sample)
         if fps is not None and fps not in self.recipe.data.rates:
             known = ", ".join(f"{rate:g}" for rate in sorted(set(self.recipe.data.rates)))
-            logger.warning("this model was trained at %s fps; how things move at %g is a guess", known, fps)
+            logger.warning("this model was trained at %s fps; motion at %g fps may be wrong", known, fps)
         if sample.guidance is None and any(prompt.negative for prompt in prompts):
             logger.warning("a negative prompt has no effect without guidance; raise --guidance_scale above 1")
 
     def latents(self, jobs: Sequence[Job], settings: Settings) -> Int32[np.ndarray, "b t h w"]:
-        """Generate tokens window after window; tokens of the window before are known to the next one."""
+        """Generate tokens window by window; each window starts with known tokens of the previous one."""
         geometry, process, sample = self.autoencoder.geometry, self._system.process, settings.sample
         grid = geometry.latent_shape(*settings.size)
         length = geometry.latent_shape(settings.window, *settings.size[1:])[0]

@@ -1,1 +1,1 @@
-"""What a training run will need, before any device has to hold it."""
+"""Estimates of the resources that a training run needs, made without its devices."""

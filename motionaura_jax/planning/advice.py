@@ -1,4 +1,4 @@
-"""Which change of settings makes a run fit, the cheapest first, each tried out."""
+"""Search for the cheapest change of settings that makes a run fit; an estimate tests each change."""
 
 import copy
 import dataclasses
@@ -14,12 +14,12 @@ Ask = Callable[[Question], Estimate]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Changes that were tried, one on top of the other.
+    """Accumulated changes of settings and their effect.
 
     Attributes:
-      changes: as flags of `train` and `estimate`, in the order of what they cost.
-      estimate: of the run with all of them.
-      fits: whether it then fits.
+      changes: flags of `train` and `estimate`, cheapest first.
+      estimate: estimate of the run with all changes.
+      fits: whether the run then fits.
     """
 
     changes: tuple[str, ...]
@@ -29,16 +29,16 @@ class Advice:
     def __str__(self) -> str:
         flags, peak = " ".join(self.changes), f"{self.estimate.peak / GIB:.3g} GiB on each device"
         if self.fits:
-            return f"{flags} takes {peak}" if flags else f"it takes {peak} as it is"
+            return f"{flags} takes {peak}" if flags else f"it takes {peak} unchanged"
         tried = f"even {flags} takes {peak}" if flags else f"it takes {peak}"
         return f"{tried}; use more devices (--config.mesh.fsdp), smaller clips or a smaller model"
 
 
 def advise(question: Question, estimate: Estimate, limit: float, ask: Ask) -> Advice:
-    """Changes `question`, whose answer is `estimate`, until a device of `limit` bytes can take it.
+    """Change `question`, whose answer is `estimate`, until it fits a device of `limit` bytes.
 
-    As long as the state alone is too large, only what makes that smaller is tried.  A change stays where it helps and is
-    dropped where it does not.
+    While the state alone is too large, try only changes that shrink the state. Keep a change if it helps and drop it
+    otherwise.
     """
     changes: dict[str, Any] = {}
     for of_state in (True, False):
@@ -61,7 +61,7 @@ Changed = Callable[[Question, Estimate, float], Question | None]
 
 
 def _changes(question: Question, of_state: bool) -> Iterator[tuple[tuple[str, ...], Changed]]:
-    """Yields (keys, change) by rising cost; a change gives None where it does not apply."""
+    """Yield (keys, change) by rising cost; a change returns None if it does not apply."""
     if not of_state:
         yield ("model.loss_chunk",), _set("model.loss_chunk", 1024, {0})
         yield ("model.remat",), _set("model.remat", "dots", {"none"})
@@ -81,13 +81,13 @@ def _set(key: str, value: Any, instead_of: set[Any]) -> Changed:
 
 
 def _accumulate(question: Question, estimate: Estimate, limit: float) -> Question | None:
-    """As many microbatches as bring the activations down far enough, if they shrink in proportion; else one for each clip."""
+    """Use enough microbatches to make the activations fit, assuming that these shrink in proportion; else one per clip."""
     count = int(_at(question.values, "train.accumulation"))
     clips = _clips(question.values)
     choices = [n for n in range(count + 1, clips + 1) if clips % n == 0 and clips // n % _shards(question.mesh) == 0]
     if not choices:
         return None
-    gradients = estimate.held["parameters"] * (1 if count > 1 else 2)  # sums are kept beside those of a microbatch
+    gradients = estimate.held["parameters"] * (1 if count > 1 else 2)  # the sums, and those of one microbatch
     room = limit - estimate.state - gradients
     activations = max(estimate.temporary + estimate.results - estimate.held["parameters"], 0)
     wanted = count * math.ceil(activations / room) if room > 0 else choices[-1]
@@ -95,7 +95,7 @@ def _accumulate(question: Question, estimate: Estimate, limit: float) -> Questio
 
 
 def _split_state(question: Question, estimate: Estimate, limit: float) -> Question | None:
-    """The devices that hold copies of the state split it instead."""
+    """Split the state over the devices that hold copies of it."""
     mesh = dict(question.mesh)
     if mesh["data"] == 1:
         return None
@@ -107,13 +107,13 @@ def _shards(mesh: Mapping[str, int]) -> int:
 
 
 def _clips(values: Mapping[str, Any]) -> int:
-    """Clips of a step that every bucket can be cut by alike."""
+    """Return the largest number of parts into which the batch of every bucket can be cut."""
     buckets = values["data"].get("buckets") or [values["data"]]
     return math.gcd(*(int(bucket["batch_size"]) for bucket in buckets))
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key, None where a recipe has no such key."""
+    """Return the value of a dotted key, or None if the recipe has no such key."""
     section, _, name = key.partition(".")
     return values[section].get(name)
 

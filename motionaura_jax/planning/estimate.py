@@ -1,4 +1,4 @@
-"""What is asked about a run, what is answered, and the process that answers; free of jax imports."""
+"""Questions about a run, estimates that answer them, and the process that computes an answer. Imports no jax."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ from motionaura_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """A run.
+    """Run to estimate.
 
     Attributes:
-      values: the config as plain values.
-      mesh: devices along each axis.
-      topology: of a TPU, as libtpu calls it; None asks about virtual devices of a CPU.
-      compiled: whether the step is compiled; without it only the sizes of the state are known.
+      values: config as plain values.
+      mesh: number of devices along each axis.
+      topology: libtpu's name of a TPU topology; None means virtual devices of a CPU.
+      compiled: compile the step; otherwise the estimate has only the sizes of the state.
     """
 
     values: Mapping[str, Any]
@@ -31,20 +31,20 @@ class Question:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What one training step needs; bytes are those of one device.
+    """Resources of one training step. Bytes are per device.
 
     Attributes:
-      devices: how many share the work.
+      devices: number of devices that share the work.
       parameters: number of all parameters of the system.
-      trained: number of those that are not frozen; None means all.
+      trained: number of parameters that are not frozen; None means all.
       held: bytes between steps: parameters, optimizer, average, extra, frozen, batch.
-      uncounted: what all figures leave out, in words.
-      temporary: bytes that only live within the step: activations, gradients, what is gathered.
-      results: bytes of results that take the place of no argument.
-      model_flops: arithmetic that the mathematics needs, on all devices.
-      xla_flops: what XLA counts on one device; it counts the body of a loop once.
-      collectives: bytes that a device receives per step, by kind of exchange.
-      compile_seconds: to trace, lower and compile the step.
+      uncounted: parts that no figure includes, in words.
+      temporary: bytes that live only within the step: activations, gradients, gathered parameters.
+      results: bytes of results that do not reuse the memory of an argument.
+      model_flops: operations that the mathematics requires, over all devices.
+      xla_flops: operations on one device as XLA counts them; it counts the body of a loop once.
+      collectives: bytes that a device receives per step, by kind of collective.
+      compile_seconds: time to trace, lower and compile the step.
     """
 
     devices: int
@@ -61,27 +61,27 @@ class Estimate:
 
     @property
     def state(self) -> int:
-        """Bytes that stay on the device from step to step."""
+        """Return the bytes that stay on the device from step to step."""
         return sum(self.held.values())
 
     @property
     def peak(self) -> int:
-        """Bytes that the device needs at once."""
+        """Return the bytes that the device needs at once."""
         return self.state + self.temporary + self.results
 
 
 def ask(question: Question, timeout: float | None = None) -> Estimate:
-    """Answers in a process of its own, on a CPU, with as many virtual devices as the mesh has.
+    """Compute the answer in a child process, on a CPU with as many virtual devices as the mesh has.
 
     Raises:
-      UserError: what is wrong with the run.
+      UserError: the run is invalid.
       TimeoutError: no answer within `timeout` seconds.
     """
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(math.prod(question.mesh.values())),
-        "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache says nothing about the time to compile it
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program would hide the compile time
     }
     command = [sys.executable, "-m", "motionaura_jax.planning.measure"]
     try:

@@ -1,4 +1,4 @@
-"""What to tell somebody whose training ran out of device memory."""
+"""Advice for a training run that ran out of device memory."""
 
 import contextlib
 import logging
@@ -16,20 +16,20 @@ from motionaura_jax.planning.questions import of_recipe
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = 300.0  # for one estimate
-_LESS = 0.85  # of an estimate that did not hold
+_SECONDS = 300.0  # time limit of one estimate
+_LESS = 0.85  # target as a share of an estimate that proved too low
 
 
 @contextlib.contextmanager
 def explained(recipe: Recipe, workdir: pathlib.Path) -> Iterator[None]:
-    """Turns an exhausted device into a UserError that names the cheapest change with which the run in `workdir` fits.
+    """Turn exhausted device memory into a UserError that names the cheapest change that makes the run in `workdir` fit.
 
-    A process of several must not keep the others waiting for that: it names the command that finds the change.
+    With several processes, the search would keep the others waiting, so the error names the command that runs it.
     """
     try:
         yield
     except Exception as error:
-        # The exception type lives in jaxlib; only its message tells what it is about.
+        # The exception type lives in jaxlib, and only its message tells the cause.
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         remedy = _remedy(recipe, workdir)
@@ -39,13 +39,13 @@ def explained(recipe: Recipe, workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _remedy(recipe: Recipe, workdir: pathlib.Path) -> str | None:
-    """The advice as one line; None where there is none to be had."""
+    """Return the advice as one line, or None if the search fails or no change helps."""
     import jax
 
     mesh = recipe.mesh.sizes(jax.device_count())
     if jax.process_count() > 1:
         return f"see motionaura estimate --config={workdir}/config.json --mesh={shown(mesh)}"
-    logger.info("out of device memory; looking for a change that fits, which takes some minutes")
+    logger.info("out of device memory; searching for a change that fits, which takes a few minutes")
     try:
         asked = of_recipe(recipe, mesh)
         estimate = ask(asked, _SECONDS)
@@ -57,12 +57,12 @@ def _remedy(recipe: Recipe, workdir: pathlib.Path) -> str | None:
         return None
     moves_numbers = any(not change.startswith("--config.mesh.") for change in advice.changes)
     less = f" without {estimate.uncounted}" if estimate.uncounted else ""
-    how = " (with train --override)" if moves_numbers else ""  # a workdir takes another mesh as it is
-    return f"by estimate it takes {estimate.peak / GIB:.3g} GiB on each device{less}; {advice}{how}"
+    how = " (with train --override)" if moves_numbers else ""  # a new mesh needs no --override
+    return f"the estimate is {estimate.peak / GIB:.3g} GiB on each device{less}; {advice}{how}"
 
 
 def _limit(peak: int) -> float:
-    """Bytes that have to suffice: the memory of the device, where it tells and is the smaller, or a part of the estimate."""
+    """Return the bytes that must suffice: a share of the estimate, or the memory of the device if known and smaller."""
     import jax
 
     stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}

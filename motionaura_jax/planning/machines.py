@@ -1,4 +1,4 @@
-"""Devices that a run may be planned for; free of jax imports."""
+"""Devices that a run can be planned for. Imports no jax."""
 
 import dataclasses
 import math
@@ -6,22 +6,22 @@ import math
 from motionaura_jax.core.errors import UserError, nearest
 
 USABLE = 0.92
-"""Share of a device's memory that a program can have; drivers, libraries and fragmentation take the rest."""
+"""Share of a device's memory that a program can use; drivers, libraries and fragmentation take the rest."""
 
 GIB = 2**30
 
 SIZES = (16, 24, 40, 80, 141)
-"""Memory of the devices for which every estimate has a verdict, in GiB."""
+"""Memory sizes in GiB for which every estimate states whether the run fits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """One kind of device.
+    """Kind of device.
 
     Attributes:
-      memory: GiB.
-      host: chips of one host of a TPU along each axis; None for other devices, whose programs cannot be compiled
-        without one: their figures come from the program for a CPU.
+      memory: size in GiB.
+      host: chips of a TPU host along each axis; None for other devices. Programs for other devices cannot be compiled
+        without the device, so their figures come from the program for a CPU.
     """
 
     memory: float
@@ -29,7 +29,7 @@ class Machine:
 
     @property
     def limit(self) -> float:
-        """Bytes that a program can have."""
+        """Return the bytes that a program can use."""
         return USABLE * self.memory * GIB
 
 
@@ -50,10 +50,10 @@ MACHINES = {
 
 
 def machine(name: str) -> Machine:
-    """Returns a kind of device.
+    """Return the kind of device called `name`.
 
     Raises:
-      UserError: it is not known (with the nearest name).
+      UserError: the name is unknown (suggests the nearest one).
     """
     if name not in MACHINES:
         raise UserError(f"--device={name}: no such device{nearest(name, MACHINES)}")
@@ -61,10 +61,10 @@ def machine(name: str) -> Machine:
 
 
 def topology(name: str, chips: int) -> str | None:
-    """Returns the name of a topology of `chips` chips of a TPU, e.g. "v5e:4x8"; None for other devices.
+    """Return the name of a TPU topology of `chips` chips, e.g. "v5e:4x8"; None for other devices.
 
     Raises:
-      UserError: no topology has that number.
+      UserError: no topology has this number of chips.
     """
     found = machine(name).host
     if found is None:
@@ -74,6 +74,6 @@ def topology(name: str, chips: int) -> str | None:
         axes[axes.index(min(axes))] *= 2
     if math.prod(axes) != chips:
         raise UserError(
-            f"--mesh: {chips} devices form no {name} topology; choose a power of two from {math.prod(found)} on"
+            f"--mesh: {chips} devices form no {name} topology; choose a power of two, at least {math.prod(found)}"
         )
     return f"{name}:{'x'.join(map(str, sorted(axes)))}"

@@ -1,7 +1,7 @@
-"""Compiles the training step of a run that nobody has the devices for, and reads off what it needs.
+"""Compilation of a training step without its devices, and the resources that the compiled program needs.
 
-Everything is abstract: arguments are shapes, devices are virtual (of a CPU) or described (of a TPU).  Run as a module it
-answers one `Question` in JSON on stdin, because a process that has started JAX cannot change its devices any more.
+Everything is abstract: arguments are shapes, and devices are virtual (CPU) or described (TPU). Run as a module, it answers
+one `Question` in JSON on stdin, because a process cannot change its devices after JAX has started.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ from motionaura_jax.training.monitoring import flops
 
 
 def measure(question: Question) -> Estimate:
-    """Answers on the devices of this process, or on those of a TPU topology.
+    """Compute the answer on the devices of this process, or on those of a TPU topology.
 
     Raises:
-      UserError: a config or a mesh that does not work, or no libtpu.
+      UserError: the config or the mesh is invalid, or libtpu is missing.
     """
     devices = jax.devices() if question.topology is None else _described(question.topology)
     mesh = make_mesh(MeshConfig(**question.mesh), devices)
@@ -85,7 +85,7 @@ def _compile(function: Any, *arguments: PyTree) -> dict[str, Any]:
     memory, found = compiled.memory_analysis(), collectives.collectives(compiled.as_text())
     return {
         "temporary": memory.temp_size_in_bytes,
-        # Results that take the place of an argument cost nothing more.
+        # Results that reuse the memory of an argument need no more.
         "results": max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
         "xla_flops": float((compiled.cost_analysis() or {}).get("flops", math.nan)),
         "collectives": collectives.bytes_by_kind(found),
@@ -106,13 +106,13 @@ def _described(topology: str) -> Sequence[Any]:
 
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
-    except Exception as error:  # whatever libtpu or its absence raises
+    except Exception as error:  # libtpu, present or not, raises many types
         remedy = f"pip install 'jax[tpu]=={jax.__version__}'"
         raise UserError(f"--device: libtpu cannot describe {topology} ({error}); {remedy}") from error
 
 
 def main(stream: Any = None) -> int:
-    """Reads a question from stdin and writes the estimate, or the error, as one line of JSON."""
+    """Read a question from stdin and print the estimate, or the error, as one line of JSON."""
     question = Question(**json.load(stream or sys.stdin))
     answer: Mapping[str, Any]
     try:

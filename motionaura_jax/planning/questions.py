@@ -1,4 +1,4 @@
-"""From a config to the question that a plan asks."""
+"""Conversion of configs to the questions of an estimate."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from motionaura_jax.systems import registry
 
 
 def question(values: Mapping[str, Any], mesh: MeshConfig | None = None, topology: str | None = None) -> Question:
-    """Asks about the training of a config, with all of its defaults, on `mesh` or else on its own.
+    """Ask about the training of a config with all its defaults, on `mesh` or by default on its own mesh.
 
     Raises:
-      UserError: no such config.
+      UserError: the config is invalid.
     """
     recipe = registry.system_class(values.get("system", "")).planned(values).recipe
     return of_recipe(recipe, {axis: max(getattr(mesh or recipe.mesh, axis), 1) for axis in AXES}, topology)
 
 
 def of_recipe(recipe: Recipe, mesh: Mapping[str, int], topology: str | None = None) -> Question:
-    """Asks about a complete recipe; of several buckets the one with most pixels counts."""
+    """Ask about a complete recipe; the bucket with the most pixels counts."""
     buckets = tuple(sorted(recipe.data.buckets, key=_pixels, reverse=True))
     largest_first = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, buckets=buckets))
     return Question(values=config.to_dict(largest_first), mesh=mesh, topology=topology)

@@ -1,4 +1,4 @@
-"""Clips that a run trains on, and held-out clips that it is measured on."""
+"""Training clips of a run, and held-out clips for its evaluation."""
 
 import collections
 import dataclasses
@@ -33,16 +33,16 @@ class TrainingData:
     """Training batches as a function of the step, and fixed held-out batches.
 
     Args:
-      parts, part_count: this process reads these of `part_count` equal parts of every training batch.
-      fields: fields of a training batch, `System.fields`.  Held-out batches carry the sources of those computed ahead.
+      parts, part_count: this process reads `parts` of the `part_count` equal parts of every training batch.
+      fields: fields of a training batch, `System.fields`. For fields computed ahead, held-out batches carry the sources.
 
     Attributes:
-      skipped: data that no step reads because loss or gradient did not stay finite on it; part of every checkpoint.
-      evaluation: the held-out batches: the same clips, crops and order at every evaluation.  They are decoded here, so
+      skipped: data that no step reads because its loss or gradient was not finite; part of every checkpoint.
+      evaluation: held-out batches, with the same clips, crops and order at every evaluation. Construction decodes them, so
         that no file can fail once training has started.
 
     Raises:
-      UserError: a manifest that is missing, empty or without a usable clip on either side, or a field that lacks clips.
+      UserError: the manifest is missing, empty or has no usable clip for training or evaluation, or a field lacks clips.
     """
 
     def __init__(
@@ -66,30 +66,30 @@ class TrainingData:
         self._drawn: collections.deque[tuple[int, np.ndarray]] = collections.deque(maxlen=memory)
 
     def describe(self) -> str:
-        """Return one line on the size of the data and the files that cannot be used."""
+        """Describe the size of the data and the unusable files in one line."""
         line = f"{len(self._train)} files to train on, {len(self._held_out)} held out"
         bad = self._checked.faults
         return line + (f"; {len(bad)} of {self._checked.probed} probed cannot be used, e.g. {bad[0]}" if bad else "")
 
     @property
     def rejected_count(self) -> int:
-        """Number of files that could not be used so far; `rejected.jsonl` has the reasons."""
+        """Return the number of unusable files found so far; `rejected.jsonl` has the reasons."""
         return len(self._rejections)
 
     @property
     def content_hash(self) -> str:
-        """Hash of the records, training and held out; the order of the files does not matter."""
+        """Return a hash of the training and held-out records; it does not depend on the order of the files."""
         identities = sorted({record.id for record in (*self._train, *self._held_out)})
         return hashlib.sha256("\n".join(identities).encode()).hexdigest()[:16]
 
     @property
     def clips_per_step(self) -> float:
-        """Average number of clips in one optimizer step."""
+        """Return the average number of clips in one optimizer step."""
         weight = sum(bucket.weight for bucket in self._buckets)
         return sum(bucket.batch_size * bucket.weight for bucket in self._buckets) / weight
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Yield the batches of the optimizer steps `first_step`, `first_step` + 1, ...; the same for every start."""
+        """Yield the batches of the optimizer steps `first_step`, `first_step` + 1, ...; every start gets the same ones."""
         for begin, end in self.skipped.segments(first_step, self._recipe.train.steps):
             loader = self._loader(self._buckets, begin, end, *self._parts)
             for step, batch in zip(range(begin, end), loader, strict=True):
@@ -97,7 +97,7 @@ class TrainingData:
                 yield batch
 
     def drawn(self, first: int, end: int) -> list[dict[str, Any]]:
-        """Return what this process recently read for the data steps [`first`, `end`).
+        """Return the records that this process recently read for the data steps [`first`, `end`).
 
         Returns:
           One entry per step: `data_step`, `records` (positions in the manifest) and `files` (their ids).
@@ -111,7 +111,7 @@ class TrainingData:
     def preparation(self) -> Iterator[Batch]:
         """Return the first training clips of the first bucket in small batches, the same in every process.
 
-        A data-dependent start needs few clips, and every process and device holds a whole batch of them.
+        Data-dependent initialization needs few clips, and every process and device holds whole batches of them.
         """
         first = self._buckets[0]
         small = dataclasses.replace(first, batch_size=min(first.batch_size, PREPARATION_CLIPS), weight=1.0)
@@ -136,13 +136,13 @@ class TrainingData:
         )
 
     def _check(self, train: list[Record]) -> Preflight:
-        """Look at the training files: all of them for a field that checks its records, else a sample of the videos."""
+        """Check the training files: all of them if a field checks its records, else a sample of the videos."""
         checks = [field.check for field in self._fields if isinstance(field, ClipField) and field.check]
         results = [check(train, self._rejections) for check in checks]
         return results[0] if results else preflight(train, self._recipe.data.shapes, rejections=self._rejections)
 
     def _hold_out(self, train: list[Record], held_out: list[Record]) -> tuple[list[Record], list[Record], list[Batch]]:
-        """Decode the held-out batches.  If no held-out file can be used, split the training files again."""
+        """Decode the held-out batches. If no held-out file can be used, split the training files again."""
         while True:
             try:
                 return train, held_out, self._evaluation(held_out)
@@ -172,13 +172,13 @@ class TrainingData:
 
 
 def _rejected() -> str:
-    """Return this process's list of bad files; not every file system lets two processes append to one file."""
+    """Name this process's list of bad files; not every file system lets two processes append to one file."""
     index = distributed.process_index()
     return REJECTED if index == 0 else f"rejected-{index}.jsonl"
 
 
 def forget(workdir: pathlib.Path) -> None:
-    """Remove the data of a start that reached no checkpoint: rendered scenes and the lists of bad files."""
+    """Remove the data of a start that reached no checkpoint: rendered scenes and lists of bad files."""
     for listed in workdir.glob("rejected*.jsonl"):
         listed.unlink()
     for marker in (workdir / SCENES).glob(f"*/{dataset.MARKER}"):
@@ -199,7 +199,7 @@ def _records(
 
 
 def _render(data: DataConfig, folder: pathlib.Path, split: str, count: int) -> list[Record]:
-    """Return the records of rendered scenes.  The first process renders, and the others wait for it."""
+    """Return the records of rendered scenes. The first process renders, and the others wait for it."""
     if distributed.is_primary():
         dataset.write_scenes(
             folder,

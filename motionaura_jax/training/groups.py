@@ -120,6 +120,7 @@ def readable(stored: PyTree, wanted: PyTree, params: PyTree) -> PyTree:
     known, parameters = _by_name(wanted), _by_name(params)
 
     def describe(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        """Return the abstract array as which to read one stored leaf."""
         name = path_name(path)
         if name in known:
             return known[name]

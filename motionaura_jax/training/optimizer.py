@@ -137,6 +137,7 @@ def _clip(max_norm: float, groups: Groups) -> optax.GradientTransformation:
         return optax.clip_by_global_norm(max_norm)
 
     def clip(updates: PyTree, params: PyTree = None) -> PyTree:
+        """Scale down each leaf whose clipping group exceeds `max_norm`."""
         norms = groups.norms(updates)
 
         def one(path: tuple, leaf: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Recovery from losses and gradients that do not stay finite: back to the last checkpoint, without the data of the streak."""
+"""Recovery from non-finite losses and gradients: return to the last checkpoint and skip the data of the streak."""
 
 import dataclasses
 import logging
@@ -23,15 +23,15 @@ FOLDER = "non_finite"
 
 
 class NonFiniteStreak(Exception):
-    """Loss or gradient of `train.max_skipped` or more steps in a row was not finite."""
+    """Error for a loss or gradient that was not finite for `train.max_skipped` or more steps in a row."""
 
 
 @dataclasses.dataclass
 class Recovery:
-    """Detector of streaks of non-finite steps, and the way out of them.
+    """Detection of streaks of non-finite steps, and rollback to the last checkpoint.
 
-    Such a step changes no weight, and no checkpoint is made after one except at the end.  A run goes back nevertheless,
-    because the cause often lies in what was learned or read some steps earlier.
+    A non-finite step changes no weight, and no checkpoint follows one except at the end. The run rolls back nevertheless,
+    because the cause often lies in the weights or data of some steps earlier.
 
     Attributes:
       rollbacks: rollbacks since the last new checkpoint.
@@ -66,7 +66,7 @@ class Recovery:
         """Restore the last checkpoint in the shardings of the abstract `state`, and drop the data of the streak.
 
         Raises:
-          UserError: there is no checkpoint, or `train.max_rollbacks` did not help; a file has the batches and keys.
+          UserError: there is no checkpoint, or `train.max_rollbacks` rollbacks did not help; a file has the batches and keys.
         """
         streak, self._streak = self._streak, []
         first, last = streak[0]["step"] - 1, streak[-1]["step"]  # as data steps, which count from 0
@@ -85,7 +85,7 @@ class Recovery:
         return restored, continuation
 
     def _report(self, streak: list[dict[str, Any]]) -> pathlib.Path:
-        """Write what is needed to run the steps again by hand; every process writes its part of the batches."""
+        """Write everything needed to repeat the steps by hand; every process writes its part of the batches."""
         rows = []
         for row in streak:
             position = self.data.skipped.data_step(row["step"] - 1)

@@ -43,7 +43,7 @@ class TrainState:
 
     @property
     def inference_params(self) -> PyTree:
-        """The averaged parameters; trained or frozen values where no average is kept."""
+        """Return the averaged parameters; parameters without an average keep their trained or frozen values."""
         return self.params if self.ema is None else merge(self.params, self.ema)
 
 

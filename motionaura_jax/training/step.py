@@ -17,7 +17,7 @@ from motionaura_jax.training.groups import Groups
 from motionaura_jax.training.groups import metrics as group_metrics
 from motionaura_jax.training.state import TrainState
 
-_NO_SAMPLE = 2**32 - 1  # key of what belongs to the step rather than to one sample
+_NO_SAMPLE = 2**32 - 1  # folded into the key for randomness of the whole step instead of one sample
 
 StepFunction = Callable[[TrainState, PyTree, Batch], tuple[TrainState, dict[str, Array]]]
 
@@ -37,6 +37,7 @@ def make_train_step(
     gradient = _gradient(system, groups, None if shardings is None else shardings.params)
 
     def train_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """Take one optimizer step, or keep the old state if the loss or a gradient is not finite."""
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, loss, stats, metrics = _accumulate(gradient, state, frozen, batch, key, train.accumulation)
         norm, norms = optax.tree.norm(gradients), groups.norms(gradients)
@@ -121,11 +122,11 @@ def _advance(
     params = merge(groups.partition(stepped)[1], groups.partition(advanced)[0])
     if state.ema is None:
         return params, extra, None, metrics
-    # A short memory at first, so that early evaluations do not show the initial weights.
+    # Keep a short memory at first, so that early evaluations do not show the initial weights.
     decay = jnp.minimum(system.recipe.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
 
     def average(old: Array, before: Array, new: Array) -> Array:
-        # What a rule replaced has no past worth averaging: it enters at once. `new == before` elsewhere, bit for bit.
+        # A value that a rule replaced has no past worth averaging and enters at once. Elsewhere `new == before` exactly.
         return jnp.where(new == before, old + (1.0 - decay) * (new - old), new)
 
     ema = jax.tree.map(average, state.ema, groups.averaged(stepped), groups.averaged(params))

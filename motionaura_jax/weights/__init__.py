@@ -1,1 +1,1 @@
-"""Trained weights that one part hands to another."""
+"""Trained weights on disk: checkpoints, releases, exports and published models."""

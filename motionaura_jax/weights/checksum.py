@@ -1,6 +1,6 @@
-"""Numbers that tell whether arrays came back as they were saved, which checkpoints lack, and which weights they are.
+"""Checksums, which checkpoints lack, to verify that arrays were restored as saved; and hashes that identify weights.
 
-The checksum is a sum modulo 2^32 over all elements, computed where they lie, so that it is the same on every mesh.
+The checksum is a sum modulo 2^32 over all elements, computed on the devices that hold them. It is the same on every mesh.
 """
 
 import hashlib
@@ -19,31 +19,32 @@ _ODD = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)  # 2^32 over the golden rati
 
 
 def checksum(tree: PyTree) -> int:
-    """Returns the checksum of all arrays of a tree, in their order, with names left out.
+    """Compute the checksum of all arrays of a tree, in order and without their names.
 
-    One element that changes always changes it, two that swap places or more that change all but once in 2^32.
+    A change of one element always changes the checksum. A swap of two elements, or a change of several, goes unnoticed
+    once in 2^32.
     """
     return finish(begin(tree))
 
 
 def begin(tree: PyTree) -> list[Array]:
-    """Starts to sum the arrays of a tree on their devices, for `finish`; the tree may be donated at once."""
+    """Start to sum the arrays of a tree on their devices, for `finish`; the tree may be donated at once."""
     sums = []
     for leaf in jax.tree.leaves(tree):
         sums.append(_sum(leaf))
         if jax.default_backend() == "cpu":
-            # Virtual devices come to a stop with many sums on the way that each need all of them.
+            # Each sum needs all virtual devices; many pending sums deadlock.
             sums[-1].block_until_ready()
     return sums
 
 
 def finish(sums: Sequence[Array]) -> int:
-    """Waits for what `begin` started, and returns the checksum."""
+    """Wait for the sums that `begin` started and return the checksum."""
     return zlib.crc32(np.asarray(jax.device_get(list(sums)), np.uint32).tobytes())
 
 
 def digest(tree: PyTree) -> str:
-    """Returns a hash of all arrays of a tree, in their order, with names left out: 16 hex digits that identify weights."""
+    """Hash all arrays of a tree, in order and without their names, to 16 hex digits that identify the weights."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         found.update(np.ascontiguousarray(leaf).tobytes())
@@ -52,20 +53,20 @@ def digest(tree: PyTree) -> str:
 
 @jax.jit
 def _sum(x: Array) -> UInt32[Array, ""]:
-    # Every step maps the words of one place one to one: what differs there before, differs after.
+    # Every step is a bijection of the words at one position: words that differ before it differ after it.
     mixed = (_words(x) ^ (_places(x.shape) * _ODD[0])) * _ODD[1]
     return jnp.sum(mixed ^ (mixed >> np.uint32(15)), dtype=jnp.uint32)
 
 
 def _words(x: Array) -> UInt32[Array, "..."]:
-    """The bits of each element as one number."""
+    """Return the bits of each element as one number."""
     if x.dtype == bool:
         return x.astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
 
 
 def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """The number of each element, counted along the last axis first."""
+    """Return the index of each element, counted along the last axis first."""
     strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
     axes = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(s) for axis, s in enumerate(strides))
     return sum(axes, jnp.zeros(shape, jnp.uint32))

@@ -23,22 +23,22 @@ _INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8":
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Where a tensor goes: a leaf, or the slice `index` of it."""
+    """Destination of a tensor: a leaf, or the slice `index` of it."""
 
     leaf: str
     index: int | None
     view: View
 
     def of(self, leaf: Any) -> Any:
-        """The part of a whole leaf that is meant."""
+        """Return the part of a whole leaf that belongs to this slot."""
         return leaf if self.index is None else leaf[self.index, ...]
 
 
 def slots(tensor_map: TensorMap, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
-    """Maps the name of every tensor that fills leaves of these shapes to its place.
+    """Map the name of every tensor that fills leaves of these shapes to its slot.
 
     Raises:
-      ValueError: the rules leave a leaf empty, or give one leaf or tensor twice: a defect of the map.
+      ValueError: the map is faulty: its rules leave a leaf empty, or name a leaf or tensor twice.
     """
     found: dict[str, Slot] = {}
     for leaf, shape in shapes.items():
@@ -57,22 +57,22 @@ def slots(tensor_map: TensorMap, shapes: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def import_tensors(files: TensorFiles, tensor_map: TensorMap, target: PyTree, *, on_host: bool = False) -> PyTree:
-    """Reads published tensors into leaves like those of `target`, one tensor at a time.
+    """Read published tensors into leaves like those of `target`, one tensor at a time.
 
     Args:
-      target: abstract leaves; each says the dtype to cast to, and where to put it if it has a sharding (one device, or
-        a `NamedSharding`).  A leaf that the tensor_map calls new comes back as it is.
+      target: abstract leaves. Each gives the dtype to cast to and, if it has a sharding (one device or a
+        `NamedSharding`), the placement. Leaves that the map lists as new are returned unchanged.
       on_host: return NumPy arrays, and put nothing on a device.
 
     Raises:
-      UserError: not every tensor has exactly one place and every leaf its tensors, or one has another shape or kind.
-        Nothing is placed then.
+      UserError: tensors and leaves do not match one to one, or a tensor has the wrong shape or kind. Nothing is placed in
+        this case.
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
     places = slots(tensor_map, {name: leaf.shape for name, leaf in leaves.items()})
     sources = _match(files, tensor_map, places, leaves)
     placed: dict[str, Any] = {}
-    # The largest first: a tensor lies in memory twice or three times while it is placed, and later there is less room.
+    # Place the largest tensor first: placement takes two or three copies of it, and less memory is free later.
     for name in sorted(sources, key=lambda name: -math.prod(files[name].shape)):
         slot = places[sources[name]]
         leaf = leaves[slot.leaf]
@@ -93,7 +93,7 @@ def import_tensors(files: TensorFiles, tensor_map: TensorMap, target: PyTree, *,
 
 
 def export_tensors(tensor_map: TensorMap, params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every tensor under its torch name and in the tensor_map of torch, contiguous.
+    """Yield every tensor, contiguous, under its torch name and in torch's layout.
 
     Raises:
       ValueError: see `slots`.
@@ -104,14 +104,14 @@ def export_tensors(tensor_map: TensorMap, params: PyTree) -> Iterator[tuple[str,
 
 
 def without_ignored(tensor_map: TensorMap, names: Iterable[str]) -> list[str]:
-    """Those of `names` that the tensor_map does not ignore."""
+    """Return the `names` that the map does not ignore."""
     return [name for name in names if not _matches(name, tensor_map.ignored)]
 
 
 def _match(
     files: TensorFiles, tensor_map: TensorMap, places: Mapping[str, Slot], leaves: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Maps the names in the files that are used to those in the rules."""
+    """Map the names of the tensors in the files to the names in the rules."""
     held = without_ignored(tensor_map, files)
     named = {
         name: [prefix + name for prefix in ("", *tensor_map.prefixes) if prefix + name in files] for name in places
@@ -120,19 +120,19 @@ def _match(
     missing, unused = sorted(sources.keys() - set(held)), sorted(set(held) - sources.keys())
     if missing or unused:
         raise UserError(
-            f"{files.path}: other tensors than its config says: missing {listed(missing)}; not used {listed(unused)}; "
-            f"give the folder of a model of this kind as it was published"
+            f"{files.path}: tensors do not match the config: missing {listed(missing)}; not used {listed(unused)}; "
+            f"give the unchanged folder of a published model of this kind"
         )
     odd = [_misfit(files, name, places[source], leaves) for name, source in sources.items()]
     if any(odd):
         raise UserError(
-            f"{files.path}: {listed([line for line in odd if line])}; take config.json and weights of one model"
+            f"{files.path}: {listed([line for line in odd if line])}; use config.json and weights of the same model"
         )
     return sources
 
 
 def _misfit(files: TensorFiles, name: str, slot: Slot, leaves: Mapping[str, Any]) -> str:
-    """What is wrong with a tensor for its place; empty where nothing is."""
+    """Return why a tensor does not fit its slot; empty if it fits."""
     leaf, tensor = leaves[slot.leaf], files[name]
     shape = slot.view(np.broadcast_to(np.zeros((), bool), leaf.shape[slot.index is not None :])).shape
     if shape != tensor.shape:
@@ -140,7 +140,7 @@ def _misfit(files: TensorFiles, name: str, slot: Slot, leaves: Mapping[str, Any]
     fits = tensor.dtype in _FLOATS
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         fits = _INTEGERS.get(tensor.dtype) == np.dtype(leaf.dtype).name
-    return "" if fits else f"{name} has the dtype {tensor.dtype}, which is no {np.dtype(leaf.dtype).name}"
+    return "" if fits else f"{name} has the dtype {tensor.dtype}, which is not {np.dtype(leaf.dtype).name}"
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -154,7 +154,7 @@ def _place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Arr
 
 
 def _below(sharding: jax.sharding.Sharding | None) -> jax.sharding.Sharding | None:
-    """The sharding of one slice along axis 0."""
+    """Return the sharding of one slice along axis 0."""
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
     return sharding
@@ -166,6 +166,6 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 @functools.cache
 def _setter(sharding: jax.sharding.Sharding | None) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """`(whole, slice, index) -> whole` in place, also where a CPU computes bf16 as fp32 (`.at[index].set` copies there)."""
+    """Return an in-place `(whole, slice, index) -> whole`; `.at[index].set` copies if a CPU computes bf16 as fp32."""
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)

@@ -1,7 +1,7 @@
 """Weights in folders exported to PyTorch, which our commands read back as checkpoints.
 
-Each network has a folder with safetensors under torch's names; its tensor map leads back.  Two files hold the rest:
-`training.json` is the `config.json` of a release, and `training.safetensors` has the leaves that only training reads.
+Each network has a folder with safetensors under torch's names; its tensor map converts them back. Two files hold the
+rest: `training.json` is the `config.json` of a release, and `training.safetensors` has the leaves that only training reads.
 """
 
 import fnmatch
@@ -45,7 +45,7 @@ def read_weights(
     """Read the networks into the structure of the abstract trees: every tensor once, every leaf once.
 
     Raises:
-      UserError: a file is damaged, or the tensors are not exactly those of the config.
+      UserError: a file is damaged, or the tensors do not exactly match the config.
     """
     tree = {"params": params, "extra": extra}
     for component in components:
@@ -70,8 +70,8 @@ def write_weights(
     """Write networks into existing component folders, and the remaining leaves to `training.safetensors`.
 
     Args:
-      dtype: of float32 leaves in the files, one of `release.DTYPES`.
-      shard_bytes: largest size of one file; more tensors go to shards with an index.
+      dtype: dtype of float32 leaves in the files, one of `release.DTYPES`.
+      shard_bytes: largest size of one file; larger networks are written as shards with an index.
 
     Raises:
       UserError: the disk is full or not writable.

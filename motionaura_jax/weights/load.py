@@ -1,6 +1,6 @@
-"""One reader for all checkpoints: a workdir, a step folder, a release, an exported folder, or one of those on the hub.
+"""Reader for all checkpoints: a workdir, a step folder, a release, an exported folder, or one of these on the hub.
 
-Nothing here knows which systems exist: callers say which recipe class and which components they expect.
+This module does not know which systems exist: callers name the recipe class and the components that they expect.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ R = TypeVar("R", bound=Recipe)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The weights of one model and their origin.
+    """Weights of one model and their origin.
 
     Attributes:
-      params, extra: in host memory, because a model may be too large for one device; users place them.
+      params, extra: arrays in host memory, because a model may be too large for one device; callers place them.
       step: training step.
       path: step folder or release folder.
       weights: "averaged" over training steps, or "raw".
-      provenance: origin as a release states it.
+      provenance: origin of the model as its release states it.
     """
 
     recipe: Recipe
@@ -50,9 +50,9 @@ class Checkpoint:
     """Weights on disk, not read yet.
 
     Attributes:
-      path: as the user gave it, for messages.
+      path: path as the user gave it, for messages.
       folder: step folder, release folder or exported folder.
-      meta: `recipe`, `step`, `weights` and maybe `provenance`.
+      meta: `recipe`, `step`, `weights` and possibly `provenance`.
     """
 
     path: str
@@ -99,7 +99,7 @@ def open_checkpoint(path: steps.Location) -> Checkpoint:
     """Find the newest step of a workdir, or take a step folder, a release, an export, or the hub's `ORG/NAME@REVISION`.
 
     Raises:
-      UserError: no weights there, or damaged ones.
+      UserError: there are no weights, or they are damaged.
     """
     path = hub.checkpoint_folder(path)
     local = pathlib.Path(path)
@@ -119,7 +119,7 @@ def load_recipe(path: steps.Location, recipe_class: type[R], system: str) -> R:
     """Read the recipe that a model was trained with, without its weights.
 
     Raises:
-      UserError: no checkpoint there, a damaged one, or one of another system.
+      UserError: there is no checkpoint, it is damaged, or it is of another system.
     """
     return open_checkpoint(path).recipe(recipe_class, system)
 
@@ -127,10 +127,10 @@ def load_recipe(path: steps.Location, recipe_class: type[R], system: str) -> R:
 def load_start(system: System) -> tuple[PyTree, PyTree]:
     """Read `params` and `extra` of `recipe.init_from`, from which a fresh run of `system` starts.
 
-    Parameters that train next to frozen ones, such as adapters, are initialized if those weights lack them.
+    Parameters that this run adds, such as adapters, are initialized if the checkpoint lacks them.
 
     Raises:
-      UserError: no checkpoint there, or a damaged one; weights of another architecture, or that the recipe refuses.
+      UserError: there is no checkpoint, it is damaged or of another architecture, or the recipe refuses its weights.
     """
     recipe = system.recipe
     source = open_checkpoint(recipe.init_from)
@@ -144,10 +144,10 @@ def load_start(system: System) -> tuple[PyTree, PyTree]:
 
 
 def load_as(system_class: type[System], source: Checkpoint) -> tuple[System, Loaded]:
-    """Read a checkpoint as a model of `system_class`, which has to be the class of its system.
+    """Read a checkpoint as a model of `system_class`, which must be the class of its system.
 
     Raises:
-      UserError: damaged weights, or weights that do not fit their own config.
+      UserError: the weights are damaged or do not fit their own config.
     """
     recipe = source.recipe(system_class.Recipe)
     system = system_class(recipe)

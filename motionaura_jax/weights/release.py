@@ -1,7 +1,7 @@
 """Release folders: a trained model as two plain files, `config.json` and `model.safetensors`.
 
-Parts that a recipe takes from elsewhere, such as the tokenizer of a text-to-video model, lie inside as folders of their
-own, so that a release needs nothing else.  `parts` in `config.json` maps the recipe keys of the parts to these folders.
+Parts that a recipe takes from elsewhere, such as the tokenizer of a text-to-video model, are subfolders, so that a
+release is self-contained. `parts` in `config.json` maps the recipe keys of the parts to these folders.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ MARKS = (
     "training.json",
     "stablehlo.json",
     "adapter_config.json",
-)  # what tells folders that `export` wrote, by its formats
-# Parts of releases whose `config.json` does not list them yet: recipe key -> the value that means a folder inside.
+)  # files that mark a folder as written by `export`, one per format
+# Parts of older releases, whose `config.json` does not list them: recipe key -> the value that means a subfolder.
 _OLD_PARTS = {"tokenizer": None, "text.tower": "text_encoder"}
 
 _KEYS: dict[str, type] = {"system": str, "recipe": dict, "step": int, "weights": str, "versions": dict}
@@ -45,9 +45,9 @@ def is_release(path: pathlib.Path) -> bool:
 
 
 def read_meta(folder: pathlib.Path, name: str = CONFIG) -> dict[str, Any]:
-    """Read the file that describes a model: `system`, `recipe`, `step`, `weights`, `versions`, maybe `parts`, `provenance`.
+    """Read the description of a model: `system`, `recipe`, `step`, `weights`, `versions`, maybe `parts`, `provenance`.
 
-    `weights` is "averaged" or "raw".  Keys of parts come back as paths that start with `folder`.
+    `weights` is "averaged" or "raw". The values of part keys become paths that start with `folder`.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -59,7 +59,7 @@ def read_meta(folder: pathlib.Path, name: str = CONFIG) -> dict[str, Any]:
         meta = json.loads(path.read_text("utf-8"))
         fault = _fault(meta)
     except ValueError as error:
-        fault = f"no JSON: {error}"
+        fault = f"not JSON: {error}"
     if fault:
         raise UserError(f"{path}: is damaged ({fault}); copy or export the release folder again")
     recipe = meta["recipe"]
@@ -86,8 +86,8 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
     """Read `model.safetensors` into the structure of the abstract trees, each tensor into exactly one leaf.
 
     Raises:
-      UserError: the file is damaged, or its tensors are not exactly the leaves in name, shape and dtype; only halves are
-        widened to float32.
+      UserError: the file is damaged, or its tensors do not match the leaves exactly in name, shape and dtype. Only
+        half-precision tensors are converted, to float32.
     """
     path = folder / WEIGHTS
     try:
@@ -114,7 +114,7 @@ def write_folder(
 
     Args:
       meta: content of `config.json`, with parts relative to `folder`.
-      dtype: of float32 leaves in the file, one of `DTYPES`.
+      dtype: dtype of float32 leaves in the file, one of `DTYPES`.
 
     Raises:
       UserError: the disk is full or not writable.
@@ -130,9 +130,9 @@ def write_folder(
 
 
 def without_places(recipe: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]:
-    """Remove paths of the machine that trained a model: of each, `elsewhere/` and the last name stay.
+    """Replace paths on the machine that trained a model by `elsewhere/` and their last component.
 
-    Names on the hub, and paths relative to where a command ran, say nothing about the machine and stay as they are.
+    Hub ids, and paths relative to the working directory of a command, reveal nothing about the machine and are kept.
 
     Args:
       places: dotted keys that may hold a path; a key may lead through a list.
@@ -160,10 +160,10 @@ def _is_place(value: str) -> bool:
 
 @contextlib.contextmanager
 def draft(folder: pathlib.Path, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
-    """Yield an empty folder that takes the name `folder` when the block succeeds, and vanishes otherwise.
+    """Yield an empty folder that is renamed to `folder` if the block succeeds, and removed otherwise.
 
     Raises:
-      UserError: `folder` exists and is no release folder, or is one and `overwrite` is off.
+      UserError: `folder` exists and is not a release folder, or it is one but `overwrite` is off.
     """
     check_output(folder, overwrite=overwrite)
     folder = folder.absolute()
@@ -185,19 +185,19 @@ def draft(folder: pathlib.Path, *, overwrite: bool = False) -> Iterator[pathlib.
 
 
 def check_output(folder: pathlib.Path, *, overwrite: bool) -> None:
-    """Refuse to write over something else.
+    """Refuse to overwrite anything but a release folder, and that only with `overwrite`.
 
     Raises:
       UserError: see `draft`.
     """
     if folder.exists() and not any((folder / name).is_file() for name in MARKS):
-        raise UserError(f"{folder}: exists and is no release folder; choose another name")
+        raise UserError(f"{folder}: exists and is not a release folder; choose another name")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder}: exists already; choose another name or add --overwrite")
 
 
 def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return the array as a file holds it: float32 in `dtype`, everything else unchanged."""
+    """Cast a float32 array to `dtype`, the dtype of the file; return any other array unchanged."""
     return array.astype(jnp.dtype(dtype)) if array.dtype == np.float32 else array
 
 
@@ -230,7 +230,7 @@ def _fault(meta: Any) -> str:
 
 
 def _parts(meta: Mapping[str, Any]) -> dict[str, str]:
-    """Return the folders of parts inside a release, by recipe key."""
+    """Return the subfolders of the parts of a release, by recipe key."""
     if "parts" in meta:
         return dict(meta["parts"])
     values = {key: at_key(meta["recipe"], key) for key in _OLD_PARTS}
@@ -238,7 +238,7 @@ def _parts(meta: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _shorten(types: Mapping[str, str], others: Mapping[str, str]) -> str:
-    """List the first few entries that the other side lacks or has differently."""
+    """List the first few entries that are missing or different on the other side."""
     lines = [f"{name} {kind}" for name, kind in sorted(types.items()) if others.get(name) != kind]
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return (", ".join(lines[:_SHOWN]) or "nothing else") + more

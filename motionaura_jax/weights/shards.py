@@ -1,4 +1,4 @@
-"""Writes tensors as published models have them: one safetensors file, or shards with the index that says what is where."""
+"""Writer of tensors in the format of published models: one safetensors file, or shards with their index."""
 
 import pathlib
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from motionaura_jax.weights.tensors import INDEX
 
 
 def write_shards(folder: pathlib.Path, name: str, tensors: Iterable[tuple[str, np.ndarray]], limit: int) -> None:
-    """Writes `name`, or as many files as `limit` asks for and their index; one file's tensors are in memory at a time.
+    """Write `name`, or several files within `limit` and their index; only one file's tensors are in memory at a time.
 
     Args:
-      limit: largest size of one file in bytes; a larger tensor has a file of its own.
+      limit: largest size of one file in bytes; a larger tensor gets its own file.
 
     Raises:
       UserError: the disk is full or not writable.
@@ -50,7 +50,7 @@ def write_shards(folder: pathlib.Path, name: str, tensors: Iterable[tuple[str, n
 
 
 def save_tensors(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    """Writes one file that everybody may read.
+    """Write one file that everybody may read.
 
     Raises:
       UserError: the disk is full or not writable.

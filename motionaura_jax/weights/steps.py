@@ -1,4 +1,4 @@
-"""The step folders of a run as inference sees them: `training.checkpoint` writes them, this reads the weights.
+"""Reader of the weights in the step folders of a run, which `training.checkpoint` writes.
 
 Every location may be local or a `gs://` or `s3://` path.
 """
@@ -28,21 +28,21 @@ Location = str | os.PathLike[str]
 
 
 class Damaged(UserError):
-    """A step folder that cannot be read: files are missing, cut off or not what they should be."""
+    """Error for a step folder that cannot be read because files are missing, truncated or wrong."""
 
 
 def folder_of(workdir: Location, chosen: str) -> epath.Path:
-    """Where a run keeps its checkpoints: `chosen` (`checkpoint.folder`), else `checkpoints/` of the workdir."""
+    """Return the checkpoint folder of a run: `chosen` (`checkpoint.folder`), else `checkpoints/` in the workdir."""
     return _absolute(chosen) if chosen else _absolute(workdir) / FOLDER
 
 
 def exists(location: Location) -> bool:
-    """Whether there is anything; raises UserError for a path that is not local and whose client is not there."""
+    """Return whether `location` exists. Raise UserError if it is remote and its client is not installed."""
     return _absolute(location).exists()
 
 
 def newest(location: Location) -> epath.Path | None:
-    """The newest finished step folder of a workdir or of a folder of steps, `location` itself where it is one, or None."""
+    """Return the newest finished step folder of a workdir or folder of steps, `location` if it is a step, or None."""
     path = _absolute(location)
     if (path / "meta").is_dir():
         return path
@@ -52,7 +52,7 @@ def newest(location: Location) -> epath.Path | None:
 
 
 def _absolute(location: Location) -> epath.Path:
-    """Raises UserError for a path that is not local and whose client is not there."""
+    """Resolve a location. Raise UserError if it is remote and its client is not installed."""
     scheme, separator, _ = os.fspath(location).partition("://")
     if not separator:
         return epath.Path(location).resolve()
@@ -71,13 +71,13 @@ def _finished(step: epath.Path) -> bool:
 
 
 def _meta(step: epath.Path) -> dict[str, Any]:
-    """Reads what orbax has written as JSON; its own reader makes all processes meet, and often one reads alone."""
+    """Read the JSON that orbax wrote. Its own reader synchronizes all processes, but often one process reads alone."""
     meta: dict[str, Any] = json.loads((step / "meta" / "metadata").read_text())
     return meta
 
 
 def _folder(workdir: epath.Path) -> epath.Path:
-    """Where the run in `workdir` keeps its checkpoints, by its saved config."""
+    """Return the checkpoint folder of the run in `workdir`, from its saved config."""
     chosen = ""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         chosen = json.loads((workdir / "config.json").read_text())["checkpoint"]["folder"]
@@ -85,11 +85,11 @@ def _folder(workdir: epath.Path) -> epath.Path:
 
 
 def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
-    """Finds the newest step under a workdir (or takes a step folder itself) and reads what it says about itself.
+    """Find the newest step under a workdir, or take a step folder itself, and read its metadata.
 
     Returns:
       The step folder and its meta: `recipe`, `step`, `version`, `jax`, `provenance`, `checksums`, `skipped_windows` and
-      `weights`, which says what `read_weights` gives: "averaged" or "raw".
+      `weights`, the kind that `read_weights` returns: "averaged" or "raw".
 
     Raises:
       UserError: there is no checkpoint, or a newer version of this package wrote it.
@@ -120,13 +120,13 @@ def read_weights(step: epath.Path, params: PyTree, extra: PyTree) -> tuple[PyTre
 
     Args:
       step: folder from `read_meta`.
-      params, extra: abstract trees that say what is expected.
+      params, extra: abstract trees of the expected arrays.
 
     Raises:
       UserError: the checkpoint belongs to another architecture.
       Damaged: it cannot be read.
     """
-    # As NumPy arrays, each process reads all of it, wherever the arrays lay in the run that wrote them.
+    # As NumPy arrays: each process reads everything, regardless of the shardings of the run that wrote it.
     params, extra = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), (params, extra))
     extra = read_item(step, "extra", {"extra": extra})["extra"]
     if not (step / "ema").is_dir():
@@ -154,11 +154,11 @@ def stored_item(step: epath.Path, name: str) -> PyTree:
 
 
 def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
-    """Restores one item and compares its checksum.
+    """Restore one item and compare its checksum.
 
     Raises:
       UserError: the checkpoint belongs to another architecture.
-      Damaged: it cannot be read, or is not what was saved.
+      Damaged: it cannot be read, or differs from what was saved.
     """
     with _reading(step):
         restored = restore_item(step, name, abstract)
@@ -167,9 +167,9 @@ def read_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
 
 
 def restore_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
-    """Restores one item after comparing names, shapes and dtypes: orbax would cast a dtype silently.
+    """Restore one item after comparing names, shapes and dtypes: orbax would cast a dtype silently.
 
-    Of several processes each reads what lies on its own devices, and waits for no other one.
+    Each process reads only the data of its own devices and waits for no other process.
 
     Raises:
       UserError: the checkpoint belongs to another architecture.
@@ -180,7 +180,7 @@ def restore_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
         stored = leaf_types(getattr(metadata, "tree", metadata))
         wanted = leaf_types(abstract)
         if wanted and not stored and (name in _meta(step).get("checksums", {}) or (step / name).is_dir()):
-            # orbax takes such a folder for an empty tree
+            # orbax takes a folder without a description for an empty tree.
             raise ValueError(f"{name} has no readable list of its arrays")
         for leaf in sorted(stored.keys() | wanted.keys()):
             if stored.get(leaf) != wanted.get(leaf):
@@ -192,18 +192,19 @@ def restore_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
 
 
 def verify(step: epath.Path, meta: Mapping[str, Any], items: Mapping[str, PyTree]) -> None:
-    """Compares the checksums of restored items with those in `meta`.
+    """Compare the checksums of restored items with those in `meta`.
 
-    The sums go over all devices that an item lies on, whose processes have to call this together.
+    The sums run on all devices that hold an item, so their processes must call this together.
 
     Raises:
-      Damaged: an item is not what was saved.
+      Damaged: an item differs from what was saved.
     """
     with _reading(step):
-        sums = {name: checksum(tree) for name, tree in items.items()}  # all before the first fault: the others go on
+        # Finish all sums before the first error: other processes take part in them.
+        sums = {name: checksum(tree) for name, tree in items.items()}
         for name, found in sums.items():
             if found != meta.get("checksums", {}).get(name, found):
-                raise ValueError(f"{name} is not what was saved: its checksum is another one")
+                raise ValueError(f"{name} is not what was saved: its checksum differs")
 
 
 def _alone() -> ocp.Checkpointer:
@@ -215,7 +216,7 @@ def _alone() -> ocp.Checkpointer:
 
 @contextlib.contextmanager
 def _reading(step: epath.Path) -> Iterator[None]:
-    """Turns what a damaged file makes of orbax into one line; a device that is full or a disk that refuses is no damage."""
+    """Turn orbax's errors about damaged files into one line; let errors about memory, devices or permissions pass."""
     try:
         yield
     except (UserError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):

@@ -1,4 +1,4 @@
-"""Published weights on disk: a safetensors file, or a folder with one or with shards and their index.  Never a pickle."""
+"""Published weights on disk: a safetensors file, or a folder with one file or with shards and their index. No pickles."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ _SHOWN = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """Where a tensor lies; `dtype` as safetensors calls it: "F32", "BF16", "I64"."""
+    """Tensor in a file. `dtype` is the name that safetensors uses: "F32", "BF16", "I64"."""
 
     file: Path
     dtype: str
@@ -32,11 +32,11 @@ class Tensor:
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of a safetensors file or folder by name, file after file; only the headers are read here.
+    """Tensors of a safetensors file or folder by name, in file order. Construction reads only the headers.
 
     Raises:
-      UserError: no safetensors there (for a pickle, with the command that converts it), a damaged file, an index that
-        does not fit its shards.
+      UserError: there is no safetensors file (for a pickle, names the command that converts it), a file is damaged, or an
+        index does not match its shards.
     """
 
     def __init__(self, path: str | Path):
@@ -48,7 +48,7 @@ class TensorFiles(Mapping[str, Tensor]):
             found = _read_header(index.with_name(name))
             if expected is not None and found.keys() != expected:
                 odd = listed(sorted(found.keys() ^ expected))
-                raise UserError(f"{index}: does not fit its shard {name}, which differs in {odd}; {_AGAIN}")
+                raise UserError(f"{index}: does not match its shard {name}, which differs in {odd}; {_AGAIN}")
             self._tensors |= found
 
     def __getitem__(self, name: str) -> Tensor:
@@ -61,10 +61,10 @@ class TensorFiles(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def read(self, name: str, into: np.ndarray) -> None:
-        """Copies a tensor piece by piece into an array of its shape, casting to the dtype there.
+        """Copy a tensor piece by piece into an array of its shape, casting to the dtype of the array.
 
         Raises:
-          UserError: the file was damaged after it had been opened.
+          UserError: the file was damaged after construction.
         """
         rows = 0
         for piece in self._pieces(name):
@@ -75,7 +75,7 @@ class TensorFiles(Mapping[str, Tensor]):
                 rows += len(piece)
 
     def whole(self, name: str) -> np.ndarray:
-        """Returns a tensor as it was published.
+        """Return a tensor as published.
 
         Raises:
           UserError: see `read`.
@@ -84,7 +84,7 @@ class TensorFiles(Mapping[str, Tensor]):
         return np.concatenate(pieces) if self[name].shape else pieces[0]
 
     def digest(self, names: Iterable[str]) -> bytes:
-        """Hash of these tensors with their names, in alphabetical order; reads all of them."""
+        """Hash these tensors with their names, in alphabetical order; reads all of them."""
         digest = hashlib.sha256()
         for name in sorted(names):
             digest.update(repr((name, self[name].dtype, self[name].shape)).encode())
@@ -93,9 +93,9 @@ class TensorFiles(Mapping[str, Tensor]):
         return digest.digest()
 
     def _pieces(self, name: str) -> Iterator[np.ndarray]:
-        """The tensor in slices along its first axis, or whole where it has none."""
+        """Yield the tensor in slices along its first axis, or whole if it is a scalar."""
         tensor = self[name]
-        # Opened for each tensor, because what was read of a mapped file counts as resident until it is closed.
+        # Open the file for each tensor: pages read from a mapped file count as resident until it is closed.
         with _opened(tensor.file) as file:
             if not tensor.shape:
                 yield file.get_tensor(name)
@@ -107,13 +107,13 @@ class TensorFiles(Mapping[str, Tensor]):
 
 
 def listed(names: list[str]) -> str:
-    """The first few of `names`, and how many more there are; "none" where there is none."""
+    """List the first few of `names` and the number of the others; "none" if there are no names."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) or "none") + more
 
 
 def _locate(path: Path) -> Path:
-    """The one safetensors file of `path`, or the index of its shards."""
+    """Return the only safetensors file in `path`, or the index of its shards."""
     if path.is_file():
         return _refuse_pickle(path, [path])
     if not path.is_dir():
@@ -122,7 +122,7 @@ def _locate(path: Path) -> Path:
         found = sorted(path.glob(pattern))
         usual = [file for file in found if file.name.removesuffix(INDEX) in NAMES]
         if len(usual or found) > 1:
-            raise UserError(f"{path}: holds several weights ({listed([f.name for f in found])}); give one of the files")
+            raise UserError(f"{path}: holds several weight files ({listed([f.name for f in found])}); give one of them")
         if found:
             return (usual or found)[0]
     return _refuse_pickle(path, sorted(file for file in path.iterdir() if file.suffix in PICKLES))
@@ -133,27 +133,25 @@ def _refuse_pickle(path: Path, files: list[Path]) -> Path:
         return path
     if files:
         command = f"python -m motionaura_jax.convert_weights {path} --output=FOLDER"
-        raise UserError(
-            f"{files[0]}: a pickle can run any program, so that it is not opened; convert it with `{command}`"
-        )
+        raise UserError(f"{files[0]}: a pickle can run any program and is not opened; convert it with `{command}`")
     raise UserError(
-        f"{path}: holds no model.safetensors; give the folder of a published model, or what motionaura convert_weights "
-        f"makes of its pickle"
+        f"{path}: holds no model.safetensors; give the folder of a published model, or convert its pickle with "
+        f"motionaura convert_weights"
     )
 
 
 def _read_index(path: Path) -> dict[str, set[str]]:
-    """File name of each shard -> names of its tensors."""
+    """Map the file name of each shard to the names of its tensors."""
     try:
         places = json.loads(path.read_text("utf-8"))["weight_map"]
         sound = all(isinstance(file, str) and Path(file).name == file for file in places.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
-        raise UserError(f"{path}: is no index of shards in the same folder; {_AGAIN}")
+        raise UserError(f"{path}: is not an index of shards in the same folder; {_AGAIN}")
     absent = sorted({file for file in places.values() if not path.with_name(file).is_file()})
     if absent:
-        raise UserError(f"{path}: names shards that are absent: {listed(absent)}; {_AGAIN}")
+        raise UserError(f"{path}: names missing shards: {listed(absent)}; {_AGAIN}")
     return {file: {name for name in places if places[name] == file} for file in sorted(set(places.values()))}
 
 
@@ -172,4 +170,4 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: is no whole safetensors file ({error}); {_AGAIN}") from None
+        raise UserError(f"{path}: is not a complete safetensors file ({error}); {_AGAIN}") from None

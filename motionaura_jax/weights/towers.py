@@ -1,4 +1,4 @@
-"""Opens published encoders: T5, and the picture and text towers of SigLIP and CLIP, from their folder or hub id."""
+"""Published encoders from a folder or hub id: T5, and the image and text towers of SigLIP and CLIP."""
 
 import dataclasses
 import hashlib
@@ -28,12 +28,12 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of tower.
+    """Kind of tower.
 
     Attributes:
-      tensor_map: the rules for a file that holds tensors of these names.
-      sections: model type -> key of `config.json` that holds the settings; "" where they are the file itself.
-      projection: the tensor without which the tower has none.
+      tensor_map: function from the tensor names of a file to its tensor map.
+      sections: model type -> key of `config.json` that holds the settings; "" if the file itself does.
+      projection: tensor of the projection; a tower without this tensor has no projection.
     """
 
     config: type[Any]
@@ -77,17 +77,17 @@ KINDS = {
 def open_tower(
     place: str, kind: str, *, dtype: str = "bfloat16", shard: Callable[[PyTree], PyTree] = lambda tree: tree
 ) -> Tower:
-    """Reads a tower that was published as a folder with `config.json` and safetensors.
+    """Read a tower published as a folder with `config.json` and safetensors.
 
     Args:
-      place: that folder, or a hub id (see `weights.hub`).
+      place: the folder, or a hub id (see `weights.hub`).
       kind: one of `KINDS`.
-      dtype: of the weights and of the products.
-      shard: gives each abstract leaf its sharding; by default all are on one device.
+      dtype: dtype of the weights and of the products.
+      shard: gives each abstract leaf its sharding; by default all leaves are on one device.
 
     Raises:
-      UserError: no such folder, settings that we do not know, or weights that are damaged, no safetensors, or others
-        than the settings say.
+      UserError: the folder is missing, its settings are unknown, or its weights are damaged, not safetensors, or do not
+        match the settings.
     """
     network, files = _find(place, kind, dtype)
     tensor_map = KINDS[kind].tensor_map(files)
@@ -96,31 +96,31 @@ def open_tower(
 
 
 def planned_text_tower(folder: Path, *, dtype: str = "bfloat16") -> Tower:
-    """Returns a T5 whose weights are shapes alone, by the `config.json` in its folder.
+    """Return a T5 with abstract weights, built from the `config.json` in its folder.
 
     Raises:
-      UserError: no such file, or settings that we do not know.
+      UserError: the file is missing, or its settings are unknown.
     """
     network = KINDS["t5"].network(_build(read_settings(folder, "t5"), "t5", folder, ()), dtype)
     return Tower(network=network, params=_abstract(network, dtype))
 
 
 def describe_tower(place: str, kind: str, *, dtype: str = "bfloat16") -> Tower:
-    """Returns a tower without its weights, which are read for their hash and not kept; see `open_tower`."""
+    """Return a tower without its weights, which are only read for their hash; see `open_tower`."""
     network, files = _find(place, kind, dtype)
     return Tower(network=network, params={}, digest=_digest(network.config, KINDS[kind].tensor_map(files), files))
 
 
 def copy_tower(place: str, kind: str, folder: Path, shard_bytes: int) -> None:
-    """Writes settings and weights of a tower as they were published, without what else its files may hold.
+    """Write settings and weights of a tower as published, without unrelated tensors in its files.
 
     Args:
       place, kind: see `open_tower`.
-      folder: where to write; it exists.
+      folder: existing folder to write to.
       shard_bytes: largest size of one file.
 
     Raises:
-      UserError: no such tower, damaged files, or a disk that is full or not writable.
+      UserError: the tower is missing, its files are damaged, or the disk is full or not writable.
     """
     source = hub.model_folder(place)
     read_settings(source, kind)
@@ -131,17 +131,17 @@ def copy_tower(place: str, kind: str, folder: Path, shard_bytes: int) -> None:
 
 
 def read_settings(folder: Path, kind: str) -> dict[str, Any]:
-    """Reads the part of `config.json` that describes a tower of this kind.
+    """Read the part of `config.json` that describes a tower of this kind.
 
     Raises:
-      UserError: no such file, no JSON, or a model of another type.
+      UserError: the file is missing, not JSON, or of another model type.
     """
     path, sections = folder / CONFIG, KINDS[kind].sections
     try:
         values = json.loads(path.read_text("utf-8"))
         name = values["model_type"]
         if name not in sections:
-            raise UserError(f"{path}: the model type {name!r} is no {kind}{nearest(str(name), sections)}")
+            raise UserError(f"{path}: the model type {name!r} is not {kind}{nearest(str(name), sections)}")
         part = values[sections[name]] if sections[name] else values
         shared = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
         return {**part, **shared}
@@ -152,14 +152,14 @@ def read_settings(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def _find(place: str, kind: str, dtype: str) -> tuple[Any, TensorFiles]:
-    """The network that the settings describe, and its files."""
+    """Return the network that the settings describe, and its files."""
     folder = hub.model_folder(place)
     values, files = read_settings(folder, kind), TensorFiles(folder)
     return KINDS[kind].network(_build(values, kind, folder, files), dtype), files
 
 
 def _abstract(network: Any, dtype: str) -> PyTree:
-    """The parameters as shapes."""
+    """Return the abstract parameters."""
     params = jax.eval_shape(network.init, jax.random.key(0), *_inputs(network.config))["params"]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), params)
 
@@ -171,7 +171,7 @@ def _digest(config: Any, tensor_map: TensorMap, files: TensorFiles) -> str:
 
 
 def _build(values: Mapping[str, Any], kind: str, folder: Path, files: Collection[str]) -> Any:
-    """The settings that the network has; the others in the file are about training and generation."""
+    """Build the settings of the network; other settings in the file concern training and generation."""
     cls, projection = KINDS[kind].config, KINDS[kind].projection
     known = {field.name for field in dataclasses.fields(cls)}
     picked = {key: value for key, value in values.items() if key in known and value is not None}

@@ -243,7 +243,7 @@ def test_compiled_programs_are_kept(tmp_path: Path) -> None:
         (limits.PositiveShare, "7.5", "7.5: must be above 0 and at most 1"),
         (limits.Positive, "inf", "inf: must be above 0 and finite"),
         (limits.NonNegative, "nan", "nan: must be at least 0"),
-        (limits.Count, "1.5", "'1.5' is no number of this kind"),
+        (limits.Count, "1.5", "'1.5' is not a valid number"),
         (limits.KeySeed, "9" * 400, "must be at least 0 and below 2^32"),
     ],
 )

@@ -62,15 +62,15 @@ def test_plain_values_survive_a_round_trip_through_json():
         ({}, r"config\.name: this key has no default; set --config\.name=VALUE"),
         ({"name": "n", "deep": {}}, r"config\.deep\.name: .* default; set --config\.deep\.name=VALUE"),
         ({"name": "n", "named": [{}]}, r"config\.named\[0\]\.name: .* default; add it to config\.named\[0\]"),
-        ({"name": "n", "inner": {"rate": "fast"}}, r"config\.inner\.rate=fast: float was expected"),
-        ({"name": "n", "flag": "maybe"}, r"config\.flag=maybe: bool was expected"),
-        ({"name": "n", "inner": {"kind": "c"}}, r"config\.inner\.kind=c: one of a, b"),
+        ({"name": "n", "inner": {"rate": "fast"}}, r"config\.inner\.rate=fast: expected float"),
+        ({"name": "n", "flag": "maybe"}, r"config\.flag=maybe: expected bool"),
+        ({"name": "n", "inner": {"kind": "c"}}, r"config\.inner\.kind=c: expected one of a, b"),
         ({"name": "n", "inner": 3}, r"config\.inner=3: this is a group of keys"),
-        ({"name": "n", "inner": {"sizes": "1,x"}}, r"config\.inner\.sizes\[1\]=x: int was expected"),
-        ({"name": "n", "inner": {"limit": 2.5}}, r"config\.inner\.limit=2\.5: int was expected"),
-        ({"name": 3}, r"config\.name=3: str was expected"),
-        ({"name": "n", "inner": {"limit": float("inf")}}, r"config\.inner\.limit=inf: int was expected"),
-        ({"name": "n", "inner": {"rate": 10**400}}, r"config\.inner\.rate=10+: float was expected"),
+        ({"name": "n", "inner": {"sizes": "1,x"}}, r"config\.inner\.sizes\[1\]=x: expected int"),
+        ({"name": "n", "inner": {"limit": 2.5}}, r"config\.inner\.limit=2\.5: expected int"),
+        ({"name": 3}, r"config\.name=3: expected str"),
+        ({"name": "n", "inner": {"limit": float("inf")}}, r"config\.inner\.limit=inf: expected int"),
+        ({"name": "n", "inner": {"rate": 10**400}}, r"config\.inner\.rate=10+: expected float"),
     ],
 )
 def test_wrong_values_are_one_line_with_the_key(values, message):
@@ -108,7 +108,7 @@ def test_files_that_are_no_config_say_so(tmp_path):
 def test_a_json_file_that_is_no_object_says_so(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"config\.json: not a JSON config: an object of keys was expected"):
+    with pytest.raises(UserError, match=r"config\.json: not a JSON config: expected an object of keys"):
         config.read(str(path))
 
 

@@ -85,7 +85,7 @@ def test_values_are_held_to_their_limits_without_a_config_file_too():
 
 def test_rendered_scenes_are_too_short_for_longer_buckets():
     bucket = {"num_frames": 16, "height": 32, "width": 32, "batch_size": 1}
-    with pytest.raises(UserError, match=r"^config\.data\.buckets: 16 frames, .* --config\.data\.manifest=WHERE"):
+    with pytest.raises(UserError, match=r"^config\.data\.buckets: 16 frames, .* --config\.data\.manifest=PATH"):
         build(MBQVAERecipe, "data", {"buckets": [bucket]})
     for more in ({"manifest": "clips"}, {"num_frames": 16}):
         assert build(MBQVAERecipe, "data", {"buckets": [bucket], **more}).data.buckets[0].num_frames == 16

@@ -39,7 +39,7 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused(config, devices):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dat:2", "'dat' is no axis of a mesh; did you mean 'data'"),
+        ("dat:2", "'dat' is not a mesh axis; did you mean 'data'"),
         ("data", "write each axis once"),
         ("data:0", "write each axis once"),
         ("fsdp:2,fsdp:2", "write each axis once"),

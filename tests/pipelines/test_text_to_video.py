@@ -223,7 +223,7 @@ def test_a_frame_rate_that_was_never_trained_is_said(pipeline, caplog):
         pipeline.check([], pipeline.recipe.sample, 8.0)
         assert "fps" not in caplog.text
         pipeline.check([], pipeline.recipe.sample, 12.0)
-    assert "trained at 8 fps; how things move at 12 is a guess" in caplog.text
+    assert "trained at 8 fps; motion at 12 fps may be wrong" in caplog.text
 
 
 def test_the_tokenizer_may_move_but_must_be_the_same(workdirs, pipeline, tmp_path):
@@ -231,7 +231,7 @@ def test_the_tokenizer_may_move_but_must_be_the_same(workdirs, pipeline, tmp_pat
     moved = tmp_path / "moved"
     tokenizer.rename(moved)
     try:
-        with pytest.raises(UserError, match=r"the tokenizer of .* is not there; name its folder with --tokenizer"):
+        with pytest.raises(UserError, match=r"the tokenizer of .* is missing; give its folder with --tokenizer"):
             TextToVideo(folder)
         assert TextToVideo(folder, str(moved)).digest == pipeline.digest
     finally:

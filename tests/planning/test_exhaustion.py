@@ -35,7 +35,7 @@ def test_the_change_is_named_in_one_line(recipe):
     assert isinstance(error, UserError)
     # 6 GiB of state, 2 of gradients and 16 of activations; 85 % of that have to suffice.
     assert str(error) == (
-        "out of device memory (RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.); by estimate it takes "
+        "out of device memory (RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.); the estimate is "
         "24 GiB on each device; --config.model.remat=dots takes 16 GiB on each device (with train --override)"
     )
 

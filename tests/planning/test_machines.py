@@ -22,7 +22,7 @@ def test_topologies_are_as_compact_as_they_can_be(name, chips, topology):
 
 @pytest.mark.parametrize("chips", [2, 12])
 def test_numbers_that_form_no_topology_are_refused(chips):
-    with pytest.raises(UserError, match=rf"{chips} devices form no v5e topology; choose a power of two from 4 on"):
+    with pytest.raises(UserError, match=rf"{chips} devices form no v5e topology; choose a power of two, at least 4"):
         machines.topology("v5e", chips)
 
 

@@ -206,10 +206,10 @@ def test_floats_are_cast_to_what_is_asked_for(published, stored):
         ),
         ({"shared.weight": np.zeros((8, 7), np.float32)}, "shared.weight has the shape [8, 7] instead of [7, 8]"),
         ({"block.0.q.bias": np.zeros((2, 5), np.float32)}, "block.0.q.bias has the shape [2, 5] instead of [10]"),
-        ({"shared.weight": np.zeros((7, 8), np.int64)}, "shared.weight has the dtype I64, which is no float32"),
-        ({"shared.weight": np.zeros((7, 8), np.float64)}, "shared.weight has the dtype F64, which is no float32"),
-        ({"count": np.arange(4)}, "count has the dtype I64, which is no int32"),
-        ({"count": np.zeros(4, np.float32)}, "count has the dtype F32, which is no int32"),
+        ({"shared.weight": np.zeros((7, 8), np.int64)}, "shared.weight has the dtype I64, which is not float32"),
+        ({"shared.weight": np.zeros((7, 8), np.float64)}, "shared.weight has the dtype F64, which is not float32"),
+        ({"count": np.arange(4)}, "count has the dtype I64, which is not int32"),
+        ({"count": np.zeros(4, np.float32)}, "count has the dtype F32, which is not int32"),
     ],
 )
 def test_tensors_that_do_not_fit_are_one_line_before_anything_is_placed(published, changes, fault, monkeypatch):
@@ -231,9 +231,9 @@ def test_a_map_with_a_hole_or_a_double_is_a_defect():
                 TensorMap(rules=(Rule("x", "a"), Rule("x", "b"))), {"a": np.zeros(1), "b": np.zeros(1)}
             )
         )
-    with pytest.raises(ValueError, match="number of its own"):
+    with pytest.raises(ValueError, match="number that the source lacks"):
         Rule("a", "b_{i}")
-    with pytest.raises(ValueError, match="more than one that stacks"):
+    with pytest.raises(ValueError, match="source has two that stack"):
         Rule("a.{i}.{j}", "b")
 
 

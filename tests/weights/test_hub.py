@@ -46,7 +46,7 @@ def test_what_is_no_id_is_a_missing_folder(place):
 def test_an_id_without_a_network_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     line = refused("organization/name@0123abc")
-    assert "organization/name: is no folder here, and cannot be fetched" in line and "give the folder" in line
+    assert "organization/name: is not a local folder and cannot be fetched" in line and "give the folder" in line
 
 
 def test_revision_and_files_are_what_is_asked_for(tmp_path, monkeypatch, caplog):

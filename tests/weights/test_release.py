@@ -74,8 +74,8 @@ def test_a_damaged_weights_file_is_one_line(folder, damage):
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        (b"{", "no JSON"),
-        (b"\xff\xfe", "no JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
         (b"[]", "an object was expected"),
         ({**META, "step": "3"}, "'step' is missing or of the wrong type"),
         ({key: META[key] for key in META if key != "recipe"}, "'recipe' is missing"),
@@ -135,7 +135,7 @@ def test_a_failing_exchange_leaves_the_old_release(folder, monkeypatch):
 def test_nothing_that_is_no_release_is_ever_replaced(folder, tmp_path):
     with pytest.raises(UserError, match=r"exists already; choose another name or add --overwrite"):
         release.check_output(folder, overwrite=False)
-    with pytest.raises(UserError, match=r"exists and is no release folder; choose another name"):
+    with pytest.raises(UserError, match=r"exists and is not a release folder; choose another name"):
         release.check_output(tmp_path, overwrite=True)
     release.check_output(tmp_path / "free", overwrite=False)
 

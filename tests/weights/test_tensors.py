@@ -50,7 +50,7 @@ def test_the_usual_name_is_taken_where_there_are_several(tmp_path):
     save_file(B, tmp_path / "model.fp16.safetensors")
     assert TensorFiles(tmp_path)["a"] == Tensor(file=tmp_path / "model.safetensors", dtype="F32", shape=(2, 3))
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
-    assert "holds several weights (model.fp16.safetensors, other.safetensors)" in refused(tmp_path)
+    assert "holds several weight files (model.fp16.safetensors, other.safetensors)" in refused(tmp_path)
 
 
 def test_a_folder_without_weights_says_what_to_give(tmp_path):
@@ -83,13 +83,13 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path, name):
 def test_a_damaged_file_is_one_line(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    assert f"{path}: is no whole safetensors file" in refused(tmp_path)
+    assert f"{path}: is not a complete safetensors file" in refused(tmp_path)
 
 
 def test_a_header_that_claims_terabytes_is_not_believed(tmp_path):
     header = json.dumps({"a": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 64)
-    assert "is no whole safetensors file" in refused(tmp_path)
+    assert "is not a complete safetensors file" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95, 0.999])
@@ -98,14 +98,14 @@ def test_a_truncated_file_is_one_line(tmp_path, share):
     save_file({"a": np.zeros((100, 100), np.float32)}, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    assert "is no whole safetensors file" in refused(tmp_path)
+    assert "is not a complete safetensors file" in refused(tmp_path)
 
 
 def test_a_file_that_shrinks_after_it_was_opened_is_one_line(tmp_path):
     save_file(A, tmp_path / "model.safetensors")
     files = TensorFiles(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         files.read("a", np.empty((2, 3)))
 
 
@@ -114,19 +114,19 @@ def test_a_file_that_shrinks_after_it_was_opened_is_one_line(tmp_path):
 )
 def test_an_index_that_is_none_is_one_line(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    assert "is no index of shards" in refused(tmp_path)
+    assert "is not an index of shards" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors"])
 def test_an_index_reaches_no_other_folder(tmp_path, place):
-    assert "is no index of shards in the same folder" in refused(shards(tmp_path, {"a": place}))
+    assert "is not an index of shards in the same folder" in refused(shards(tmp_path, {"a": place}))
 
 
 def test_an_index_that_does_not_fit_its_shards_is_one_line(tmp_path):
-    assert "names shards that are absent: y.safetensors" in refused(
+    assert "names missing shards: y.safetensors" in refused(
         shards(tmp_path, {"a": "x.safetensors", "b": "y.safetensors"}, x=A)
     )
-    assert "does not fit its shard x.safetensors, which differs in b" in refused(
+    assert "does not match its shard x.safetensors, which differs in b" in refused(
         shards(tmp_path, {"a": "x.safetensors", "b": "x.safetensors"}, x=A)
     )
     assert "differs in b" in refused(shards(tmp_path, {"a": "x.safetensors"}, x=A | B))

@@ -57,7 +57,7 @@ def test_leaves_go_where_the_caller_says(folder):
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"model_type": "t6"}, "the model type 't6' is no t5; did you mean 't5'?"),
+        ({"model_type": "t6"}, "the model type 't6' is not t5; did you mean 't5'?"),
         ({"model_type": ["t5"]}, "describes no model"),
         ({"num_layers": "many"}, "num_layers=many"),
         ({"num_layers": -1}, "num_layers=-1: must be at least 1"),
@@ -75,7 +75,7 @@ def test_settings_that_do_not_fit_are_one_line(folder, changes, fault):
 
 
 def test_a_tower_of_another_kind_is_named(folder):
-    assert "the model type 't5' is no clip_text; known: clip, clip_text_model" in refused(folder, "clip_text")
+    assert "the model type 't5' is not clip_text; known: clip, clip_text_model" in refused(folder, "clip_text")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{}", '{"model_type": 3}', '{"model_type": "t5"'])
@@ -96,7 +96,7 @@ def test_a_truncated_file_and_a_tensor_of_the_wrong_kind_are_one_line(folder):
     save_file({**tensors, "shared.weight": tensors["shared.weight"].astype(np.int32)}, path)
     assert "shared.weight has the dtype I32" in refused(folder)
     path.write_bytes(path.read_bytes()[:-10])
-    assert "is no whole safetensors file" in refused(folder)
+    assert "is not a complete safetensors file" in refused(folder)
 
 
 def test_a_pickle_is_refused_with_the_way_out(folder):

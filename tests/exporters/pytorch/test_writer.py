@@ -222,7 +222,7 @@ def rewritten(folder, change):
         (lambda f: rewritten(f / "transformer", lambda t: {**t, "more": np.zeros(1, "f4")}), "not used more"),
         (lambda f: rewritten(f / "text_encoder", lambda t: {k: v[:1].copy() for k, v in t.items()}), "shape"),
         (lambda f: rewritten(f / "transformer", lambda t: {k: v.astype(int) for k, v in t.items()}), "dtype"),
-        (lambda f: (f / "transformer" / exported.WEIGHTS).write_bytes(b"12345678"), "no whole safetensors file"),
+        (lambda f: (f / "transformer" / exported.WEIGHTS).write_bytes(b"12345678"), "not a complete safetensors file"),
         (lambda f: (f / "transformer" / exported.WEIGHTS).unlink(), "transformer"),
         (lambda f: (f / "training.json").write_text("{"), "training.json"),
     ],
@@ -268,7 +268,7 @@ def test_an_export_replaces_only_what_an_export_wrote(runs, folder, tmp_path, ca
     assert "add --overwrite" in error_of(lambda: export.main(again), capsys)
     assert export.main([*again, "--overwrite"]) == 0
     other = [*command(runs / "model", runs / "tokenizer"), "--no_check", "--overwrite"]
-    assert "no release folder" in error_of(lambda: export.main(other), capsys)
+    assert "not a release folder" in error_of(lambda: export.main(other), capsys)
 
 
 @pytest.mark.parametrize(
