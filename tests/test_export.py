@@ -120,7 +120,7 @@ def test_a_tokenizer_that_moved_is_named(runs, tmp_path, capsys):
     other = tiny.save_tokenizer(tmp_path / "other", codebook_size=8)
     assert "latent space" in error_of([*flags, f"--tokenizer={other}"], capsys)
     assert export.main([*flags, f"--tokenizer={tmp_path / 'after'}"]) == 0
-    assert "needs no tokenizer" in error_of(
+    assert "uses no tokenizer" in error_of(
         [f"--checkpoint={other}", f"--output={tmp_path / 'r'}", "--tokenizer=x"], capsys
     )
 
@@ -140,7 +140,7 @@ def test_halves_take_half_the_room_and_are_stable(runs, tmp_path, capsys, dtype)
         np.testing.assert_array_equal(b, c)
     # A model of the exact tokenizer cannot take the narrow one along, a model of the narrow one can.
     model = [f"--checkpoint={runs / 'model'}", f"--output={tmp_path / 'model'}", f"--dtype={dtype}"]
-    assert "export it alone with this --dtype" in error_of(model, capsys)
+    assert "export it with this --dtype" in error_of(model, capsys)
     tiny.save_untrained(tmp_path / "run", **tiny.text_to_video(half))
     assert export.main([f"--checkpoint={tmp_path / 'run'}", *model[1:]]) == 0
 

@@ -79,7 +79,7 @@ def test_an_adapter_of_another_model_is_refused(folders, pipe, tmp_path):
 
     with pytest.raises(ValueError, match="trained on the weights 0000, but these are"):
         opened.load_lora_weights(told(base_model_hash="0000"))
-    with pytest.raises(ValueError, match="lora_alpha is r"):
+    with pytest.raises(ValueError, match="lora_alpha must equal r"):
         opened.load_lora_weights(told(lora_alpha=1))
     with pytest.raises(RuntimeError, match=r"size mismatch for .*lora_A"):
         opened.load_lora_weights(told(r=4, lora_alpha=4))

@@ -123,7 +123,7 @@ def test_wrong_weights_are_found_out_and_leave_no_folder(runs, tmp_path, capsys,
     monkeypatch.setattr(export, "_check", lambda *_: None)  # which would find it before torch does
     flags = [f"--checkpoint={runs / 'model'}", f"--output={tmp_path / 'there'}", "--format=pytorch"]
     assert export.main(flags) == 2
-    assert "'logits' differs" in capsys.readouterr().err
+    assert "'logits' deviates" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

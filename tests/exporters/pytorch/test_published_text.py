@@ -84,7 +84,7 @@ def test_a_folder_here_goes_along_and_draws_the_same_where_the_first_one_is_gone
 
 
 def test_a_run_starts_from_the_export_with_its_encoder(folder, places):
-    assert "lies in `text_encoder/`" in (folder / "README.md").read_text()
+    assert "`text_encoder/` holds" in (folder / "README.md").read_text()
     values = {**tiny.text_to_video(places / "tokenizer"), "tokenizer": "", "init_from": str(folder), "text": {}}
     recipe = TextToVideoSystem(config.build(TextToVideoRecipe, values)).recipe
     assert recipe.text.tower == str(folder / "text_encoder") and recipe.text.tower_hash

@@ -123,7 +123,7 @@ def test_what_cannot_be_sampled_is_refused():
     x = np.full((1, *GRID), CODES, np.int32)
     with pytest.raises(ValueError, match="at least 1"):
         theirs(scheduler(), None, x, 0)
-    with pytest.raises(ValueError, match="none of"):
+    with pytest.raises(ValueError, match="must be one of"):
         theirs(scheduler(sampler="sorted"), None, x, 2)
     with pytest.raises(ValueError, match="neither"):
         theirs(scheduler(schedule="square"), None, x, 2)
