@@ -166,7 +166,7 @@ def row(case: Case, rounds: int) -> str:
 
 
 def main() -> None:
-    """Print the table, each row as soon as it is measured."""
+    """Print the table, each row once it has been measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(CASES), help="comma-separated groups (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls per case (default: %(default)s)")

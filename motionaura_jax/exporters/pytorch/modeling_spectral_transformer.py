@@ -189,13 +189,7 @@ class Attention(nn.Module):
         context: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the residual update of x `(b, s, d)`.
-
-        Args:
-          turn: cosines and sines that rotate queries and keys.
-          context: keys and values `(b, heads, l, c)` of a text; None attends to x itself.
-          mask: True at the keys to attend to.
-        """
+        """Return the update of x `(b, s, d)`; `turn` rotates (cosines, sines), `context` is keys and values `(b, heads, l, c)`."""
         query, *own = (part.unflatten(-1, (self.heads, -1)) for part in self.input(x, grid))
         query = rms_norm(query) * self.gain[:, None]
         if context is None:
@@ -360,7 +354,7 @@ class SpectralTransformer(Pretrained):
         Args:
           text: features `(b, l, text_dim)`, l up to `text_len`; None stands for the learned null text.
           mask: `(b, l)`, True at content; a sample with no content gets the null text.
-          batch: batch size if `text` is None.
+          batch: batch size of the null text.
         """
         config = self.config
         if text is None:
