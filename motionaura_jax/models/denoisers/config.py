@@ -119,7 +119,7 @@ class SpectralTransformerConfig(Checked):
     def check_mesh(self, sizes: Mapping[str, int], grid: Sequence[int]) -> None:
         """Check a mesh with axes of `sizes` for clips of `grid` (t, h, w) tokens.
 
-        Warn if the heads do not divide over the devices, some of which then repeat the attention of others.
+        Warn if the heads do not divide over the devices: some devices then repeat the attention of others.
 
         Raises:
           UserError: `sequence` does not divide the tokens, or the transform cannot be split along them.
