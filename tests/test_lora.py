@@ -1,4 +1,4 @@
-"""Adapters from a trained model to a video: what trains and what stays, files that go from hand to hand, refusals."""
+"""Adapters from training to video: trained and frozen weights, portable files, refusals."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ LORA = {"rank": 4, "targets": ["q", "k", "o"]}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A model, and the run that adapts it."""
+    """Return a model and the run that adapts it."""
     folder = tmp_path_factory.mktemp("runs")
     options = dataset.PRESETS["easy"]
     size = {"num_frames": 4, "height": 16, "width": 16, "fps": 8.0}
@@ -40,7 +40,7 @@ def runs(tmp_path_factory):
 
 
 def values(runs, lora=LORA, **sections):
-    """Three steps on adapters."""
+    """Return the values of a run with three steps on adapters."""
     made = tiny.text_to_video(
         "",
         model={"lora": lora},
@@ -110,7 +110,7 @@ def test_adapters_to_nothing_are_refused(runs, tmp_path):
 
 @pytest.fixture(scope="module")
 def adapter(runs):
-    """The adapters of the run alone."""
+    """Export the adapters of the run."""
     command = [f"--checkpoint={runs / 'adapted'}", f"--output={runs / 'adapter'}", "--format=adapter"]
     assert export.main(command) == 0
     return runs / "adapter"

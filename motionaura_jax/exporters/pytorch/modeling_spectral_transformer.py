@@ -189,7 +189,7 @@ class Attention(nn.Module):
         context: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the update of x `(b, s, d)`; `turn` rotates (cosines, sines), `context` holds keys, values `(b, heads, l, c)`."""
+        """Return the update of x `(b, s, d)`; `turn`: cosines, sines of rotation; `context`: keys, values `(b, heads, l, c)`."""
         query, *own = (part.unflatten(-1, (self.heads, -1)) for part in self.input(x, grid))
         query = rms_norm(query) * self.gain[:, None]
         if context is None:

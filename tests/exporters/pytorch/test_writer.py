@@ -1,4 +1,4 @@
-"""Exported folders without torch: what lies in them, that they are checkpoints, and that nothing is lost or half-written."""
+"""Exported folders without torch: their content, their use as checkpoints, and complete, atomic writes."""
 
 import ast
 import json
@@ -80,7 +80,7 @@ def test_the_folder_is_what_a_diffusers_user_knows(folder):
     assert "Not compared" in (folder / "README.md").read_text()
 
 
-# What a user needs for videos, for an id on the hub, or for a published text encoder.
+# Packages for videos, for hub ids, or for a published text encoder.
 OPTIONAL = {"pipeline_motionaura": "av", "modeling_utils": "huggingface_hub", "modeling_published_text": "transformers"}
 
 
@@ -130,7 +130,7 @@ def test_a_tokenizer_comes_back_bit_by_bit(model, tmp_path):
 
 
 def assert_comes_back(folder, values, shard_bytes):
-    """Writes random weights of a recipe and reads every bit of them again."""
+    """Write random weights of a recipe and assert that every bit reads back."""
     recipe = config.build(registry.system_class(values["system"]).Recipe, values)
     shapes = jax.eval_shape(registry.system_class(recipe.system)(recipe).init, jax.random.key(0))
     rng = np.random.default_rng(0)
