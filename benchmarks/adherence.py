@@ -1,9 +1,9 @@
-"""How well a trained text-to-video model obeys prompts whose combinations of attributes it was never trained on.
+"""Text adherence of a trained model on held-out prompts: combinations of attributes that never occurred in training.
 
     python -m benchmarks.adherence --checkpoint=motionaura_jax/assets/scenes [--prompts=64] [--seeds=4]
 
-Prints one table on stderr and one JSON line on stdout, and writes a contact sheet.  `--sample.KEY=VALUE` draws with
-other settings than those of the checkpoint, e.g. `--sample.sampler=ancestral`.
+Prints one table on stderr and one JSON line on stdout, and writes a contact sheet.  `--sample.KEY=VALUE` overrides a
+sampling setting of the checkpoint, e.g. `--sample.sampler=ancestral`.
 """
 
 import pathlib
@@ -19,13 +19,13 @@ SHEET_ROWS = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    parser = cli.Parser("adherence", "Measure which attributes of held-out prompts the drawn videos show.")
+    """Run the command line; return the exit status."""
+    parser = cli.Parser("adherence", "Measure which attributes of held-out prompts the generated videos show.")
     parser.prog = "benchmarks.adherence"
     parser.add_argument("--checkpoint", required=True, help="workdir, step or release folder of a text_to_video model")
-    parser.add_argument("--tokenizer", default="", help="folder of its tokenizer, where that has moved")
+    parser.add_argument("--tokenizer", default="", help="folder of the tokenizer, if it has moved")
     parser.add_argument("--prompts", type=cli.number(Several), default=64, help="number of held-out prompts")
-    parser.add_argument("--seeds", type=cli.number(Count), default=4, help="videos of each prompt")
+    parser.add_argument("--seeds", type=cli.number(Count), default=4, help="videos per prompt")
     parser.add_argument("--sheet", type=pathlib.Path, default=pathlib.Path("runs/adherence.png"), help="contact sheet")
     args, flags = parser.parse_with_overrides(argv, prefix=PREFIX)
 

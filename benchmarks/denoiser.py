@@ -1,11 +1,11 @@
-"""The denoiser on a processor: forward pass, sampling, and how long `L` takes to compile.
+"""CPU benchmark of the denoiser: forward pass, sampling, and compile time of the training step of `L`.
 
     python -m benchmarks.denoiser [--only=forward,sampling,compile] [--rounds=15]
 
-Width 512, 8 heads, 8 blocks, MLP x4, 8192 codes, 180 x 4096 text features, float32; random weights, as only the
-arithmetic counts.  Ours has the default settings; "naive" is the same network with whole complex FFTs.  The torch twin is
-left out where torch is missing.  All cases of a table are interleaved in this process; judge by CPU seconds.  The forward
-pass rotates copies of its weights, 8 GB in all.
+Width 512, 8 heads, 8 blocks, MLP x4, 8192 codes, 180 x 4096 text features, float32.  Weights are random, which does not
+affect the timing.  "Ours" has the default settings; "naive" is the same network with full complex FFTs.  The torch twin is
+skipped if torch is not installed.  All cases of a table are interleaved in this process; compare CPU seconds.  The forward
+pass cycles through copies of its weights, 8 GB in total.
 """
 
 import argparse
@@ -45,13 +45,13 @@ TEXT = (180, 4096)
 FORWARD_GRID, SAMPLING_GRID, TRAINING_GRID = (4, 16, 16), (4, 8, 8), (8, 16, 16)
 STEPS, GUIDANCE_SCALE = 12, 5.0
 COPIES = 4
-"""Of the weights of one case: where they lie in memory moves the time of a pass by up to 4 %."""
+"""Copies of the weights per case: their position in memory changes the time of a pass by up to 4 %."""
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bar:
-    """How many times the CPU seconds of ours a case should at least take; 0 asks for nothing."""
+    """Minimum CPU seconds that a case should take, as a multiple of ours; 0 sets no bar."""
 
     factor: float
     note: str = ""
@@ -59,14 +59,14 @@ class Bar:
 
 @contextlib.contextmanager
 def naive_transforms() -> Iterator[None]:
-    """What is compiled inside takes whole complex transforms over tokens and channels, as equations 2 to 5 read."""
+    """Make code compiled in this context use full complex transforms over tokens and channels, as in equations 2 to 5."""
     parts = lambda x, axes: (lambda y: (y.real, y.imag))(fft.fft2(x))  # noqa: E731
     with mock.patch.multiple(fft, re_fft2=lambda x: fft.fft2(x).real, fft_parts=parts):
         yield
 
 
 def network(spectral: Any, folded: bool) -> tuple[SpectralTransformer, Any]:
-    """Our denoiser and its random weights."""
+    """Return our denoiser and random weights for it."""
     settings = SpectralTransformerConfig(spectral=spectral, text_len=TEXT[0], text_dim=TEXT[1], **SIZE)
     model = SpectralTransformer(settings)
     example = (jnp.zeros((1, 2, 2, 2), jnp.int32), jnp.ones(1), condition(1))
@@ -79,12 +79,12 @@ def network(spectral: Any, folded: bool) -> tuple[SpectralTransformer, Any]:
 
 
 def condition(seed: int) -> Cond:
-    """Random text features and a frame rate."""
+    """Return random text features and a frame rate."""
     return Cond(tokens=jax.random.normal(jax.random.key(seed), (1, *TEXT)), scalars={"fps": jnp.full(1, 8.0)})
 
 
 def forward_program(spectral: str, folded: bool) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
-    """One forward pass with the text read anew, compiled, and its arguments: the weights first."""
+    """Return a compiled forward pass, text encoding included, and its arguments, weights first."""
     model, params = network(spectral, folded)
     tokens = jax.random.randint(jax.random.key(2), (1, *FORWARD_GRID), 0, SIZE["vocab_size"] + 1)
     arguments = params, tokens, jnp.full(1, 0.5), condition(1)
@@ -93,14 +93,14 @@ def forward_program(spectral: str, folded: bool) -> tuple[jax.stages.Compiled, t
 
 
 def forward_case(spectral: str, folded: bool) -> Callable[[], object]:
-    """The pass of `forward_program`, each time with another copy of the weights."""
+    """Return a call of `forward_program` that uses another copy of the weights each time."""
     program, (params, *inputs) = forward_program(spectral, folded)
     copies = itertools.cycle([jax.tree.map(jnp.copy, params) for _ in range(COPIES)])
     return lambda: jax.block_until_ready(program(next(copies), *inputs))
 
 
 def twins() -> dict[str, Any]:
-    """The torch networks with and without FFT; none where torch is missing."""
+    """Return the torch networks with and without FFT, or none if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
     from benchmarks.torch_twin import TorchDenoiser
@@ -110,7 +110,7 @@ def twins() -> dict[str, Any]:
 
 
 def without_gradients(call: Callable[[], object]) -> Callable[[], object]:
-    """Runs torch code in inference mode."""
+    """Wrap torch code so that it runs in inference mode."""
     import torch
 
     def timed() -> object:
@@ -121,7 +121,7 @@ def without_gradients(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def forward(rounds: int) -> None:
-    """One pass over 1024 tokens."""
+    """Time one pass over 1024 tokens."""
     cases = {
         "folded": forward_case("re_fft2", True),
         "without FFT": forward_case("none", False),
@@ -163,7 +163,7 @@ def sampling_case() -> tuple[Callable[[int], object], Any]:
 
 
 def compilations(call: Callable[[], object]) -> int:
-    """Returns how many programs `call` compiles."""
+    """Return how many programs `call` compiles."""
     events: list[str] = []
 
     def listener(event: str, duration_secs: float, **_: str | int) -> None:
@@ -176,7 +176,7 @@ def compilations(call: Callable[[], object]) -> int:
 
 
 def sampling(rounds: int) -> None:
-    """256 tokens in 12 steps with guidance as a batch of two, text included."""
+    """Time 12 sampling steps of 256 tokens, guidance as a batch of two and text encoding included."""
     draw, jitted = sampling_case()
     first, second = (compilations(functools.partial(draw, seed)) for seed in (1, 2))
     cases: dict[str, Callable[[], object]] = {"folded": functools.partial(draw, 1)}
@@ -201,7 +201,7 @@ def sampling(rounds: int) -> None:
 
 
 def table(timings: Mapping[str, Timing], bars: Mapping[str, Bar]) -> str:
-    """Lines of medians; the factor is CPU seconds over those of the first case, which is ours."""
+    """Format a table of medians; the factor is CPU seconds relative to the first case, which is ours."""
     ours = next(iter(timings.values()))
     lines = ["| network | wall ms | CPU ms | CPU over folded | target |", "|---|---|---|---|---|"]
     for name, timing in timings.items():
@@ -213,7 +213,7 @@ def table(timings: Mapping[str, Timing], bars: Mapping[str, Bar]) -> str:
 
 
 def abstract_step(variant: str, dtype: str) -> tuple[Any, tuple[Any, ...]]:
-    """The training step of a preset at batch 1 and 2048 tokens, and its arguments without a byte behind them."""
+    """Return the training step of a preset at batch 1 and 2048 tokens, and its abstract arguments."""
     tokenizer = preset("tiny")
     frames, height, width = (n * stride for n, stride in zip(TRAINING_GRID, tokenizer.strides, strict=True))
     settings = {
@@ -237,7 +237,7 @@ def abstract_step(variant: str, dtype: str) -> tuple[Any, tuple[Any, ...]]:
 
 
 def compile_presets(variants: tuple[str, ...]) -> None:
-    """Seconds to trace, lower and compile one training step; the persistent compilation cache is off."""
+    """Time tracing, lowering and compiling one training step, without the persistent compilation cache."""
     print("\n| preset | M parameters | dtype | trace, lower, compile: wall s | CPU s | state GiB | temporary GiB |")
     print("|---|---|---|---|---|---|---|")
     for variant in variants:
@@ -253,15 +253,15 @@ def compile_presets(variants: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     process.keep_freed_memory()  # as every command does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="forward,sampling,compile", help="comma-separated (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="timed calls per case (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
     parser.add_argument("--presets", default="L", help="presets of configs/text_to_video.py (default: %(default)s)")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of torch that spin would count as work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning torch threads would count as CPU work
     if importlib.util.find_spec("torch"):
         import torch
 

@@ -1,10 +1,10 @@
-"""Which operations of the compiled forward pass take the time, from a trace of the runtime.
+"""Profile of the compiled forward pass by XLA operation, from a runtime trace.
 
     python -m benchmarks.denoiser_operations [--form=naive] [--passes=6] [--top=40]
 
-Rows are the operations of `benchmarks.denoiser`'s "folded" or "naive" network as XLA compiled them, with the code that the
-last of what was fused into each stems from.  Milliseconds are summed over threads; an operation that uses two threads
-inside, as large products do, counts once.
+Rows are the XLA operations of `benchmarks.denoiser`'s "folded" or "naive" network, each with the source of the last
+operation fused into it.  Milliseconds are summed over threads, but an operation that is itself multithreaded, such as a
+large matrix product, counts once.
 """
 
 import argparse
@@ -24,7 +24,7 @@ OPERATION = re.compile(r'%([\w.\-]+) = (\w+\[\S+) .*?op_name="([^"]*)"')
 
 
 def traced(call: Callable[[], object], passes: int) -> dict[str, tuple[float, int]]:
-    """Returns name -> (milliseconds, executions) of one pass for all that the runtime reports."""
+    """Return name -> (milliseconds, executions) per pass for every operation that the runtime reports."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(passes):
@@ -39,7 +39,7 @@ def traced(call: Callable[[], object], passes: int) -> dict[str, tuple[float, in
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     process.keep_freed_memory()  # as every command does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--form", choices=("folded", "naive"), default="folded", help="(default: %(default)s)")

@@ -1,10 +1,10 @@
-"""Where the time of the denoiser's forward pass goes: each part compiled and timed alone.
+"""Breakdown of the denoiser's forward pass: each part compiled and timed separately.
 
     python -m benchmarks.denoiser_parts [--rounds=15]
 
-Parts are those of `benchmarks.denoiser`; one that every block has counts as often as there are blocks.  "Products" are the
-matrix products of a layer without anything around them: what the layer takes beyond them is transforms and moving data.
-"Naive" takes whole complex FFTs.  All cases are interleaved in this process; judge by CPU seconds.
+The network is that of `benchmarks.denoiser`; the time of a part of every block is multiplied by the number of blocks.
+"Products" are the matrix products of a layer alone; the rest of a layer's time goes to transforms and data movement.
+"Naive" uses full complex FFTs.  All cases are interleaved in this process; compare CPU seconds.
 """
 
 import argparse
@@ -36,12 +36,12 @@ LAYERS = ("q, k, v of self-attention", "output of self-attention", "q of cross-a
 
 
 def noise(*shape: int) -> jax.Array:
-    """Random numbers."""
+    """Return random normal numbers."""
     return jax.random.normal(jax.random.key(len(shape)), shape)
 
 
 def layers(folded: bool) -> list[Any]:
-    """The layers around both attentions, in the order of `LAYERS`."""
+    """Return the projection layers of both attentions, in the order of `LAYERS`."""
     if folded:
         into = [spectral.FoldedInput(names, WIDTH, half, FLOAT, HEADS) for names, half in (("qkv", True), ("q", False))]
         out: Any = spectral.FoldedOutput(WIDTH, True, FLOAT, HEADS)
@@ -53,7 +53,7 @@ def layers(folded: bool) -> list[Any]:
 
 
 def layer_cases(layer: Any, rows: int) -> tuple[Call, Call]:
-    """One layer, and its matrix products alone, of `rows` tokens or frequencies."""
+    """Return calls of one layer and of its matrix products alone, on `rows` tokens or frequencies."""
     x = noise(1, LENGTH, WIDTH)
     params = layer.init(jax.random.key(0), x)["params"]
     kernels = [kernel for name, kernel in params.items() if name != "filter"]
@@ -64,7 +64,7 @@ def layer_cases(layer: Any, rows: int) -> tuple[Call, Call]:
 
 
 def shared_cases() -> dict[str, tuple[int, Call]]:
-    """What all forms have in common: how often it runs, and a call."""
+    """Return the parts common to all forms: how often each runs, and a call."""
     x, text = (noise(1, length, HEADS, WIDTH // HEADS) for length in (LENGTH, denoiser.TEXT[0]))
     angle = rotary_angles(rotary_positions("flat1d", denoiser.FORWARD_GRID, signed=True), WIDTH // HEADS)
     turn = lambda x: rotate(normalize(x), angle)  # noqa: E731
@@ -81,7 +81,7 @@ def shared_cases() -> dict[str, tuple[int, Call]]:
 
 
 def cases() -> dict[str, tuple[int, Call]]:
-    """All parts and both forward passes: how often each runs, and a call."""
+    """Return all parts and both forward passes: how often each runs, and a call."""
     found = shared_cases()
     for form, rows, context in (
         ("folded", LENGTH // 2 + 1, contextlib.nullcontext()),
@@ -96,7 +96,7 @@ def cases() -> dict[str, tuple[int, Call]]:
 
 
 def table(timings: Mapping[str, float]) -> str:
-    """Lines of CPU milliseconds per forward pass."""
+    """Format a table of CPU milliseconds per forward pass."""
     lines = ["| part | folded, ms | products | naive, ms | products |", "|---|---|---|---|---|"]
     rest = dict.fromkeys(("folded", "naive"), 0.0)
     for name in LAYERS:
@@ -113,7 +113,7 @@ def table(timings: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     process.keep_freed_memory()  # as every command does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="timed calls per case (default: %(default)s)")

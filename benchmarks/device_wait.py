@@ -1,7 +1,7 @@
-"""A device that is busy for a time by the clock, whatever the processor does meanwhile: an XLA call that sleeps in C++.
+"""Simulated accelerator step: an XLA call that sleeps in C++ for a fixed wall time, independent of CPU load.
 
-A step that computes on the host's own cores is slowed by what runs beside it, and one that sleeps in Python waits for the
-interpreter; neither tells what a loop adds to the steps of an accelerator.  Needs a C++ compiler, `c++` or `$CXX`.
+A step that computes on the host slows down under load, and one that sleeps in Python contends for the interpreter lock, so
+neither shows the loop overhead on an accelerator.  Requires a C++ compiler, `c++` or `$CXX`.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 
 
 def register() -> None:
-    """Builds the call and makes it known to XLA; once in a process.  Raises UserError without a C++ compiler."""
+    """Compile the call and register it with XLA, once per process; raise UserError without a C++ compiler."""
     compiler = os.environ.get("CXX", "c++")
     with tempfile.TemporaryDirectory() as folder:
         source, library = pathlib.Path(folder, "wait.cc"), pathlib.Path(folder, "wait.so")
@@ -49,9 +49,9 @@ def register() -> None:
 
 
 def wait(x: Float[Array, ""], seconds: float) -> Float[Array, ""]:
-    """Returns x after so many seconds.
+    """Return x after `seconds`.
 
-    XLA runs a program that looks cheap in the thread of its caller, as it does not know of the sleep; one with a product of
-    matrices beside it runs in a thread of its own, as on a device.
+    XLA does not know about the sleep and runs a program that looks cheap in the caller's thread.  Add a matrix product to
+    the program, and XLA runs it in a separate thread, as on a device.
     """
     return jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))(x, seconds=seconds)

@@ -1,9 +1,9 @@
-"""Cost of training besides the steps: the loop around a device step of a given length, and checkpoints of a preset.
+"""Overhead of the training loop around a device step of fixed duration, and the cost of checkpointing a preset.
 
 python -m benchmarks.loop [--seconds=0.1] [--steps=100] [--every=50] [--preset=small]
 
-The device step waits by the clock and uses neither Python nor a core, like a step on an accelerator (`device_wait`, which
-needs a C++ compiler).  For the checkpoints, the state of the preset is part of the state that the loop trains and saves.
+The device step waits for a fixed wall time and uses neither Python nor a CPU core, like a step on an accelerator
+(`device_wait`, which requires a C++ compiler).  For the checkpoints, the loop carries and saves the state of the preset.
 """
 
 import argparse
@@ -29,24 +29,24 @@ from motionaura_jax.systems import registry
 from motionaura_jax.systems.base import Evaluation, System
 from motionaura_jax.training import checkpoint, data, loop, optimizer, state, step
 
-_EVERY = 10  # steps between two log lines
+_EVERY = 10  # steps between log lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class BusyRecipe(Recipe):
-    """Recipe whose device step takes `seconds`."""
+    """Recipe with a device step of `seconds`."""
 
     seconds: float = 0.1
 
 
 class BusySystem(System):
-    """System whose loss keeps the device busy, and nothing else.
+    """System with a loss that only keeps the device busy.
 
     Args:
-      load: arrays that are part of its state and never change.
+      load: constant arrays to carry in the state.
 
     Attributes:
-      taken: time at which each batch was taken; batches are prepared ahead of their steps.
+      taken: time at which each batch was fetched; batches are prepared ahead of their steps.
     """
 
     Recipe = BusyRecipe
@@ -57,21 +57,21 @@ class BusySystem(System):
         self.taken: list[float] = []
 
     def batch_spec(self) -> dict[str, Any]:
-        """Return nothing: no test or plan asks for it."""
+        """Return an empty spec, which nothing reads."""
         return {}
 
     def to_arrays(self, batch: Any) -> Any:
-        """Return video and rows."""
+        """Return the video and row indices."""
         self.taken.append(time.perf_counter())
         return {"video": batch["video"], "sample": batch["sample"]}
 
     def init(self, key: Any) -> Any:
-        """Create one weight, and room for the load."""
+        """Create one weight, and placeholders for the load."""
         load = [jnp.zeros(array.shape, array.dtype) for array in self._load]
         return {"weight": jax.random.normal(key, (8, 8))}, {"load": load}
 
     def prepare(self, params: Any, extra: Any, batches: Any) -> Any:
-        """Take the load."""
+        """Put the load into the state."""
         return params, {"load": self._load}
 
     def loss(self, params: Any, extra: Any, frozen: Any, batch: Any, key: Any, step: Any) -> Any:
@@ -82,12 +82,12 @@ class BusySystem(System):
         return loss, ({}, {f"metric_{index}": loss * index for index in range(10)})
 
     def evaluate(self, params: Any, extra: Any, frozen: Any, batches: Any) -> Evaluation:
-        """Measure nothing."""
+        """Return no metrics."""
         return Evaluation(metrics={})
 
 
 def stepping(seconds: float, steps: int) -> dict[str, float]:
-    """Measure seconds of a step in the loop and alone, and processor seconds per step that the loop adds."""
+    """Measure wall seconds per step in the loop and alone, and the CPU seconds per step that the loop adds."""
     system = BusySystem(config.build(BusyRecipe, _recipe(seconds, steps)))
     cpu = _train(system)
     stretches = itertools.pairwise(system.taken[_EVERY::_EVERY])
@@ -109,7 +109,7 @@ def _recipe(seconds: float, steps: int) -> dict[str, Any]:
 
 
 def _train(system: BusySystem) -> float:
-    """Train; return the processor seconds used."""
+    """Train; return the CPU seconds used."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
         cpu = time.process_time()
         loop.fit(system, pathlib.Path(folder))
@@ -118,7 +118,7 @@ def _train(system: BusySystem) -> float:
 
 
 def _alone(system: BusySystem, workdir: pathlib.Path, steps: int) -> tuple[float, float]:
-    """Measure seconds of the same step without the loop, on one batch, and processor seconds of all steps."""
+    """Measure wall seconds per step without the loop, on one batch, and the CPU seconds of all steps."""
     optimize = optimizer.build(system.recipe.optimizer, steps)
     current = jax.jit(lambda: state.create(system, optimize, 0))()
     clips = next(data.TrainingData(system.recipe, workdir).batches(0))
@@ -137,7 +137,7 @@ def _alone(system: BusySystem, workdir: pathlib.Path, steps: int) -> tuple[float
 
 
 def saving(seconds: float, steps: int, every: int, load: Sequence[Any]) -> dict[str, float]:
-    """Measure mean seconds of a step of the loop, with a checkpoint of `load` every `every` steps and without."""
+    """Measure the mean seconds per loop step, with and without a checkpoint of `load` every `every` steps."""
     found = {}
     for name, interval in (("never", 10**9), ("saving", every)):
         values = _recipe(seconds, steps + every)
@@ -158,7 +158,7 @@ def state_of(preset: str) -> state.TrainState:
 
 
 def save(current: state.TrainState) -> dict[str, float]:
-    """Measure a save, in seconds: blocking the loop, computing in its thread, until the commit, and of processors."""
+    """Measure a save in seconds: time the loop is blocked, CPU time of its thread, time until the commit, total CPU time."""
     rows = []
     with tempfile.TemporaryDirectory(dir=".") as folder:
         store = checkpoint.Checkpoints(pathlib.Path(folder), CheckpointConfig(keep=1), {})
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--every", type=int, default=50, help="steps between two checkpoints")
+    parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--preset", default="small")
     args = parser.parse_args()
     cli.set_up_logging()

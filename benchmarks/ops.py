@@ -1,10 +1,10 @@
-"""Numeric kernels against the library calls they replace, as a markdown table.
+"""Benchmark of our numeric kernels against the library calls they replace, as a markdown table.
 
     python -m benchmarks.ops [--only depthwise,conv3d,transpose,nearest,attention] [--rounds 7]
 
-Convolutions and attention are timed forward and backward (all gradients), the nearest-code search forward.  The bar is for
-the cpu ratio; "difference" is the largest between ours and the library's, over the largest value (of codes: the share that
-differs); compile seconds are ours; temporary memory is ours / library.
+Convolutions and attention are timed forward and backward (all gradients), the nearest-code search forward only.  The bar
+applies to the cpu ratio.  "difference" is the maximum deviation of ours from the library's result over the maximum value;
+for codes, the share that differs.  Compile seconds are ours; temporary memory is ours / library.
 """
 
 import argparse
@@ -38,7 +38,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """Two functions of the same arguments, and how many times faster (CPU seconds) ours should be."""
+    """Two functions of the same arguments, and the minimum speedup in CPU seconds that ours should reach."""
 
     name: str
     ours: Callable
@@ -48,7 +48,7 @@ class Case:
 
 
 def forward_backward(function: Callable) -> Callable:
-    """Returns (arguments, output gradient) -> output and the gradients of all arguments."""
+    """Return a function (arguments, output gradient) -> output and the gradients of all arguments."""
 
     def run(*args):
         *inputs, grad = args
@@ -61,7 +61,7 @@ def forward_backward(function: Callable) -> Callable:
 def convolution(
     name: str, function: Callable, shape: tuple[int, ...], kernel: tuple[int, ...], bar: float, dtype=jnp.float32
 ) -> Case:
-    """Returns the case of a convolution with random inputs of `dtype` and an fp32 kernel."""
+    """Build a convolution case with random inputs of `dtype` and a float32 kernel."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], shape, dtype)
     weights = jax.random.normal(keys[1], kernel)
@@ -78,7 +78,7 @@ def convolution(
 
 
 def depthwise_cases() -> Iterator[Case]:
-    """3x3x3 windows at the sizes of the tokenizer's levels."""
+    """Yield depthwise 3x3x3 cases at the sizes of the tokenizer's levels."""
     window = (3, 3, 3)
     for shape in ((1, 8, 32, 32, 128), (8, 8, 32, 32, 128), (2, 8, 16, 16, 256)):
         yield convolution("depthwise", depthwise_conv3d, shape, (*window, shape[-1]), 20)
@@ -86,7 +86,7 @@ def depthwise_cases() -> Iterator[Case]:
 
 
 def conv3d_cases() -> Iterator[Case]:
-    """Dense windows of the residual, Inception and downsampling layers; the bar holds up to 128 channels."""
+    """Yield the dense convolutions of residual, Inception and downsampling layers; the bar applies up to 128 channels."""
     for channels, side, bar in ((32, 32, 2), (64, 32, 2), (128, 32, 2), (256, 16, 1)):
         yield convolution("conv 3x3x3", conv3d, (1, 8, side, side, channels), (3, 3, 3, channels, channels), bar)
     for window, bar in (((3, 3, 1), 2), ((1, 3, 3), 2), ((1, 1, 1), 1)):
@@ -98,12 +98,12 @@ def conv3d_cases() -> Iterator[Case]:
 
 
 def transpose_cases() -> Iterator[Case]:
-    """The decoder's last layer."""
+    """Yield the decoder's last layer."""
     yield convolution("transposed 1x4x4", conv_transpose_1x4x4, (4, 8, 32, 32, 16), (1, 4, 4, 16, 3), 10)
 
 
 def nearest_cases() -> Iterator[Case]:
-    """16384 vectors among 8192 codes."""
+    """Yield searches of 16384 vectors among 8192 codes."""
     for dim, bar in ((32, 3), (256, 2)):
         keys = jax.random.split(jax.random.key(dim))
         yield Case(
@@ -116,7 +116,7 @@ def nearest_cases() -> Iterator[Case]:
 
 
 def attention_cases() -> Iterator[Case]:
-    """Heads of 64 channels: the demo's batch, and longer clips one at a time."""
+    """Yield attention with heads of 64 channels: the demo's batch, and longer clips at batch 1."""
     for batch, tokens, heads in ((16, 256, 4), (1, 1024, 8), (1, 2560, 8)):
         keys = jax.random.split(jax.random.key(tokens), 4)
         yield Case(
@@ -138,7 +138,7 @@ CASES = {
 
 
 def largest_difference(ours: object, library: object) -> float:
-    """Of all arrays of two results: relative to the largest value, or the share of integers that differ."""
+    """Return the largest difference between two results: relative to the maximum value, or the share of integers that differ."""
 
     def one(a: jax.Array, b: jax.Array) -> float:
         if jnp.issubdtype(a.dtype, jnp.integer):
@@ -150,7 +150,7 @@ def largest_difference(ours: object, library: object) -> float:
 
 
 def row(case: Case, rounds: int) -> str:
-    """Times one case and returns its line of the table."""
+    """Time one case and return its row of the table."""
     compiled: dict[str, Compiled] = {
         "ours": compile_case(case.ours, *case.args),
         "library": compile_case(case.library, *case.args),
@@ -166,7 +166,7 @@ def row(case: Case, rounds: int) -> str:
 
 
 def main() -> None:
-    """Prints the table, one line as soon as it is measured."""
+    """Print the table, each row once it has been measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(CASES), help="comma-separated groups (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls per case (default: %(default)s)")

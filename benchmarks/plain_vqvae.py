@@ -1,7 +1,7 @@
-"""The peer of the tokenizer benchmark: a plain 3-D VQ-VAE (strided convolutions and residual blocks, van den Oord 2017).
+"""Baseline of the tokenizer benchmark: a plain 3-D VQ-VAE (strided convolutions and residual blocks, van den Oord 2017).
 
-It gets everything that is not MotionAura's: the same codebook with the same start and restarts, the same loss, optimizer,
-data, average and fast convolutions, and, kindly, GroupNorm and SiLU, which the plain network of 2017 did not have.
+It shares everything that is not specific to MotionAura: codebook with its initialization and restarts, loss, optimizer, data,
+weight average and fast convolutions.  It also gets GroupNorm and SiLU, which the network of 2017 did not have.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from motionaura_jax.systems.mbq_vae import MBQVAESystem
 
 
 class Residual(nn.Module):
-    """GN, SiLU, 3x3x3, GN, SiLU, 1x1x1, and the input added."""
+    """Residual block: GN, SiLU, 3x3x3, GN, SiLU, 1x1x1."""
 
     @nn.compact
     def __call__(self, x):
@@ -28,8 +28,10 @@ class Residual(nn.Module):
 
 
 class PlainVQVAE(nn.Module):
-    """Same strides, latent and code dimension as `config`; `channels` per level and `depth` residual blocks at the two
-    coarser levels fix the size."""
+    """Plain VQ-VAE with the strides, latent size and code dimension of `config`.
+
+    `channels` per level and `depth` residual blocks at the two coarser levels set its size.
+    """
 
     config: MBQVAEConfig
     channels: tuple[int, ...]
@@ -72,7 +74,7 @@ class PlainVQVAE(nn.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlainTokenizer(Tokenizer):
-    """The plain network behind the interface of ours."""
+    """Plain network behind our tokenizer interface."""
 
     channels: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     depth: int = dataclasses.field(metadata={"static": True})
@@ -83,7 +85,7 @@ class PlainTokenizer(Tokenizer):
 
 
 class PlainSystem(MBQVAESystem):
-    """Our training system around the plain network, which has no masking and no masked-frame head."""
+    """Our tokenizer training system with the plain network, without masking and masked-frame head."""
 
     def __init__(self, recipe, channels=(48, 96, 144), depth=1):
         masking = dataclasses.replace(recipe.masking, frame_probability=0.0, patch_probability=0.0)

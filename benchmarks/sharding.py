@@ -1,12 +1,12 @@
-"""What a training step costs on meshes that are not there: compiled for virtual devices of a CPU, nothing is allocated.
+"""Memory and communication of a training step on simulated meshes: compiled for virtual CPU devices, nothing is allocated.
 
-    python -m benchmarks.sharding parameters [--preset L --devices 8 32 64]     # fsdp over all devices, a clip on each
+    python -m benchmarks.sharding parameters [--preset L --devices 8 32 64]     # fsdp over all devices, one clip each
     python -m benchmarks.sharding tokens [--preset S --devices 1 2 4 8]         # sequence over all devices, one clip
 
-`parameters` prints what each device holds beside 12 bytes (16 with an average) for each of its share of the parameters,
-and what the step takes for 2,048 tokens.  `tokens` takes 61,440 of them (10 s at 24 frames a second), at a reduced width.
-XLA on a CPU sums gradients whole where other backends scatter them, and computes bfloat16 in float32: temporary memory
-and bytes are upper bounds.
+`parameters` prints the state per device next to the ideal, 12 bytes (16 with an average) per parameter of the device's
+share, and the cost of the step for clips of 2,048 tokens.  `tokens` uses clips of 61,440 tokens (10 s at 24 frames per
+second) at reduced width.  Temporary memory and bytes sent are upper bounds: XLA on a CPU all-reduces gradients where other
+backends reduce-scatter them, and computes bfloat16 in float32.
 """
 
 import argparse
@@ -35,7 +35,7 @@ COLUMNS = {
 
 
 def measure(what: str, preset: str, devices: int) -> dict[str, float]:
-    """Asks about one row of the table; the processor seconds are those of the whole process that answers."""
+    """Measure one row of the table; CPU seconds include the whole process that compiles the step."""
     values = config.read(f"configs/text_to_video.py:{preset}", [])
     split = what == "tokens"
     values["data"] = {**(LONG if split else SHORT), "batch_size": 1 if split else devices}
@@ -59,7 +59,7 @@ def measure(what: str, preset: str, devices: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=COLUMNS)
     parser.add_argument("--preset", default="")

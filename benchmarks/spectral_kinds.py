@@ -1,12 +1,12 @@
-"""Trains the denoiser with each transform on rendered scenes and compares what they learn for the same steps.
+"""Comparison of the denoiser's transforms: each network trains on rendered scenes for the same number of steps.
 
     python -m benchmarks.spectral_kinds --tokenizer=WORKDIR [--steps=600] [--every=100] [--cpu_seconds=3000] \
         [--output=runs/bench/kinds.json] [--config.KEY=VALUE ...]
 
-All networks see the same clips in the same order, tokenized beforehand, with a constant learning rate after the warm-up, and
-take turns of `--every` steps.  So every table compares equals, and the run may end after any of them: at `--steps`, or once
-the steps have taken `--cpu_seconds` together.  NELBO is the bound on held-out clips in nats per token; "shuffled" is the same
-with the captions of other clips.  CPU seconds count training steps, not data, compilation and evaluation.
+All networks see the same pretokenized clips in the same order, with a constant learning rate after warm-up, and take turns
+of `--every` steps.  Every table therefore compares networks at the same step.  The run ends at `--steps`, or after the table
+in which the steps exceed `--cpu_seconds` in total.  NELBO is the bound on held-out clips in nats per token; "shuffled" is
+the NELBO with the captions of other clips.  CPU seconds count training steps, not data, compilation or evaluation.
 """
 
 import argparse
@@ -37,12 +37,12 @@ COLUMNS = ("network", "M parameters", "steps", "CPU s", "training loss", "NELBO"
 
 
 def make_system(variant: str, steps: int, tokenizer: str, overrides: Sequence[str]) -> TextToVideoSystem:
-    """The `demo` recipe with the presets of one network."""
+    """Return the `demo` recipe with the presets of one network."""
     settings = {
         "tokenizer": tokenizer,
         "token_cache": 4096,
         "data.scenes": 512,
-        "data.threads": 0,  # no reading in the background while steps are timed
+        "data.threads": 0,  # no background reading while steps are timed
         "optimizer.decay": "constant",
         "train.steps": steps,
         "evaluate.clips": 64,
@@ -54,13 +54,13 @@ def make_system(variant: str, steps: int, tokenizer: str, overrides: Sequence[st
 
 
 def tokens_only(system: TextToVideoSystem, clips: Clips) -> Batch:
-    """A batch whose tokens stand for its video, of which only the shape stays."""
+    """Return a batch with its tokens; of the video only the shape is kept."""
     batch = system.to_arrays(clips)
     return {**batch, "video": np.broadcast_to(np.float32(0), batch["video"].shape)}
 
 
 class Trainer:
-    """One network in training, and the processor seconds of its steps."""
+    """Training run of one network that measures the CPU seconds of its steps."""
 
     def __init__(self, system: Any, example: Batch):
         self.system = system
@@ -72,7 +72,7 @@ class Trainer:
         self.cpu_seconds, self.loss = 0.0, float("nan")
 
     def train(self, batches: Sequence[Batch]) -> None:
-        """Takes one step a batch."""
+        """Take one training step per batch."""
         losses, started = [], time.process_time()
         for batch in batches:
             self.state, metrics = self._step(self.state, {}, batch)
@@ -81,14 +81,14 @@ class Trainer:
         self.cpu_seconds += time.process_time() - started
 
     def measure(self, held_out: Sequence[Batch]) -> dict[str, float]:
-        """Bounds of the averaged weights, cost and loss so far."""
+        """Return the bounds of the averaged weights, and the CPU seconds and loss so far."""
         metrics = self.system.evaluate(self.state.inference_params, self.state.extra, {}, held_out).metrics
         costs = {"parameters": self.parameters, "step": int(self.state.step), "cpu_seconds": self.cpu_seconds}
         return {**costs, "loss": self.loss, **metrics}
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """The networks side by side."""
+    """Format one row per network."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for name, row in rows.items():
         bounds = (row["nelbo"], row["nelbo_shuffled"], row["nelbo_shuffled"] - row["nelbo"])
@@ -100,7 +100,7 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str], folder: pathlib.Path) -> None:
-    """Trains the networks in turns and prints a table after each round."""
+    """Train the networks in turns and print a table after each round."""
     systems = {name: make_system(KINDS[name], args.steps, args.tokenizer, overrides) for name in KINDS}
     first = next(iter(systems.values()))
     data = TrainingData(first.recipe, folder)
@@ -123,14 +123,14 @@ def run(args: argparse.Namespace, overrides: Sequence[str], folder: pathlib.Path
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     process.keep_freed_memory()  # as every command does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="workdir, step folder or release folder")
-    parser.add_argument("--steps", type=int, default=600, help="steps of each network (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=100, help="steps between two tables (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="steps per network (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=100, help="steps between tables (default: %(default)s)")
     parser.add_argument(
-        "--cpu_seconds", type=float, default=float("inf"), help="of all steps together (default: no end)"
+        "--cpu_seconds", type=float, default=float("inf"), help="budget for the steps of all networks (default: none)"
     )
     parser.add_argument("--output", type=pathlib.Path, help="JSON file with all tables")
     args, overrides = parser.parse_known_args()

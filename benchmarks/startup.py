@@ -1,4 +1,4 @@
-"""Start-up: what `import motionaura_jax` adds to `import jax`, and `--help` of every command; medians of fresh processes.
+"""Start-up time: `import motionaura_jax` on top of `import jax`, and `--help` of each command; medians of fresh processes.
 
 python -m benchmarks.startup [--rounds=7]
 """
@@ -13,14 +13,14 @@ from motionaura_jax.core.cli import COMMANDS
 
 
 def seconds(*arguments: str) -> float:
-    """Wall seconds of one fresh interpreter."""
+    """Measure the wall seconds of one fresh interpreter."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds

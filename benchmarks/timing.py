@@ -1,7 +1,7 @@
-"""Interleaved timing of alternatives in one process, for ratios that survive a shared machine.
+"""Interleaved timing of alternatives in one process, for ratios that stay meaningful on a shared machine.
 
-Every round calls each case once, so that a burst of foreign load hits all of them alike.  Judge by the ratio of
-CPU seconds: on a busy machine it moves far less than wall time.
+Every round calls each case once, so that a burst of outside load hits all of them alike.  Compare by the ratio of CPU
+seconds: on a busy machine it varies far less than wall time.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ class Timing:
     """Medians over the rounds.
 
     Attributes:
-      wall: seconds on the clock.
-      cpu: seconds of processor time over all threads of this process.
+      wall: wall seconds.
+      cpu: CPU seconds over all threads of this process.
     """
 
     wall: float
@@ -27,12 +27,12 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """A jax function compiled for its arguments.
+    """JAX function compiled for its arguments.
 
     Attributes:
-      call: runs it and waits for the result.
-      compile_cpu: processor seconds of tracing and compiling.
-      temp_bytes: memory of intermediate results; 0 where the backend does not tell.
+      call: runs the function and waits for the result.
+      compile_cpu: CPU seconds of tracing and compiling.
+      temp_bytes: memory of intermediate results; 0 if the backend does not report it.
     """
 
     call: Callable[[], object]
@@ -41,7 +41,7 @@ class Compiled:
 
 
 def compile_case(function: Callable, *args) -> Compiled:
-    """Compiles `function(*args)` ahead of time (leave the persistent compilation cache off to time that)."""
+    """Compile `function(*args)` ahead of time; turn the persistent compilation cache off to time that."""
     start = time.process_time()
     executable = jax.jit(function).lower(*args).compile()
     compile_cpu = time.process_time() - start
@@ -54,7 +54,7 @@ def compile_case(function: Callable, *args) -> Compiled:
 
 
 def interleave(cases: Mapping[str, Callable[[], object]], *, rounds: int = 7) -> dict[str, Timing]:
-    """Times the cases in turn, after one call each to warm up.
+    """Time the cases in turn, after one warm-up call each.
 
     Args:
       cases: name -> a call that returns only when its work is done.
@@ -75,5 +75,5 @@ def interleave(cases: Mapping[str, Callable[[], object]], *, rounds: int = 7) ->
 
 
 def ratio(reference: Timing, ours: Timing) -> Timing:
-    """Returns how many times less we take than the reference, in wall and CPU seconds."""
+    """Return our speedup over the reference, in wall and CPU seconds."""
     return Timing(wall=reference.wall / ours.wall, cpu=reference.cpu / ours.cpu)

@@ -1,13 +1,13 @@
-"""Ours against a plain 3-D VQ-VAE on real clips: equal parameters, tokens, codebook and processor seconds.
+"""Benchmark of 3D-MBQ-VAE against a plain 3-D VQ-VAE on real clips, at equal parameters, tokens, codebook and CPU seconds.
 
     python -m benchmarks.tokenizer shrink --output=runs/bench/clips
     python -m benchmarks.tokenizer run --network=ours --cpu_seconds=900 --output=runs/bench/ours.json
     python -m benchmarks.tokenizer run --network=plain --cpu_seconds=900 --output=runs/bench/plain.json
     python -m benchmarks.tokenizer report runs/bench/*.json --figure=docs/figures/tokenizer.svg
 
-`shrink` stores the clips at 72 pixels, without loss and at their own rate, so that neither network waits for large frames.
-Run both networks at the same time, each on a processor of its own (`taskset -c 0 ...`).  Processor seconds count training
-steps with their data, not compilation and evaluation.  The learning-rate schedule of each run ends with its budget.
+`shrink` stores the clips losslessly at 72 pixels and their original frame rate, so that decoding large frames slows down
+neither network.  Run both networks at the same time, each pinned to its own core (`taskset -c 0 ...`).  CPU seconds include
+training steps and data loading, but not compilation and evaluation.  Each learning-rate schedule ends with the budget.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SHORT_SIDE = 72
 
 
 def shrink(output: pathlib.Path) -> None:
-    """Writes small copies of the sample clips."""
+    """Write small copies of the sample clips."""
     data = pathlib.Path(os.environ.get("MOTIONAURA_DATA", "../shared/data"))
     for record in read_manifest(data / "clips.jsonl"):
         info = probe(record.path)
@@ -46,7 +46,7 @@ def shrink(output: pathlib.Path) -> None:
 
 
 def recipe(steps: int, clips: pathlib.Path, overrides: list[str]) -> MBQVAERecipe:
-    """The `tiny` recipe on the real clips, every sixth file held out."""
+    """Return the `tiny` recipe for the real clips, with every sixth file held out."""
     base = [
         f"--config.data.manifest={clips}",
         "--config.data.held_out=0.17",
@@ -57,7 +57,7 @@ def recipe(steps: int, clips: pathlib.Path, overrides: list[str]) -> MBQVAERecip
 
 
 class Trainer:
-    """A run that counts the processor seconds of its training steps."""
+    """Trainer that measures the CPU seconds of its training steps."""
 
     def __init__(self, system: MBQVAESystem, workdir: pathlib.Path):
         self.system, self.data = system, TrainingData(system.recipe, workdir)
@@ -72,7 +72,7 @@ class Trainer:
         self.parameters = state.parameter_count(self.state.params["tokenizer"]["network"])
 
     def train(self, steps: int) -> None:
-        """Runs steps and adds up what they cost."""
+        """Run training steps and add their CPU seconds to the total."""
         started = time.process_time()
         for _ in range(steps):
             self.state, metrics = self._step(self.state, {}, self.system.to_arrays(next(self._batches)))
@@ -80,17 +80,17 @@ class Trainer:
         self.cpu_seconds += time.process_time() - started
 
     def evaluate(self):
-        """Held-out metrics with the averaged weights."""
+        """Return held-out metrics of the averaged weights."""
         batches = map(self.system.to_arrays, self.data.evaluation)
         return self.system.evaluate(self.state.inference_params, self.state.extra, {}, batches)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Trains one network for its budget and writes its curve."""
+    """Train one network for its budget and write its learning curve."""
     with tempfile.TemporaryDirectory() as folder:
         make = lambda steps: Trainer(NETWORKS[args.network](recipe(steps, args.clips, overrides)), pathlib.Path(folder))  # noqa: E731
         pilot = make(1000)
-        pilot.train(CALIBRATION)  # while the loader reads ahead, which costs more than steps
+        pilot.train(CALIBRATION)  # not timed: the loader's initial prefetching costs more than these steps
         started = pilot.cpu_seconds
         pilot.train(CALIBRATION)
         per_step = (pilot.cpu_seconds - started) / CALIBRATION
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Prints the table and draws the curve."""
+    """Print the table and plot the curves."""
     results = [json.loads(path.read_text()) for path in args.results]
     print("| network | parameters | steps | CPU s | PSNR | without quantization | SSIM | codes used |")
     print("|---|---|---|---|---|---|---|---|")
@@ -129,7 +129,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     process.keep_freed_memory()  # as every command does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)

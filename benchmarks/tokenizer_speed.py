@@ -1,9 +1,9 @@
-"""Encode and decode a 16x128x128 clip, ours beside the tokenizers that users would pick, interleaved in one run.
+"""Speed of encoding and decoding a 16x128x128 clip, against the tokenizers users would otherwise pick, interleaved.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.tokenizer_speed [--rounds=5] [--preset=base]
 
-Peers that are not installed are left out (`pip install torch==2.13.0 diffusers magvit2-pytorch`).  Weights are random: only
-the arithmetic counts.  Peers that are slow or work on single frames get a part of the clip; rates are per pixel.
+Peers that are not installed are skipped (`pip install torch==2.13.0 diffusers magvit2-pytorch`).  Weights are random, which
+does not affect the timing.  Peers that are slow or work on single frames get part of the clip; rates are per pixel.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CODES = 8192
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One tokenizer: two calls that return when done, millions of pixels a call, millions of parameters of each part."""
+    """Tokenizer to time: two blocking calls, megapixels per call, and millions of parameters of encoder and decoder."""
 
     encode: Callable[[], object]
     decode: Callable[[], object]
@@ -37,7 +37,7 @@ class Case:
 
 
 def ours(name: str) -> Case:
-    """The 3D-MBQ-VAE of a preset, float32."""
+    """Return the 3D-MBQ-VAE of a preset in float32."""
     config = preset(name, quantizer="none")
     network = MBQVAE(config)
     params = jax.jit(lambda: init_tokenizer(config, jax.random.key(0))[0]["network"])()
@@ -51,7 +51,7 @@ def ours(name: str) -> Case:
 
 
 def peers() -> dict[str, Callable[[], Case]]:
-    """Constructors of the peers whose packages are installed."""
+    """Return constructors of the peers whose packages are installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
     found: dict[str, Callable[[], Case]] = {}
@@ -59,7 +59,7 @@ def peers() -> dict[str, Callable[[], Case]]:
         found["diffusers VQModel f16 (4 frames)"] = _vqmodel
         found["diffusers AutoencoderKLCogVideoX (8x64x64)"] = _cogvideox
         found["diffusers AutoencoderKLCosmos 8x16x16 (17 frames)"] = _cosmos
-    if importlib.util.find_spec("magvit2_pytorch"):  # last: diffusers must not meet the stand-in for torchvision
+    if importlib.util.find_spec("magvit2_pytorch"):  # last: diffusers must not import the torchvision stub
         found["magvit2-pytorch VideoTokenizer 4x16x16"] = _magvit2
     return found
 
@@ -146,7 +146,7 @@ def _continuous(model, video) -> Case:
 
 
 def _replace_torchvision() -> None:
-    """magvit2-pytorch imports torchvision for VGG and files only; an empty module stands in where it is absent."""
+    """Stub torchvision if it is missing; magvit2-pytorch imports it only for VGG and file access."""
     if importlib.util.find_spec("torchvision"):
         return
     for part in ("", ".models", ".transforms", ".utils", ".datasets", ".io"):
@@ -159,7 +159,7 @@ def _replace_torchvision() -> None:
 
 
 def row(name: str, case: Case, encode: Timing, decode: Timing, reference: tuple[float, float]) -> str:
-    """One line of the table; ratios are our rate over theirs, by processor seconds."""
+    """Format one row of the table; ratios are our rate over theirs, in CPU seconds."""
     rates = [case.pixels / timing.cpu for timing in (encode, decode)]
     ratios = [ours / theirs for ours, theirs in zip(reference, rates, strict=True)]
     return (
@@ -169,7 +169,7 @@ def row(name: str, case: Case, encode: Timing, decode: Timing, reference: tuple[
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--preset", default="base")

@@ -1,9 +1,9 @@
-"""The exported denoiser in torch against the twin without FFT: one forward pass, CPU seconds.
+"""Benchmark of the exported PyTorch denoiser against the twin without FFT: CPU seconds of one forward pass.
 
     python -m benchmarks.torch_export [--rounds=9]
 
-Width 512, 8 heads, 8 blocks, MLP x4, 8192 codes, 1024 tokens, 180 x 4096 text features, float32; random weights, as only
-the arithmetic counts.  All cases are interleaved in this process.  Needs torch.
+Width 512, 8 heads, 8 blocks, MLP x4, 8192 codes, 1024 tokens, 180 x 4096 text features, float32.  Weights are random, which
+does not affect the timing.  All cases are interleaved in this process.  Requires torch.
 """
 
 import argparse
@@ -19,7 +19,7 @@ BAR = 1.2
 
 
 def ours(spectral: str, folded: bool) -> Callable[[], object]:
-    """One forward pass of the exported module, with the text read anew."""
+    """Return a forward pass of the exported module, text encoding included."""
     import torch
 
     from motionaura_jax.exporters.pytorch.modeling_spectral_transformer import SpectralTransformer
@@ -37,7 +37,7 @@ def ours(spectral: str, folded: bool) -> Callable[[], object]:
 
 
 def twin(spectral: bool) -> Callable[[], object]:
-    """One forward pass of the network that a torch user would write."""
+    """Return a forward pass of the network that a torch user would write."""
     import torch
 
     from benchmarks.torch_twin import TorchDenoiser
@@ -48,7 +48,7 @@ def twin(spectral: bool) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads inflate CPU seconds on shared cores
     import torch
 

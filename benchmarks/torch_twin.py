@@ -1,4 +1,4 @@
-"""The paper's denoiser block in eager torch: what a user would write there, doing the same work as ours.  MotionAura 3.3.
+"""The paper's denoiser in eager PyTorch, as a user would write it, doing the same work as ours.  MotionAura 3.3.
 
 Pre-AdLN, Re(fft2) -> attention with RoPE -> Re(ifft2), the same around cross-attention to text, MLP.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class AdaptiveNorm(nn.Module):
-    """LayerNorm whose scale and shift come from the condition."""
+    """LayerNorm with scale and shift computed from the condition."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -24,7 +24,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Rotary embedding of `(batch, head, position, channel)`."""
+    """Apply rotary embedding to `(batch, head, position, channel)`."""
     length, width = x.shape[-2:]
     angle = torch.outer(torch.arange(length), 10000.0 ** (-torch.arange(0, width, 2) / width))
     cos, sin = angle.cos(), angle.sin()
@@ -33,7 +33,7 @@ def rotate(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention to a context, or to the input itself with rotated queries and keys."""
+    """Multi-head attention to a context, or self-attention with rotated queries and keys."""
 
     def __init__(self, width: int, heads: int, context_width: int):
         super().__init__()
@@ -52,7 +52,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Equations 2 to 5."""
+    """Transformer block of equations 2 to 5."""
 
     def __init__(self, width: int, heads: int, text_width: int, spectral: bool):
         super().__init__()
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
 
 class TorchDenoiser(nn.Module):
-    """Logits `(batch, position, code)` of token ids `(batch, position)`; id `vocab_size` is MASK."""
+    """Denoiser from token ids `(batch, position)` to logits `(batch, position, code)`; id `vocab_size` is MASK."""
 
     def __init__(self, *, vocab_size: int, width: int, heads: int, blocks: int, text_width: int, spectral: bool):
         super().__init__()
@@ -93,7 +93,7 @@ class TorchDenoiser(nn.Module):
 
 
 def sample(model: TorchDenoiser, text: Tensor, *, length: int, vocab_size: int, steps: int, scale: float) -> Tensor:
-    """Fills in `length` tokens by confidence on the cosine schedule, with guidance as a batch of two."""
+    """Sample `length` tokens by confidence on the cosine schedule, with guidance as a batch of two."""
     ids = torch.full((1, length), vocab_size)
     both = torch.cat((text, torch.zeros_like(text)))
     for step in range(steps):

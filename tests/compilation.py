@@ -1,10 +1,10 @@
-"""How the programs of tests are compiled, as environment variables: quickly, or as those of users."""
+"""Environment variables that set how test programs compile: quickly, or fully optimized as for users."""
 
 from importlib.metadata import version
 
-_FLAGS = "--xla_flags_reset=true --xla_cpu_use_fusion_emitters"  # XLA takes them up again before every program
+_FLAGS = "--xla_flags_reset=true --xla_cpu_use_fusion_emitters"  # XLA reads them before compiling each program
 _OLD, FUSIONS_AS_USERS_DO = ({"XLA_FLAGS": f"{_FLAGS}={value}"} for value in ("false", "true"))
-if not version("jaxlib").startswith("0.10."):  # where nothing but those emitters is left, and no flag for them
+if not version("jaxlib").startswith("0.10."):  # where those emitters are the only ones left and have no flag
     _OLD, FUSIONS_AS_USERS_DO = {}, {}
 
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **_OLD}

@@ -1,6 +1,6 @@
-"""Settings of the whole suite: CPU, compiled programs kept between runs, the same hypothesis examples every time.
+"""Settings of the whole suite: CPU only, a persistent compilation cache, deterministic hypothesis examples.
 
-They go through the environment, before anything imports JAX, so that child processes of the tests share them.
+They are environment variables, set before anything imports JAX, so that child processes inherit them.
 """
 
 import os
@@ -26,16 +26,16 @@ hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the files that have slow tests, so that no worker ends with one alone."""
+    """Run files with slow tests first, so that no worker is left with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
 def optimizations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compiles kernels (tests/ops), slow tests and those that are marked so as users do.
+    """Compile with full optimization for kernels (tests/ops), slow tests and tests marked for it.
 
-    All others compile in a fraction of the time, which costs more than it saves only in long runs.
+    All others compile in a fraction of the time; only long runs would lose by that.
     """
     marked = any(request.node.get_closest_marker(name) for name in ("slow", "as_users_do"))
     if request.path.parent.name != "ops" and not marked:
@@ -53,12 +53,12 @@ def optimizations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="session")
 def data_root() -> Path | None:
-    """Folder with real clips for development, $MOTIONAURA_DATA or ../shared/data; None where it is absent."""
+    """Return the folder of real development clips, $MOTIONAURA_DATA or ../shared/data, or None."""
     folder = Path(os.environ.get("MOTIONAURA_DATA") or ROOT.parent / "shared" / "data")
     return folder if folder.is_dir() else None
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The checkout."""
+    """Return the root of the checkout."""
     return ROOT

@@ -1,4 +1,4 @@
-"""Commands and programs of the tests, each in a process of its own."""
+"""Commands and programs of the tests, each in a separate process."""
 
 import json
 import multiprocessing
@@ -23,18 +23,18 @@ FORKS.set_forkserver_preload(
 )
 """Makes processes that find the libraries imported: most of a short run would be that."""
 
-# JAX has read these when it was imported.
+# JAX read these on import.
 _VARIABLES = {"JAX_COMPILATION_CACHE_DIR": str, "JAX_DISABLE_MOST_OPTIMIZATIONS": int, "JAX_NUM_CPU_DEVICES": int}
 
 
 def free_port() -> int:
-    """Returns a port of this machine that nobody listens on."""
+    """Return a free local port."""
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])
 
 
 class Forked:
-    """A module that runs as `python -m` runs it, compiled quickly, its output in files; like a `subprocess.Popen`."""
+    """Module run as by `python -m`, with quick compilation and output to files; behaves like `subprocess.Popen`."""
 
     def __init__(self, module, *arguments, root, out: Path, err: Path, **environment):
         place = {**os.environ, **compilation.QUICKLY, **environment, "PYTHONPATH": str(root)}
@@ -45,7 +45,7 @@ class Forked:
         return self._process.exitcode
 
     def wait(self, timeout: float) -> int:
-        """Returns the exit status; kills the process and raises TimeoutError after `timeout` seconds."""
+        """Return the exit status; kill the process and raise TimeoutError after `timeout` seconds."""
         self._process.join(timeout)
         if self.poll() is None:
             self.kill()
@@ -76,20 +76,20 @@ def _run(module, arguments, environment, root, out, err):
 
 
 def start(name, *flags, root):
-    """Starts `motionaura NAME FLAGS --json` in the checkout `root`, as people do."""
+    """Start `motionaura NAME FLAGS --json` in the checkout `root`, as a user would."""
     command = [sys.executable, "-m", f"motionaura_jax.{name}", *flags, "--json"]
     return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
-    """Waits for a command that has to succeed and returns its result."""
+    """Wait for a command that must succeed; return its result."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err[-3000:]
     return json.loads(out)
 
 
 def kill(process, when):
-    """Kills a command, by the signal that nothing can catch, as soon as `when()` is true."""
+    """Kill a command with SIGKILL as soon as `when()` is true."""
     deadline = time.monotonic() + 400
     while not when():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
@@ -99,7 +99,7 @@ def kill(process, when):
 
 
 def report(module, *arguments, root, **environment):
-    """Runs a program of the tests that needs devices of its own and prints JSON."""
+    """Run a test program that needs its own devices and prints JSON; return its output."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         program = Forked(module, *arguments, root=root, out=out, err=err, **environment)

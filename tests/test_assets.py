@@ -1,4 +1,4 @@
-"""The model that comes with the package: it opens, says how it was made, and draws what it is asked for."""
+"""The model shipped with the package: it opens, records how it was made, and generates what the prompt asks for."""
 
 import json
 

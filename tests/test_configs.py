@@ -1,4 +1,4 @@
-"""Every preset builds, traces and has the size that it promises, without allocating anything."""
+"""Presets: each one builds, traces and has the documented size, without allocating anything."""
 
 import dataclasses
 import importlib.util
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def presets():
-    """Every preset; one that names no sizes of its own is tried on the smallest."""
+    """Return every preset; one without sizes is combined with the smallest."""
     found = []
     for path in sorted((ROOT / "configs").glob("*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -32,13 +32,13 @@ def presets():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """What every recipe but that of the tokenizer itself is given on the command line."""
+    """Return an untrained tokenizer, which every recipe except its own needs."""
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory):
-    """Stands for the published one, which has to be downloaded."""
+    """Return a small T5 in place of the published one, which would have to be downloaded."""
     return write_t5(tmp_path_factory.mktemp("t5"))
 
 
@@ -56,7 +56,7 @@ def test_a_preset_builds_and_traces(location, tokenizer, text_encoder):
     params, extra = jax.eval_shape(system.init, jax.random.key(0))
     assert jax.tree.leaves(params)
     assert config.build(system_class.Recipe, config.to_dict(recipe)) == recipe
-    if "paper" not in location:  # tracing the loss of the paper's clips takes long; its parts are those of the others
+    if "paper" not in location:  # tracing the loss of the paper's clips takes long; the others cover its parts
         inputs = (system.frozen(), dict(system.batch_spec()), jax.random.key(0), 0)
         loss = jax.eval_shape(system.loss, params, extra, *inputs)
         assert loss[0].shape == ()

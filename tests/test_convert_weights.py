@@ -1,4 +1,4 @@
-"""Pickled weights: tensors come out bit for bit, programs in them do not run, nothing is left of a failure."""
+"""Pickled weights: tensors convert bit for bit, embedded code does not run, and failures leave nothing behind."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from motionaura_jax.weights.tensors import TensorFiles
 
 
 class Evil:
-    """Leaves a file behind when it is unpickled."""
+    """Object that creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path

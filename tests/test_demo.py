@@ -1,4 +1,4 @@
-"""The demo: both trainings, the measurement, its page; starting again, starting from a checkpoint, refusals."""
+"""The demo: both trainings, the measurement and its page; restarts, starts from a checkpoint, refusals."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def run(output, *flags):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a demo of two steps each."""
+    """Return the folder of a demo with two steps per training."""
     folder = tmp_path_factory.mktemp("demo")
     assert run(folder, "--seeds=2", "--tokenizer.train.steps=2", "--denoiser.train.steps=2") == 0
     return folder

@@ -1,4 +1,4 @@
-"""`motionaura doctor`: findings for facts, and survival of broken installations and devices."""
+"""`motionaura doctor`: findings for given facts, and robustness to broken installations and devices."""
 
 import dataclasses
 import json

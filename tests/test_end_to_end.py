@@ -1,4 +1,4 @@
-"""The commands as people run them, on video files: trainings that are killed and go on bit for bit, and what they make."""
+"""The commands as users run them, on video files: killed trainings resume bit for bit, and their results work."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ STEPS = 30
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Twelve clips with captions and a file that is none, all larger and longer than what is trained on."""
+    """Return twelve captioned clips and one broken file, all larger and longer than the training clips."""
     folder = tmp_path_factory.mktemp("videos")
     size = {"num_frames": 8, "height": 48, "width": 40}
     dataset.write_scenes(folder, count=12, split="train", options=dataset.PRESETS["easy"], fps=8.0, **size)
@@ -24,7 +24,7 @@ def videos(tmp_path_factory):
 
 
 def flags_of(values, prefix="--config"):
-    """Settings as flags of a command."""
+    """Return settings as command-line flags."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from flags_of(value, f"{prefix}.{key}")
@@ -34,7 +34,7 @@ def flags_of(values, prefix="--config"):
 
 
 def train(name, videos, **settings):
-    """The flags of a training with all that has to come back: accumulation and an average."""
+    """Return the flags of a training run whose resume must restore accumulation and an average."""
     settings = {
         **settings,
         "data": {"manifest": videos, **tiny.SIZE, "held_out": 0.2},
@@ -46,7 +46,7 @@ def train(name, videos, **settings):
 
 
 def kill_and_resume(command, workdir, root):
-    """Kills a training at a step after the eighth and runs it again, to the end."""
+    """Kill a training run after its eighth step and rerun it to the end."""
     kill(start(*command, f"--workdir={workdir}", root=root), lambda: saved(workdir) >= 8)
     assert saved(workdir) < STEPS
     assert finish(start(*command, f"--workdir={workdir}", root=root))["step"] == STEPS
@@ -58,7 +58,7 @@ def run_whole(command, workdir, root):
 
 @pytest.mark.slow
 def test_train_kill_resume_reconstruct(root, videos, tmp_path, monkeypatch):
-    """A start after others finds all programs in the cache."""
+    """Later starts find all programs in the cache."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     killed, whole, output = tmp_path / "killed", tmp_path / "whole", tmp_path / "r.mp4"
     command = train("tokenizer", videos, model=tiny.TOKENIZER)
@@ -79,7 +79,7 @@ def test_train_kill_resume_reconstruct(root, videos, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_train_kill_resume_sample(root, videos, tmp_path, monkeypatch):
-    for name, value in compilation.QUICKLY.items():  # three starts take less than to compile better
+    for name, value in compilation.QUICKLY.items():  # three starts take less time than optimized compilation
         monkeypatch.setenv(name, value)
     model = tiny.text_to_video(tiny.save_tokenizer(tmp_path / "weights"))
     sections = {name: model[name] for name in ("tokenizer", "sample")}

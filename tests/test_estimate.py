@@ -1,4 +1,4 @@
-"""The command `estimate`: one result, and one line for what cannot be estimated."""
+"""The command `estimate`: one result, or a one-line error."""
 
 import json
 import re
@@ -14,7 +14,7 @@ TINY = "configs/text_to_video.py:tiny"
 
 @pytest.fixture
 def answered(monkeypatch, root):
-    """Answers every question at once, with half of the memory for each of `dots`, `full`; the questions are kept."""
+    """Answer every question immediately and record it; `dots` and `full` each halve the memory."""
     asked = []
 
     def ask(question, timeout=None):

@@ -1,4 +1,4 @@
-"""`motionaura export`: a self-contained folder that commands take, refusals, what stays when something fails."""
+"""`motionaura export`: a self-contained folder that commands accept, refusals, and the state after a failure."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_a_release_says_nothing_about_the_machine(released):
 
 
 def strings_of(kind, prefix=""):
-    """The keys of a config that may hold any text."""
+    """Return the config keys that may hold any text."""
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from strings_of(hint, f"{prefix}{name}.")
@@ -120,7 +120,7 @@ def test_a_tokenizer_that_moved_is_named(runs, tmp_path, capsys):
     other = tiny.save_tokenizer(tmp_path / "other", codebook_size=8)
     assert "latent space" in error_of([*flags, f"--tokenizer={other}"], capsys)
     assert export.main([*flags, f"--tokenizer={tmp_path / 'after'}"]) == 0
-    assert "needs no tokenizer" in error_of(
+    assert "uses no tokenizer" in error_of(
         [f"--checkpoint={other}", f"--output={tmp_path / 'r'}", "--tokenizer=x"], capsys
     )
 
@@ -138,9 +138,9 @@ def test_halves_take_half_the_room_and_are_stable(runs, tmp_path, capsys, dtype)
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6)
         np.testing.assert_array_equal(b, c)
-    # A model of the exact tokenizer cannot take the narrow one along, a model of the narrow one can.
+    # A model trained on the exact tokenizer cannot be exported with the rounded one; one trained on the rounded one can.
     model = [f"--checkpoint={runs / 'model'}", f"--output={tmp_path / 'model'}", f"--dtype={dtype}"]
-    assert "export it alone with this --dtype" in error_of(model, capsys)
+    assert "export it with this --dtype" in error_of(model, capsys)
     tiny.save_untrained(tmp_path / "run", **tiny.text_to_video(half))
     assert export.main([f"--checkpoint={tmp_path / 'run'}", *model[1:]]) == 0
 

@@ -1,4 +1,4 @@
-"""Runs that are ended at any moment: what the rerun reaches is what an undisturbed run reaches, bit for bit."""
+"""Runs interrupted at any moment: the rerun reaches the result of an undisturbed run, bit for bit."""
 
 import os
 import random
@@ -23,7 +23,7 @@ SPEED = ("per_second", "goodput", "badput", "memory_gb")
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
-    """Ten small clips with captions."""
+    """Return ten small clips with captions."""
     folder = tmp_path_factory.mktemp("clips")
     options = dataset.PRESETS["easy"]
     dataset.write_scenes(folder, count=10, split="train", options=options, num_frames=4, height=16, width=16, fps=8.0)
@@ -31,7 +31,7 @@ def clips(tmp_path_factory):
 
 
 def everything(workdir):
-    """All arrays of the newest checkpoint by name, and the metrics that do not depend on the clock."""
+    """Return all arrays of the newest checkpoint by name, and the metrics that do not depend on the clock."""
     step = steps.newest(workdir)
     items = [item for item in ("params", "ema", "extra", "optimizer") if (step / item).is_dir()]
     with ocp.StandardCheckpointer() as reader:
@@ -41,7 +41,7 @@ def everything(workdir):
 
 
 def saved(workdir):
-    """The newest saved step; 0 before the first."""
+    """Return the newest saved step, or 0."""
     folder = workdir / "checkpoints"
     return (
         max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0) if folder.exists() else 0
@@ -85,12 +85,12 @@ def test_a_signal_in_the_middle_of_a_save_loses_nothing(clips, tmp_path, monkeyp
     save = checkpoint.Checkpoints.save
 
     def save_and_be_stopped(self, state, beside):
-        save(self, state, beside)  # goes on in the background
+        save(self, state, beside)  # continues in the background
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", save_and_be_stopped)
-        with pytest.raises(KeyboardInterrupt):  # the second signal comes with the save that the first one asks for
+        with pytest.raises(KeyboardInterrupt):  # the second signal arrives during the save that the first one requests
             loop.fit(killed.make(clips, 8, 3), tmp_path / "stopped")
     assert steps.newest(tmp_path / "stopped").name in ("3", "4")
     assert loop.fit(killed.make(clips, 8, 3), tmp_path / "stopped")["step"] == 8
@@ -102,7 +102,7 @@ def test_twenty_kills_at_random_moments_lose_no_step_and_repeat_no_sample(clips,
     total, rng, unfinished = 300, random.Random(0), 0
     for _ in range(20):
         process = killed.start(tmp_path / "killed", clips, total, 5)
-        goal = saved(tmp_path / "killed") + 5 * rng.randint(0, 2)  # 0: while it starts or compiles
+        goal = saved(tmp_path / "killed") + 5 * rng.randint(0, 2)  # 0: during start-up or compilation
         while saved(tmp_path / "killed") < goal and process.is_alive():
             time.sleep(0.002)
         time.sleep(rng.uniform(0.0, 0.2))
@@ -133,4 +133,4 @@ def test_an_interrupt_of_one_of_two_processes_ends_both_after_the_same_step(clip
     for process in both:
         process.join(100)
         assert process.exitcode == 0
-    assert 0 < saved(tmp_path / "run") < 1000  # a save has to be asked for by both at one step
+    assert 0 < saved(tmp_path / "run") < 1000  # both must request the save at the same step

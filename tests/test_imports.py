@@ -1,6 +1,6 @@
-"""The architecture as a test: which part may import which, no retired JAX interface, and bounds on size.
+"""The architecture as a test: allowed imports between parts, no retired JAX interfaces, and size limits.
 
-Works on the syntax trees of whatever files there are.
+Works on the syntax trees of all files.
 """
 
 import ast
@@ -21,10 +21,10 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 CODE = [*FILES, *CONFIGS, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 
-# Modules without weight of their own that every part may import.
+# Lightweight modules that every part may import.
 LEAVES = {"", "core.errors", "core.limits", "core.parts", "core.tensor_map", "core.trees", "core.types"}
 
-# Part -> parts of the package it may import.  Commands, configs, pipelines and the rest of the house may import any.
+# Part -> parts of the package it may import.  Commands, configs, pipelines and all other parts may import any.
 ALLOWED = {
     "ops": {"ops"},
     "parallel": {"parallel"},
@@ -66,7 +66,7 @@ ALLOWED = {
 _SHARED = ("base", "autoencoder", "captions", "diffusion", "diffusion_recipe", "latent", "loading", "registry")
 SHARED = {f"systems.{name}" for name in _SHARED}
 
-# Third-party library -> the only parts that may import it.
+# Third-party library -> the only parts allowed to import it.
 CONFINED = {"flax": {"models"}, "torch": {"exporters.pytorch"}, "av": {"data", "health", "exporters.pytorch"}}
 
 RETIRED = re.compile(
@@ -82,13 +82,13 @@ def name_of(path: Path) -> str:
 
 
 def module_of(path: Path) -> str:
-    """Returns the dotted name below the package: "models.layers.conv", "" for the package itself."""
+    """Return the dotted name below the package: "models.layers.conv", "" for the package itself."""
     parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yields (line, absolute dotted name) of every import, also of those inside functions."""
+    """Yield (line, absolute dotted name) of every import, including imports inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -102,14 +102,14 @@ def within(name: str, parts: set[str]) -> bool:
 
 
 def own_imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields imports from this package by the name below it; of `from motionaura_jax import x` that is "x"."""
+    """Yield imports from this package by the name below it; of `from motionaura_jax import x` that is "x"."""
     for line, name in imports(ast.parse(path.read_text())):
         if name == PACKAGE or name.startswith(f"{PACKAGE}."):
             yield line, name.removeprefix(PACKAGE).removeprefix(".")
 
 
 def broken_rules(path: Path) -> Iterator[str]:
-    """Yields the imports of one module of the package that the map does not allow."""
+    """Yield the imports of a module that the map does not allow."""
     module = module_of(path)
     part = module.split(".")[0]
     for line, name in own_imports(path):
@@ -125,7 +125,7 @@ def broken_rules(path: Path) -> Iterator[str]:
 
 
 def same_system(module: str, imported: str) -> bool:
-    """Tell whether one system may import the other module: its own files, and what systems share."""
+    """Return True if a system may import the module: one of its own files, or one that systems share."""
     own = ".".join(module.split(".")[:2])
     return within(imported, {*SHARED, own}) or own == "systems"
 
@@ -214,7 +214,7 @@ def test_no_mesh_as_a_context() -> None:
 
 
 def too_long(path: Path) -> Iterator[str]:
-    """Yield the file and its functions that are over the limits."""
+    """Yield the file and its functions if they exceed the limits."""
     text = path.read_text()
     if (lines := len(text.splitlines())) > MAX_FILE:
         yield f"{name_of(path)}: {lines} lines"
@@ -235,7 +235,7 @@ def test_the_top_level_holds_commands_only() -> None:
 
 
 def test_commands_are_imported_by_nobody() -> None:
-    """A command may call another one; libraries may not."""
+    """Commands may call each other; libraries may not call them."""
     places = [
         f"{name_of(path)}:{line}: {name}"
         for path in FILES

@@ -1,4 +1,4 @@
-"""`init_from`: a fresh run starts from trained weights, one that resumes does not look at them."""
+"""`init_from`: a fresh run starts from trained weights; a resumed run ignores them."""
 
 import json
 import shutil
@@ -54,8 +54,8 @@ def test_a_run_starts_from_the_weights_of_another_and_resumes_without_them(scene
     loop.fit(second, tmp_path / "second")
     kept, counted = weights(tmp_path / "second", second)
     for name in params:
-        np.testing.assert_allclose(kept[name], params[name], rtol=1e-6)  # the average of equal values may round
-    assert counted["seen"] == extra["seen"] + 4  # neither reset nor prepared again
+        np.testing.assert_allclose(kept[name], params[name], rtol=1e-6)  # averaging equal values may round
+    assert counted["seen"] == extra["seen"] + 4  # neither reset nor prepared a second time
 
     shutil.rmtree(tmp_path / "first")
     resumed = make(scenes, last=4, **values)
@@ -64,7 +64,7 @@ def test_a_run_starts_from_the_weights_of_another_and_resumes_without_them(scene
 
 
 def tiny_values(tokenizer, scenes, **sections):
-    """A text-to-video run of two steps that leaves its words and its latent space open."""
+    """Return a text-to-video run of two steps that leaves vocabulary and latent space unset."""
     data = {"manifest": str(scenes), "batch_size": 2, "held_out": 0.4}
     values = tiny.text_to_video(tokenizer, data=data, text={"vocabulary": []}, train={"steps": 2}, **sections)
     return {**values, "evaluate": {"clips": 1, "pictures": 0}, "optimizer": {"learning_rate": 1e-3}}
@@ -82,7 +82,7 @@ def test_a_text_to_video_run_resumes_with_the_words_and_codes_that_it_has_learne
     fit(values, tmp_path / "run")
     words = json.loads((tmp_path / "run" / "config.json").read_text())["text"]["vocabulary"]
 
-    # One new word, and one that is now the most frequent: the rows of the embedding keep what they stand for.
+    # One new word, and one that is now the most frequent: embedding rows stay with their words.
     for path in captions.glob("*.txt"):
         path.write_text(f"zebra zebra zebra {path.read_text()}")
     assert fit(values, tmp_path / "run")["step"] == 2
@@ -90,14 +90,14 @@ def test_a_text_to_video_run_resumes_with_the_words_and_codes_that_it_has_learne
     assert fit(values, tmp_path / "run", override=True)["step"] == 3
     assert json.loads((tmp_path / "run" / "config.json").read_text())["text"]["vocabulary"] == words
 
-    # What differs on purpose is refused, whatever else may be overridden.
+    # Deliberate differences are refused, even if other settings may be overridden.
     changed = {**values, "text": {**values["text"], "vocabulary": words[::-1]}}
     with pytest.raises(UserError, match=r"config.text.vocabulary=.*run was trained with .*; leave it empty"):
         fit(changed, tmp_path / "run", override=True)
     with pytest.raises(UserError, match=r"config.model.spectral=hartley: .*run was trained with re_fft2"):
         fit({**values, "model": {**values["model"], "spectral": "hartley"}}, tmp_path / "run", override=True)
 
-    # So is a tokenizer that was trained again.
+    # So is a retrained tokenizer.
     shutil.rmtree(tokenizer)
     tiny.save_tokenizer(tokenizer, beta=0.5)
     with pytest.raises(UserError, match=r"has the latent space \w{16}, but \w{16} is needed"):

@@ -1,6 +1,6 @@
-"""The launch scripts set up an environment once, again when it is stale, and fail with one line that tells the remedy.
+"""The launch scripts: they set up the environment once, refresh it when stale, and fail with one line that says what to do.
 
-They run in a copy of the few files they need, with a stand-in for Python that notes how it is called.
+They run in a copy of the few files they need, with a stub for Python that records its calls.
 """
 
 import os
@@ -28,12 +28,12 @@ esac
 
 
 def fake_python(minor: int = 12) -> str:
-    """A stand-in for an interpreter that claims to be Python 3.`minor`."""
+    """Return the script of a stub interpreter that claims to be Python 3.`minor`."""
     return FAKE_PYTHON.format(minor=minor, real=sys.executable)
 
 
 class Checkout:
-    """A tree with the launch scripts and a PATH whose first folder holds stand-ins."""
+    """Tree with the launch scripts, and a PATH that starts with a folder of stubs."""
 
     def __init__(self, root: Path, folder: Path):
         self.folder, self.commands, self.calls = folder / "tree", folder / "bin", folder / "calls"
@@ -49,7 +49,7 @@ class Checkout:
         path.chmod(0o755)
 
     def run(self, script: str, *arguments: str, place: str = "/", **variables: str) -> subprocess.CompletedProcess[str]:
-        """Runs a launch script from another folder and returns what it printed."""
+        """Run a launch script from another folder and return what it printed."""
         environment = {
             "PATH": f"{self.commands}:{os.environ['PATH']}",
             "CALLS": str(self.calls),
@@ -60,7 +60,7 @@ class Checkout:
         return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=60)
 
     def called(self) -> list[str]:
-        """Returns the calls of the stand-in for Python since the last time, without pip's options."""
+        """Return the calls of the Python stub since the last time, without pip's options."""
         lines = self.calls.read_text().splitlines() if self.calls.exists() else []
         self.calls.unlink(missing_ok=True)
         return [" ".join(line.split()[:2]) if "pip" in line else line for line in lines]
@@ -75,7 +75,7 @@ def checkout(root: Path, tmp_path: Path) -> Checkout:
 
 
 def one_error(result: subprocess.CompletedProcess[str]) -> str:
-    """Returns the only `error:` line of a run that failed."""
+    """Return the only `error:` line of a run that failed."""
     assert result.returncode != 0
     (line,) = [line for line in result.stderr.splitlines() if not line.startswith("==>")]
     assert line.startswith("error: ")

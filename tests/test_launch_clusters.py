@@ -1,6 +1,6 @@
-"""The launchers of clusters start the same module with flags that exist, and start again what can go on.
+"""The cluster launchers start the same module with existing flags, and restart jobs that can continue.
 
-SLURM is tried for real (tests/cluster); the others by what they would run, and by stand-ins for the programs they call.
+SLURM runs for real (tests/cluster).  The others are tested by the commands they would run, with stubs for the programs they call.
 """
 
 import re
@@ -48,7 +48,7 @@ LOST = [distributed.AGAIN, 134, 135, 137, 139, 143]
 
 
 class Job:
-    """Starts of a job by launch/slurm.sbatch, with stand-ins for SLURM's programs."""
+    """Job starts by launch/slurm.sbatch, with stubs for SLURM's programs."""
 
     def __init__(self, root: Path, folder: Path):
         self.checkout, self.losses = Checkout(root, folder), folder / "motionaura-7.losses"
@@ -57,7 +57,7 @@ class Job:
         self.checkout.command("sleep", "#!/bin/sh\n")
 
     def start(self, step: str, **variables: str) -> tuple[int, bool, str]:
-        """Returns the status of a start whose `srun` runs `step`, whether it requeued the job, and what it said."""
+        """Start a job whose `srun` runs `step`; return its status, whether it requeued the job, and its output."""
         self.checkout.command("srun", f"#!/bin/sh\n{step}\n")
         slurm = {"NAME": "motionaura", "ID": "7", "NODELIST": "n[1-2]"}
         environment = {"PYTHON": "true", **{f"SLURM_JOB_{key}": value for key, value in slurm.items()}, **variables}
@@ -160,7 +160,7 @@ def test_a_bucket_may_be_the_disk_of_the_pods(jobset: dict) -> None:
     metadata = job_of(jobset)["template"]["spec"]["template"]["metadata"]
     assert metadata == {
         "annotations": {"gke-gcsfuse/volumes": "true"}
-    }  # else GKE leaves out the process that mounts it
+    }  # otherwise GKE does not add the sidecar that mounts it
 
 
 def test_gpu_pods_are_told_their_place_and_tpu_pods_find_it(jobset: dict) -> None:
@@ -218,7 +218,7 @@ esac
 
 
 def train_on_tpu(root: Path, folder: Path, statuses: list[str], state: str = "", **variables: str):
-    """Runs launch/tpu_pod.sh with a stand-in for gcloud; returns how it ended and the calls, shortened."""
+    """Run launch/tpu_pod.sh with a stub for gcloud; return the exit status and the shortened calls."""
     checkout = Checkout(root, folder)
     checkout.command("gcloud", f"#!/bin/bash\ncd {folder}\n" + GCLOUD.split("\n", 1)[1])
     (folder / "state").write_text(state)

@@ -1,4 +1,4 @@
-"""Adapters from a trained model to a video: what trains and what stays, files that go from hand to hand, refusals."""
+"""Adapters from training to video: trained and frozen weights, portable files, refusals."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ LORA = {"rank": 4, "targets": ["q", "k", "o"]}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A model, and the run that adapts it."""
+    """Return a model and the run that adapts it."""
     folder = tmp_path_factory.mktemp("runs")
     options = dataset.PRESETS["easy"]
     size = {"num_frames": 4, "height": 16, "width": 16, "fps": 8.0}
@@ -40,7 +40,7 @@ def runs(tmp_path_factory):
 
 
 def values(runs, lora=LORA, **sections):
-    """Three steps on adapters."""
+    """Return the values of a run with three steps on adapters."""
     made = tiny.text_to_video(
         "",
         model={"lora": lora},
@@ -110,7 +110,7 @@ def test_adapters_to_nothing_are_refused(runs, tmp_path):
 
 @pytest.fixture(scope="module")
 def adapter(runs):
-    """The adapters of the run alone."""
+    """Export the adapters of the run."""
     command = [f"--checkpoint={runs / 'adapted'}", f"--output={runs / 'adapter'}", "--format=adapter"]
     assert export.main(command) == 0
     return runs / "adapter"
@@ -163,11 +163,11 @@ def told(folder, **changes):
         (lambda f: rewritten(f, lambda t: dict(list(t.items())[1:])), "missing base_model|missing blocks"),
         (lambda f: rewritten(f, lambda t: {**t, "more": np.zeros(1, "f4")}), "not used more"),
         (lambda f: rewritten(f, lambda t: {k: v[:1].copy() for k, v in t.items()}), "has the shape"),
-        (lambda f: told(f, lora_alpha=8), "r=4 with lora_alpha=8 is unknown here"),
-        (lambda f: told(f, target_modules=["to_q", "conv"]), "module 'conv' is unknown here"),
+        (lambda f: told(f, lora_alpha=8), "r=4 with lora_alpha=8 is not supported"),
+        (lambda f: told(f, target_modules=["to_q", "conv"]), "module 'conv' is not supported"),
         (lambda f: told(f, activation="relu"), "activation=relu: expected one of gelu, none"),
         (lambda f: told(f, r="4"), "'r' is missing or of the wrong type"),
-        (lambda f: (f / "adapter_config.json").write_text("{"), "no JSON"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "invalid JSON"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "holds no adapter"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Pages that people read: links lead somewhere, commands have the flags, presets and keys that examples give them."""
+"""Documentation pages: links resolve, and commands have the flags, presets and keys shown in examples."""
 
 import contextlib
 import importlib

@@ -82,7 +82,7 @@ def test_a_prompts_file_resumes_and_leaves_out_broken_lines(checkpoint, tmp_path
 def test_the_same_command_again_keeps_what_it_drew(checkpoint, tmp_path, capsys):
     flags = ["--prompt=a red circle", f"--output={tmp_path / 'o.mp4'}", "--json"]
     results = []
-    for place in (checkpoint, checkpoint / "checkpoints" / "0"):  # the same weights by another path
+    for place in (checkpoint, checkpoint / "checkpoints" / "0"):  # the same weights under another path
         assert run(place, *flags) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert [(result["drawn"], result["kept"]) for result in results] == [(1, 0), (0, 1)]
@@ -154,7 +154,7 @@ def test_a_line_has_the_same_video_however_many_are_drawn_of_each(checkpoint, tm
 
 def test_flags_and_settings_agree():
     flags = vars(sample._parser().parse_args(["--prompt=a"]))
-    assert SampleConfig().sampling.keys() - flags.keys() == {"schedule"}  # without a flag of its own
+    assert SampleConfig().sampling.keys() - flags.keys() == {"schedule"}  # a setting without its own flag
     assert typing.get_args(typing.get_type_hints(SampleConfig)["sampler"]) == sample.SAMPLERS
 
 
@@ -184,7 +184,7 @@ def test_longer_videos_and_revised_tokens(checkpoint, tmp_path):
 )
 def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TextToVideoSystem, "for_inference", None)  # the first work of the device
+    monkeypatch.setattr(TextToVideoSystem, "for_inference", None)  # the first device work
     assert run(checkpoint, *flags) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0] and not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The loop: resume after any end, refusals before device work, what a workdir holds."""
+"""The loop: resuming after any interruption, refusals before device work, the content of a workdir."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ from tests.training.toy import ToyRecipe, ToySystem
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
-    """A folder of eight small mp4 files with captions."""
+    """Return a folder of eight small mp4 files with captions."""
     folder = tmp_path_factory.mktemp("scenes") / "train"
     dataset.write_scenes(
         folder, count=8, split="train", options=dataset.PRESETS["easy"], num_frames=4, height=32, width=32, fps=8.0
@@ -252,7 +252,7 @@ def test_the_use_of_the_codebook_is_logged(scenes, tmp_path):
 
 def test_an_exhausted_device_is_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     class JaxRuntimeError(RuntimeError):
-        """Has the name of jaxlib's own, which cannot be raised from Python."""
+        """Exception with the name of jaxlib's own, which cannot be raised from Python."""
 
     def exhausted(*_):
         raise JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB")
@@ -343,7 +343,7 @@ def test_where_no_checkpoint_can_be_opened_nothing_starts_anew_over_them(scenes,
 
 
 def test_a_metric_that_is_measured_no_more_does_not_end_a_run_that_resumes(scenes, tmp_path):
-    """The window of the log that a checkpoint leaves open still has it."""
+    """The log window that a checkpoint leaves open still contains it."""
     system = make(scenes, train__steps=3, train__log_every=10)
     loop.fit(system, tmp_path)
     again = make(scenes, train__steps=10, train__log_every=10)

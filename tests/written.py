@@ -1,10 +1,10 @@
-"""What written folders must not hold."""
+"""Checks of what written folders must not contain."""
 
 import json
 
 
 def local_paths(folder):
-    """The strings in the JSON files of a folder that are absolute paths, with their files."""
+    """Return the absolute paths found in the JSON files of a folder, with their files."""
     texts = [(path.relative_to(folder), json.loads(path.read_text())) for path in folder.rglob("*.json")]
     assert texts
     return [(path, text) for path, value in texts for text in _strings(value) if text.startswith("/") and len(text) > 1]

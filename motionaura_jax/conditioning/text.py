@@ -289,7 +289,7 @@ def warn_of_words(words: TextTokenizer, prompts: Iterable[str]) -> None:
 
 
 def text_meta(tower: Tower, words: PretrainedTokenizer) -> dict[str, Any]:
-    """What identifies features: encoder, tokenizer and the limit of its ids; `cache.json` of a cache."""
+    """Return what identifies features: encoder, tokenizer and the limit of its ids; written to `cache.json` of a cache."""
     return {
         "kind": "text",
         "encoder": tower.digest,

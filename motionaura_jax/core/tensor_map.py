@@ -3,7 +3,7 @@
 A rule ties a tensor name to a leaf path; `{x}` stands for a number. A number that only the tensor name has indexes the
 slices of a leaf stacked along axis 0, as in scanned layers:
 
-    Rule("encoder.block.{i}.layer.0.SelfAttention.q.weight", "blocks/query/kernel", linear())
+    Rule("encoder.block.{i}.layer.0.SelfAttention.q.weight", "blocks/attention/query/kernel", linear())
     Rule("encoder.down.{i}.conv.{j}.weight", "down_{i}/conv_{j}/kernel", conv)
 
 The view of a rule shows our leaf as the torch tensor, without a copy: reading from it exports, writing to it imports.
@@ -51,11 +51,6 @@ def conv_transpose(leaf: np.ndarray) -> np.ndarray:
     """View `(*window, in, out)` as `(in, out, *window)`; the window is not mirrored, see `ops.transpose`."""
     window = leaf.ndim - 2
     return leaf.transpose(window, window + 1, *range(window))
-
-
-def reshaped(*shape: int) -> View:
-    """Return the view that reshapes a leaf; one entry may be -1."""
-    return lambda leaf: leaf.reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,14 +29,14 @@ class Absorbing:
       schedule: maps time to the masked fraction.
       objective: "ce_masked" is the mean cross entropy over the masked tokens of a sample; "elbo" weights their sum into
         the exact bound of the negative log likelihood.
-      min_masked: tokens masked at least, for "ce_masked"; "elbo" needs the exact marginals and forces none.
+      min_masked: minimum number of masked tokens for "ce_masked"; "elbo" needs the exact marginals and ignores it.
       label_smoothing: share of the target spread over all codes, in [0, 1).
-      corrupt_visible: share of the visible tokens replaced by random codes, in [0, 1]; teaches the model to doubt its
-        context, which a sampler with `remask` relies on.
-      chunk: codes whose logits the loss holds at a time, if the prediction is factored; 0 holds all.
+      corrupt_visible: share of visible tokens replaced by random codes, in [0, 1]; teaches the model to doubt its context,
+        as a sampler with `remask` requires.
+      chunk: number of codes whose logits the loss computes at a time for a factored prediction; 0 computes all at once.
 
     Raises:
-      UserError: settings under which "elbo" would be no bound, or out of range.
+      UserError: a setting is out of range, or would make "elbo" no bound.
     """
 
     metric: ClassVar[str] = "nelbo"
@@ -69,7 +69,7 @@ class Absorbing:
         return stratified(key, sample, batch_size)
 
     def prior(self, shape: Shape, keys: Key[Array, " b"] | None = None) -> Int[Array, "b t h w"]:
-        """Return z at time 1: MASK everywhere."""
+        """Return latents at time 1: MASK everywhere."""
         return jnp.full(shape, self.mask_id, jnp.int32)
 
     def statistics(self, x_t: Int[Array, "b t h w"]) -> Mapping[str, Float[Array, ""]]:
@@ -79,7 +79,7 @@ class Absorbing:
     def level(self, time: Float[Array, " b"], shape: Shape) -> Float[Array, " b"]:
         """Return the masked fraction m at `time` for grids of `shape`.
 
-        For "ce_masked" it is at least 1 / tokens, the smallest level at which a token is expected to be masked.
+        For "ce_masked" it is at least 1 / tokens, the level at which one masked token is expected.
         """
         m = self.schedule.masked(time)
         return m if self.objective == "elbo" else jnp.maximum(m, 1.0 / math.prod(shape))
@@ -97,7 +97,7 @@ class Absorbing:
           x0: clean tokens in [0, vocab_size).
           time: in (0, 1].
           keys: one key per sample; sample i depends on keys[i] alone.
-          mask: positions where it is False stay clean.
+          mask: False at positions that stay clean.
         """
         allowed = jnp.ones(x0.shape, bool) if mask is None else mask
         m = self.level(time, x0.shape[1:])
@@ -107,7 +107,7 @@ class Absorbing:
             noise = jnp.where(allowed, jax.random.uniform(mask_key, x.shape), jnp.inf)
             masked = noise < m
             if self.objective == "ce_masked":
-                # The tokens with the least noise are masked in any case, so that every sample has something to predict.
+                # Always mask the tokens with the least noise, so that every sample has something to predict.
                 count = min(self.min_masked, x.size)
                 masked |= noise <= -jax.lax.top_k(-noise.ravel(), count)[0][-1]
             if self.corrupt_visible:
@@ -158,7 +158,7 @@ class Absorbing:
     def _entropy(
         self, prediction: Prediction, target: Int[Array, "b t h w"], label_smoothing: float
     ) -> Float[Array, "b t h w"]:
-        """Return -log p(target) of each token; the logits of a factored prediction never exist all at once."""
+        """Return -log p(target) of each token; a factored prediction is evaluated chunk by chunk, to save memory."""
         if prediction.table is None:
             return cross_entropy(prediction.values, target, label_smoothing=label_smoothing)
         flat = target.reshape(len(target), -1)

@@ -12,7 +12,7 @@ from motionaura_jax.diffusion.sampling import Scalar
 def gumbel(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """Return standard Gumbel noise of `shape` for each key, in float32.
 
-    The default mode of JAX has 23 random bits, which cuts off the upper tail and acts like a lower temperature.
+    JAX's default mode uses 23 random bits, which cuts off the upper tail and acts like a lower temperature.
     """
     return jax.vmap(lambda key: jax.random.gumbel(key, shape, jnp.float32, mode="high"))(keys)
 
@@ -30,15 +30,15 @@ def sample_codes(
     Args:
       keys: sample i depends on keys[i] alone.
       temperature: 0 picks the most likely code.
-      top_k: keeps this many most likely codes; None keeps all.
-      top_p: keeps the fewest most likely codes that hold this much probability, in (0, 1]; None keeps all.
-        Codes exactly as likely as the last one kept are kept too.
+      top_k: number of most likely codes to keep; None keeps all.
+      top_p: probability mass in (0, 1] to keep, in the fewest, most likely codes; None keeps all.  Codes tied with the
+        last one kept are kept too.
     """
     scaled = _scale(logits, temperature)
     if top_k is not None:
         scaled = jnp.where(_most_likely(scaled, jnp.ones_like(scaled), top_k), scaled, -jnp.inf)
     if top_p is not None:
-        # The most likely code stays whatever top_p is.
+        # The most likely code stays for any top_p.
         share = jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny)
         scaled = jnp.where(_most_likely(scaled, jax.nn.softmax(scaled, -1), share), scaled, -jnp.inf)
     return _gumbel_max(keys, scaled, greedy=jnp.asarray(temperature) <= 0.0)
@@ -59,7 +59,7 @@ def _scale(logits: Array, temperature: Scalar) -> Float[Array, "..."]:
 def _gumbel_max(keys: Key[Array, " b"], logits: Float[Array, "b ... k"], *, greedy: Bool[Array, ""]) -> Array:
     """Sample by Gumbel-max in two stages: first a block of about sqrt(K) codes by its mass, then a code within it.
 
-    The law is the same; the noise per token shrinks from K to 2 sqrt(K) numbers (ten times faster on a CPU).
+    The distribution is the same; the noise per token shrinks from K to 2 sqrt(K) numbers (ten times faster on a CPU).
     """
     codes = logits.shape[-1]
     width = math.isqrt(codes - 1) + 1
@@ -76,10 +76,10 @@ def _gumbel_max(keys: Key[Array, " b"], logits: Float[Array, "b ... k"], *, gree
 def _most_likely(
     logits: Float[Array, "... k"], weight: Float[Array, "... k"], target: Scalar | Int[Array, ""] | int
 ) -> Bool[Array, "... k"]:
-    """Mark the fewest largest logits whose weights sum to `target` (all, if they never do).
+    """Mark the smallest set of largest logits whose weights sum to `target`, or all if they never do.
 
-    The threshold is built bit by bit in an integer order of float32, 32 sums instead of a sort: exact, and fifteen times
-    faster than sorting on a CPU.
+    The threshold is found bit by bit, in an integer encoding that preserves the order of float32.  This takes 32 sums instead
+    of a sort; it is exact, and fifteen times faster than sorting on a CPU.
     """
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
     top = jnp.uint32(1 << 31)

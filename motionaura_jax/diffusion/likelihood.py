@@ -19,13 +19,13 @@ def nelbo(
     """Return the mean cross entropy of the masked tokens, nats per token, at `levels` rising shares of masking.
 
     The bound equals the mean over n = 1..S of the cross entropy with exactly n of S tokens masked, whatever the
-    schedule, because the weights m'/m turn the binomial counts into a uniform one.  Row l draws n uniformly from the
-    l-th of `levels` equal parts of 1..S, so the mean over rows is an unbiased estimate of the bound per token, with far
-    less noise than weights at random times, and exact in n when `levels` is S.
+    schedule, because the weights m'/m turn the binomial counts into a uniform one.  Row l samples n uniformly from the
+    l-th of `levels` equal parts of 1..S.  The mean over rows is thus an unbiased estimate of the bound per token.  It has
+    far less noise than weighting at random times, and is exact in n if `levels` is S.
 
     Args:
       entropy: `(x_t, m) -> -log p(x0)` of each token, called once per level with m = n / S.
-      keys: one key per sample; use the same keys in every report to compare models on the same masks.
+      keys: one key per sample; reuse them to compare models on the same masks.
       mask_id: id of MASK.
       levels: number of rows; each costs one forward pass.
       mask: tokens that may be masked (S of them); the others are context.

@@ -1,4 +1,4 @@
-"""Orders in which a token grid is revealed.  Besnier et al. 2025 (Halton-MaskGIT, 2503.17076), section 4."""
+"""Orders for revealing a token grid.  Besnier et al. 2025 (Halton-MaskGIT, 2503.17076), section 4."""
 
 import functools
 import itertools
@@ -16,15 +16,15 @@ _PRIMES = (2, 3, 5, 7)
 def halton_ranks(shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
     """Return the rank (0 first) of each cell of the grid `shape`, of up to four axes, in Halton order.
 
-    Cells are ranked by when the Halton sequence first visits them, so that every prefix covers the grid evenly.
-    Axes of one cell take no base: an image is ordered as in two dimensions.
+    Cells are ranked by the Halton sequence's first visit, so that every prefix covers the grid evenly.  Axes of one cell
+    use no base, so an image is ordered as in two dimensions.
     """
     axes = [axis for axis, size in enumerate(shape) if size > 1]
     size = math.prod(shape)
     for doubling in itertools.count(3):
         points = np.arange(1, (size << doubling) + 1)
         cells = np.zeros((len(shape), points.size), np.int64)
-        # The longest axis takes the smallest base, whose points are the most even.
+        # The longest axis gets the smallest base, whose points are the most even.
         for base, axis in zip(_PRIMES, sorted(axes, key=lambda a: -shape[a]), strict=False):
             cells[axis] = _radical_inverse(points, base) * shape[axis]
         visited, first = np.unique(np.ravel_multi_index(tuple(cells), shape), return_index=True)
@@ -52,7 +52,7 @@ def random_order(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array,
 
 
 def _radical_inverse(points: Int[np.ndarray, " n"], base: int) -> Float[np.ndarray, " n"]:
-    """Mirror the digits of `points` in `base` at the point: 6 = 110 in base 2 becomes 0.011 = 0.375."""
+    """Reflect the base-`base` digits of `points` about the radix point: 6 = 110 in base 2 becomes 0.011 = 0.375."""
     value, scale = np.zeros(points.size), 1.0
     while points.any():
         scale /= base

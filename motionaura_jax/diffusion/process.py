@@ -1,7 +1,7 @@
-"""The contract of every diffusion process, and what processes share.
+"""Interface of diffusion processes, and the functions they share.
 
-A process says how clean latents are corrupted, what a denoiser has to predict, and how its prediction is scored.  Nothing
-here depends on whether latents are numbers or tokens; `absorbing` is a process over tokens.
+A process defines how clean latents are corrupted, what a denoiser predicts, and how its prediction is scored.  Nothing here
+depends on whether latents are continuous or tokens; `absorbing` is a process over tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +23,8 @@ Predict = Callable[[Latents, Float[Array, " b"]], Prediction]
 class Process(Protocol):
     """Corruption of clean latents over time, from 0 (clean) to 1 (pure noise), and the loss that learns to undo it.
 
-    `mask`, where a method takes one, is False at positions that stay clean and out of the loss: inpainting and infilling
-    train with it.  None means that every position is generated.
+    `mask` is False at positions that stay clean and are left out of the loss, for inpainting and infilling.  None generates
+    every position.
     """
 
     @property
@@ -35,7 +35,7 @@ class Process(Protocol):
         """Sample training times in (0, 1]; arguments as in `stratified`."""
 
     def level(self, time: Float[Array, " b"], shape: Shape) -> Float[Array, " b"]:
-        """Return the noise level at `time`, which conditions the denoiser; `shape` is that of one sample."""
+        """Return the noise level at `time`, which conditions the denoiser; `shape` is the shape of one sample."""
 
     def corrupt(
         self, x0: Latents, time: Float[Array, " b"], keys: Key[Array, " b"], mask: Mask | None = None
@@ -56,7 +56,7 @@ class Process(Protocol):
         """Sample latents of `shape`, batch included, at time 1; a prior without randomness needs no keys."""
 
     def statistics(self, x_t: Latents) -> Mapping[str, Float[Array, ""]]:
-        """Return what training logs about corrupted latents, such as the share that is masked."""
+        """Return statistics of corrupted latents for the training log, such as the masked share."""
 
 
 def stratified(key: Key[Array, ""], sample: Int[Array, " b"], batch_size: int) -> Float[Array, " b"]:
@@ -86,7 +86,7 @@ def training_loss_by_level(
     levels: int,
     mask: Mask | None = None,
 ) -> Float[Array, "levels b"]:
-    """Return the training loss in the middle of `levels` equal parts of time: `loss_by_level` of most processes."""
+    """Return the training loss at the midpoints of `levels` equal parts of time, as `loss_by_level` of most processes does."""
 
     def one(row: Array) -> Array:
         time = jnp.full(len(x0), (row + 0.5) / levels)

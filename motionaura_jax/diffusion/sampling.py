@@ -1,4 +1,4 @@
-"""Sampling from any diffusion process: one compiled scan, and guidance and clamping as wrappers around its parts."""
+"""Sampling from any diffusion process: one compiled scan, with guidance and clamping as wrappers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,39 +18,39 @@ Model = Callable[[Latents, Float[Array, " n"]], Float[Array, "n t h w c"]]
 Denoise = Callable[[Latents, Float[Array, " b"], Float[Array, ""]], Float[Array, "b t h w c"]]
 """`(x_t, level, progress) -> dense prediction`.
 
-`level` is what training conditions on (`Process.level`).  `progress` rises from 0 at the first step to 1 at the last one; a
-single step has 1.
+`level` is the noise level, as in training (`Process.level`).  `progress` rises from 0 at the first step to 1 at the last; it is
+1 if there is only one step.
 """
 
 
 class State(Protocol):
-    """A pytree that a sampler carries from step to step: its latents, and whatever else it needs."""
+    """Pytree that a sampler carries from step to step: latents and any other state."""
 
     @property
     def x(self) -> Latents:
         """Return the latents so far."""
 
     def _replace(self, **changes: Any) -> Any:
-        """Return the state with other fields, as named tuples do."""
+        """Return the state with fields replaced, as named tuples do."""
 
 
 class Sampler(Protocol):
-    """Rule that leads from the prior to clean latents, step by step.
+    """Rule that takes latents from the prior to clean ones, step by step.
 
-    Samplers are pytrees: what may change without another compilation is a leaf, everything else is static.
+    Samplers are pytrees: values that may change without recompilation are leaves, everything else is static.
     """
 
     def timesteps(self, steps: int) -> Float[Array, " steps+1"]:
         """Return the times from 1 down to 0."""
 
     def init(self, keys: Key[Array, " b"], x: Latents) -> Any:
-        """Return the state before the first step, from latents that hold the prior where they are to be sampled."""
+        """Return the state before the first step; `x` holds the prior at the positions to sample."""
 
     def step(self, denoise: Denoise, state: Any, index: Int[Array, ""], times: Float[Array, " steps+1"]) -> Any:
-        """Go from times[index] to times[index + 1]."""
+        """Step from times[index] to times[index + 1]."""
 
     def trace(self, state: Any) -> PyTree:
-        """Return what is worth recording of a state; small."""
+        """Return a small record of a state, for logging."""
 
 
 class Samples(NamedTuple):
@@ -66,7 +66,7 @@ def sample(denoise: Denoise, sampler: Sampler, keys: Key[Array, " b"], x_init: L
     Args:
       denoise: see `Denoise`; it closes over conditions and guidance (`guided`).
       keys: one key per sample; sample i depends on keys[i] and x_init[i] alone, not on the batch around it.
-      x_init: `Process.prior`, or latents that hold it wherever something is to be sampled.
+      x_init: `Process.prior`, or latents that hold it at the positions to sample.
       steps: number of steps, at least 1.
 
     Raises:
@@ -101,14 +101,14 @@ def progress_of(index: Int[Array, ""], steps: int) -> Float[Array, ""]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Clamped:
-    """Sampler that restores known positions after every step of another one.
+    """Sampler that restores known positions after every step of an inner sampler.
 
-    Samplers over tokens need none: they never touch a token that is not MASK.
+    Token samplers do not need it: they never change a token that is not MASK.
 
     Attributes:
-      sampler: the one that does the work.
-      clean: latents whose known positions are kept.
-      known: True at these positions, `(batch, t, h, w)`.
+      sampler: inner sampler.
+      clean: latents with the known values.
+      known: True at known positions, `(batch, t, h, w)`.
     """
 
     sampler: Any
@@ -120,11 +120,11 @@ class Clamped:
         return self.sampler.timesteps(steps)
 
     def init(self, keys: Key[Array, " b"], x: Latents) -> Any:
-        """Start from the clean latents where they are known."""
+        """Start from the clean latents at known positions."""
         return self.sampler.init(keys, self._restored(x))
 
     def step(self, denoise: Denoise, state: Any, index: Int[Array, ""], times: Float[Array, " steps+1"]) -> Any:
-        """Make a step and restore what is known."""
+        """Step, then restore known positions."""
         state = self.sampler.step(denoise, state, index, times)
         return state._replace(x=self._restored(state.x))
 
@@ -137,7 +137,7 @@ class Clamped:
 
 
 def restore(x: Latents, clean: Latents, known: Bool[Array, "b t h w"]) -> Latents:
-    """Return `x` with the clean latents at known positions; latents may have channels, positions have none."""
+    """Return `x` with clean latents at known positions; latents may have a channel axis that `known` lacks."""
     return jnp.where(known.reshape(*known.shape, *[1] * (x.ndim - known.ndim)), clean, x)
 
 
@@ -155,8 +155,8 @@ class Guidance:
 
     Attributes:
       scale: largest w, at least 0; diffusers' `guidance_scale` is 1 + w.
-      ramp: "linear" raises w from 0 at the first step of the sampler to `scale` at the last one, which keeps samples
-        diverse early and faithful late (Muse, section 2.7); "constant" has `scale` from the first step on.
+      ramp: "linear" raises w from 0 at the first step to `scale` at the last, which keeps samples diverse early and
+        faithful late (Muse, section 2.7); "constant" uses `scale` throughout.
 
     Raises:
       UserError: unknown `ramp`.
@@ -170,7 +170,7 @@ class Guidance:
             raise UserError(f"guidance: ramp={self.ramp!r} is neither 'linear' nor 'constant'")
 
     def weight(self, progress: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Return w once `progress` of the steps is done: 0 at the first one, 1 at the last one."""
+        """Return w at `progress`, which is 0 at the first step and 1 at the last."""
         return self.scale * (progress if self.ramp == "linear" else jnp.ones_like(progress))
 
     def weights(self, progress: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -183,8 +183,8 @@ def stacked(*branches: PyTree) -> PyTree:
     """Concatenate the conditions of all branches along the batch, the conditional one first.
 
     Args:
-      branches: pytrees of one structure whose leaves lead with the batch, e.g. `Cond`: the condition, and the learned null
-        condition or that of a negative prompt.  Leaves after the first branch may lead with 1 instead of the batch.
+      branches: pytrees of the same structure with batched leaves, e.g. `Cond`: the condition, then the learned null
+        condition or that of a negative prompt.  After the first branch, leaves may have batch size 1.
     """
     return jax.tree.map(
         lambda first, *rest: jnp.concatenate([first, *(jnp.broadcast_to(leaf, first.shape) for leaf in rest)]),
@@ -197,7 +197,7 @@ def guided(model: Model, guidance: Weights | None = None) -> Denoise:
 
     Args:
       model: called once per step, on the latents of all branches; it closes over their conditions (`stacked`).
-      guidance: None means a single branch, which costs half of two branches and predicts the same as w = 0.
+      guidance: None runs a single branch, at half the cost of two, and predicts the same as w = 0.
     """
     if guidance is None:
         return lambda x, level, _: model(x, level)

@@ -1,4 +1,4 @@
-"""How much is masked at which time: m(u) for u in (0, 1].  Sahoo et al. 2024 (MDLM), section 3.4."""
+"""Mask schedules: the masked fraction m(u) at time u in (0, 1].  Sahoo et al. 2024 (MDLM), section 3.4."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 from motionaura_jax.core.errors import UserError, nearest
 
-_ROUNDING = 1.0 - 2.0**-20  # u = k/T in float32 times T may exceed k, which must still be step k
+_ROUNDING = 1.0 - 2.0**-20  # in float32, (k / T) * T may exceed k, but must still be step k
 
 
 class Schedule(Protocol):
-    """A rising map from time u in [0, 1] to the masked fraction, with m(0) = 0 and m(1) = 1.  Hashable."""
+    """Increasing map from time u in [0, 1] to the masked fraction, with m(0) = 0 and m(1) = 1.  Hashable."""
 
     def masked(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return m(u), the probability that a token is MASK at time u."""
@@ -24,7 +24,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """m(u) = u, D3PM's absorbing schedule beta_t = 1 / (T - t + 1) in the limit of many steps."""
+    """Schedule m(u) = u, the limit of D3PM's absorbing schedule beta_t = 1 / (T - t + 1) for many steps."""
 
     def masked(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return u."""
@@ -37,7 +37,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """m(u) = sin(pi u / 2), MaskGIT's cos(pi r / 2) with r = 1 - u: most times are heavily masked."""
+    """Schedule m(u) = sin(pi u / 2), MaskGIT's cos(pi r / 2) with r = 1 - u; tokens are heavily masked most of the time."""
 
     def masked(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return sin(pi u / 2)."""
@@ -46,13 +46,13 @@ class Cosine:
     def weight(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return (pi / 2) cot(pi u / 2)."""
         angle = 0.5 * math.pi * jnp.asarray(u, jnp.float32)
-        # The float32 nearest to pi / 2 lies above it, where the cosine is negative.
+        # The float32 nearest to pi / 2 is above it, where the cosine is negative.
         return 0.5 * math.pi * jnp.maximum(jnp.cos(angle), 0.0) / jnp.sin(angle)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discrete:
-    """`base` in T discrete steps: u in ((t - 1) / T, t / T] is step t.
+    """Schedule `base` in T discrete steps: u in ((t - 1) / T, t / T] is step t.
 
     `weight` makes the mean over u the exact discrete-time bound: the sum over t of (m_t - m_{t-1}) / m_t times the
     masked cross entropy (Austin et al. 2021, equation 1, for the absorbing state).
@@ -86,7 +86,7 @@ def schedule(name: str) -> Schedule:
     """Return the schedule called "linear" or "cosine"; "linear:1000" is its discrete form with T = 1000.
 
     Raises:
-      UserError: no such schedule (with the nearest name), or T is not a positive integer.
+      UserError: the schedule is unknown (the error suggests the nearest name), or T is not a positive integer.
     """
     base, separator, steps = name.partition(":")
     if base not in SCHEDULES:

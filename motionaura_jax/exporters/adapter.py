@@ -1,8 +1,8 @@
-"""Adapters as files in the form of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+"""LoRA adapters in PEFT's file format: `adapter_config.json` and `adapter_model.safetensors`.
 
-Names are those of our transformer in torch (`exporters.pytorch`), e.g.
-`base_model.model.blocks.0.self_attention.input.to_q.lora_A.weight`.  An adapter belongs to the weights that it was trained
-on, which a hash names.
+Tensor names follow the exported PyTorch transformer (`exporters.pytorch`), e.g.
+`base_model.model.blocks.0.self_attention.input.to_q.lora_A.weight`.  The config stores a hash of the base weights, so an
+adapter loads only onto the weights it was trained on.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ _KEYS: dict[str, type] = {"r": int, "lora_alpha": int, "target_modules": list, "
 
 
 def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
-    """Write the adapters of a model into an existing folder, and read them back.
+    """Write a model's adapters into an existing folder and verify them by reading them back.
 
     Raises:
-      UserError: it has none, or the disk is full or not writable.
+      UserError: the model has no adapters, or the disk is full or not writable.
     """
     model = opened.model
     if not model.recipe.added:
@@ -55,7 +55,7 @@ def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
         "base_model_name_or_path": pathlib.PurePath(model.recipe.init_from).name,
         "base_model_hash": digest(frozen),
         "r": lora.rank,
-        "lora_alpha": lora.rank,  # a scale of 1
+        "lora_alpha": lora.rank,  # alpha / r = 1
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
@@ -68,19 +68,19 @@ def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
 
 
 def applied(model: Loaded, folder: pathlib.Path) -> Loaded:
-    """Return a text-to-video model with the adapters in `folder`.
+    """Return a text-to-video model with the adapters in `folder` added.
 
     Raises:
-      UserError: no adapters there, or damaged ones; some that were trained on other weights, or that are of a kind that this
-        package does not know; a model that has adapters already.
+      UserError: the adapters are missing, damaged, trained on other weights or of an unsupported kind, or the model already
+        has adapters.
     """
     if model.recipe.added:
-        raise UserError(f"{folder}: {model.path} has adapters already; give the model that they were trained on")
+        raise UserError(f"{folder}: {model.path} has adapters already; give the model they were trained on")
     settings = _read_config(folder)
     if settings["base_model_hash"] != (found := digest(model.params)):
         raise UserError(
-            f"{folder}: was trained on the weights {settings['base_model_hash']} "
-            f"({settings.get('base_model_name_or_path')}), but those of {model.path} are {found}; give that model"
+            f"{folder}: trained on the weights {settings['base_model_hash']} "
+            f"({settings.get('base_model_name_or_path')}), but those of {model.path} are {found}; give its base model"
         )
     denoiser = dataclasses.replace(model.recipe.model, lora=_lora(folder, settings))  # type: ignore[attr-defined]
     recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
@@ -91,7 +91,7 @@ def applied(model: Loaded, folder: pathlib.Path) -> Loaded:
 
 
 def removed(model: Loaded) -> Loaded:
-    """Return a text-to-video model without its adapters: the one that they were trained on."""
+    """Return the base model that a text-to-video model's adapters were trained on."""
     denoiser = dataclasses.replace(model.recipe.model, lora=LoraConfig())  # type: ignore[attr-defined]
     recipe: Any = dataclasses.replace(model.recipe, model=denoiser)  # type: ignore[call-arg]
     return dataclasses.replace(model, recipe=recipe, params=partition(model.params, model.recipe.added)[1])
@@ -101,12 +101,12 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{folder}: holds no adapter, which is {CONFIG} and {WEIGHTS}; make one with motionaura export --format=adapter"
+            f"{folder}: holds no adapter ({CONFIG} and {WEIGHTS}); write one with motionaura export --format=adapter"
         )
     try:
         settings = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: no JSON: {error}; export the adapter again") from None
+        raise UserError(f"{path}: invalid JSON: {error}; export the adapter again") from None
     for key, kind in _KEYS.items():
         if not isinstance(settings, dict) or not isinstance(settings.get(key), kind):
             raise UserError(f"{path}: {key!r} is missing or of the wrong type; export the adapter again")
@@ -114,13 +114,13 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _lora(folder: pathlib.Path, settings: dict[str, Any]) -> LoraConfig:
-    """The settings of adapters, whose scale has to be 1."""
+    """Build the adapter settings; the scale lora_alpha / r must be 1."""
     rank, modules = settings["r"], settings["target_modules"]
     unknown = [str(module) for module in modules if module not in _MODULES.values()]
     if unknown or settings["lora_alpha"] != rank or rank < 1:
         fault = f"module {unknown[0]!r}" if unknown else f"r={rank} with lora_alpha={settings['lora_alpha']}"
         raise UserError(
-            f"{folder / CONFIG}: {fault} is unknown here; modules are {', '.join(_MODULES.values())}, and lora_alpha is r"
+            f"{folder / CONFIG}: {fault} is not supported; use modules {', '.join(_MODULES.values())} and lora_alpha equal to r"
         )
     known = {
         "rank": rank,

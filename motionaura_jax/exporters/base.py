@@ -1,6 +1,6 @@
-"""The export of a trained model as one folder: its parts opened by role, the folder written, read back and compared.
+"""Export of a trained model and its parts to one folder, verified by reading it back.
 
-Every system has the format "release".  A system declares the other formats that it has in `System.exports`.
+Every system supports the format "release" and declares any others in `System.exports`.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ class Options:
     """Settings of an export.
 
     Attributes:
-      places: where parts are now, by role, if they moved since training.
-      dtype: of float32 leaves in the files, one of `release.DTYPES`.
-      provenance: kept in `config.json`; None keeps what the checkpoint says.
-      shard_bytes: largest size of one file of weights in a PyTorch folder.
-      check: run the PyTorch folder against this model.
+      places: current locations, by role, of parts that have moved since training.
+      dtype: dtype in which float32 leaves are stored, one of `release.DTYPES`.
+      provenance: object to store in `config.json`; None keeps the checkpoint's own.
+      shard_bytes: maximum size of one weight file in a PyTorch folder.
+      check: compare the PyTorch folder's outputs with this model's.
     """
 
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -51,8 +51,8 @@ class Opened:
     """A model to export.
 
     Attributes:
-      parts: models of ours that it needs, by role.
-      copied: roles of published parts that are folders here and travel with the export.
+      parts: our own models that it depends on, by role.
+      copied: roles of published parts that are local folders and are copied into the export.
     """
 
     system: System
@@ -61,10 +61,10 @@ class Opened:
     copied: tuple[str, ...] = ()
 
     def meta(self, inside: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Return the content of `config.json`, without paths of this machine.
+        """Return the content of `config.json`, stripped of local paths.
 
         Args:
-          inside: folders of parts that lie in the export, by role.
+          inside: subfolders of the parts included in the export, by role.
         """
         model, inside = self.model, inside or {}
         recipe = release.without_places(config.to_dict(model.recipe), model.recipe.places)
@@ -82,7 +82,7 @@ class Opened:
         return {**meta, "provenance": dict(model.provenance)} if model.provenance else meta
 
     def copy_published(self, folder: pathlib.Path, shard_bytes: int) -> None:
-        """Copy the published parts into folders named after their roles."""
+        """Copy each published part into a subfolder named after its role."""
         for role in self.copied:
             (folder / role).mkdir()
             self.system.copy_part(role, folder / role, shard_bytes)
@@ -94,17 +94,17 @@ Writer = Callable[[pathlib.Path, Opened, Options], None]
 def export(
     checkpoint: str, output: pathlib.Path, kind: str, options: Options, *, overwrite: bool = False
 ) -> tuple[Opened, int]:
-    """Write a trained model to the new folder `output`, which appears only when it is complete.
+    """Write a trained model to the new folder `output`, which appears only once it is complete.
 
     Args:
-      kind: format of the folder: "release", "adapter", or one that the system declares.
+      kind: output format: "release", "adapter", or one that the system declares.
 
     Returns:
-      The exported model and the bytes of all files.
+      The exported model and the total size of its files in bytes.
 
     Raises:
-      UserError: no such checkpoint or part, a format that its system does not have, a folder that exists, a disk that is
-        full, or files that read back differently.
+      UserError: the checkpoint or a part is missing, the system does not support the format, the folder exists, the disk is
+        full, or the files read back differently.
     """
     release.check_output(output, overwrite=overwrite)
     opened = open_model(checkpoint, kind, options)
@@ -116,7 +116,7 @@ def export(
 
 
 def open_model(checkpoint: str, kind: str, options: Options) -> Opened:
-    """Open a model with the parts that an export of this kind takes along; an adapter takes none.
+    """Open a model with the parts that this kind of export includes; an adapter includes none.
 
     Raises:
       UserError: see `export`.
@@ -129,7 +129,7 @@ def open_model(checkpoint: str, kind: str, options: Options) -> Opened:
     roles = {part.role for part in cls.parts}
     for role, place in options.places.items():
         if role not in roles:
-            raise UserError(f"--{role}={place}: a {recipe.system} needs no {role.replace('_', ' ')}; leave it out")
+            raise UserError(f"--{role}={place}: a {recipe.system} uses no {role.replace('_', ' ')}; leave it out")
         recipe = cls.with_part(recipe, role, place)
     recipe = cls.standalone(recipe)
     model = dataclasses.replace(model, recipe=recipe)
@@ -145,7 +145,7 @@ def read_provenance(path: pathlib.Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-      UserError: the file cannot be read, or holds something else.
+      UserError: the file cannot be read or holds no JSON object.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
@@ -157,7 +157,7 @@ def read_provenance(path: pathlib.Path) -> dict[str, Any]:
 
 
 def rounded(model: Loaded, dtype: str) -> Loaded:
-    """Return the model as a round trip through `dtype` leaves it."""
+    """Return the model with its float32 weights rounded to `dtype` and back."""
 
     def through(leaf: Any) -> Any:
         return leaf.astype(jnp.dtype(dtype)).astype(leaf.dtype) if leaf.dtype == jnp.float32 else leaf
@@ -167,10 +167,10 @@ def rounded(model: Loaded, dtype: str) -> Loaded:
 
 
 def check(model: Loaded, folder: pathlib.Path) -> None:
-    """Read a written folder as any command would, open its parts, and compare every bit.
+    """Load a written folder and its parts as any command would, and compare the weights bit for bit.
 
     Raises:
-      UserError: something reads back differently, or a part is not the one of training.
+      UserError: a weight reads back differently, or a part is not the one used in training.
     """
     again = load(folder, model.recipe.system)
     compare(model, again, folder)
@@ -178,7 +178,7 @@ def check(model: Loaded, folder: pathlib.Path) -> None:
 
 
 def compare(model: Loaded, again: Loaded, folder: pathlib.Path) -> None:
-    """Refuse weights that differ in any bit from those that were written to `folder`."""
+    """Raise UserError if the weights read back from `folder` differ in any bit from those written."""
     pairs = zip(*(jax.tree.leaves((one.params, one.extra)) for one in (model, again)), strict=True)
     if not all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs):
         raise UserError(f"{folder}: reads back differently from what was written; check the disk and export again")
@@ -195,16 +195,16 @@ def _open_part(part: Part, recipe: Any, dtype: str) -> Opened:
     system: Any = system_class(loaded.recipe.system)(loaded.recipe)
     if system.autoencoder(narrow.params, narrow.extra).latent_space != wanted:
         raise UserError(
-            f"--dtype={dtype}: the {part.role} would become another one; export it alone with this --dtype before training on it"
+            f"--dtype={dtype}: rounding changes the latent space of the {part.role}; before training, export it with this --dtype"
         )
     return Opened(system=system, model=narrow)
 
 
 def _writer(cls: type[System], name: str, kind: str) -> Writer:
-    """Import the function that writes this format of a system."""
+    """Import the function that writes a system in this format."""
     known = {"release": "motionaura_jax.exporters.release:write", "adapter": "motionaura_jax.exporters.adapter:write"}
     known |= cls.exports
     if kind not in known:
-        raise UserError(f"--format={kind}: a {name} is not exported as that, only as {', '.join(known)}")
+        raise UserError(f"--format={kind}: a {name} cannot be exported in this format, only as {', '.join(known)}")
     module, _, function = known[kind].partition(":")
     return getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""Release folders: `config.json` and `model.safetensors`, and each part as a folder of the same form or as published."""
+"""Release folders: `config.json`, `model.safetensors`, and one subfolder per part (a release, or a copy of a published part)."""
 
 import pathlib
 
@@ -7,10 +7,10 @@ from motionaura_jax.weights import release
 
 
 def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
-    """Write a release with its parts into an empty folder, and read it back.
+    """Write a release with its parts into an empty folder and verify it by reading it back.
 
     Raises:
-      UserError: the disk is full or not writable, or something reads back differently.
+      UserError: the disk is full or not writable, or a weight reads back differently.
     """
     opened.copy_published(folder, SHARD_BYTES)
     for role, part in opened.parts.items():

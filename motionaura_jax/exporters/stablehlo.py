@@ -1,9 +1,9 @@
-"""StableHLO graphs of a trained model, which JAX serves without this package on CPU, CUDA and TPU at any batch size.
+"""StableHLO graphs of a trained model.  JAX runs them without this package, on CPU, CUDA and TPU, at any batch size.
 
 A folder holds one file per graph (`jax.export`), `weights.safetensors`, and `stablehlo.json`, which lists the inputs and
-outputs of each graph.  A text-to-video model comes with `serve.py`, which runs the graphs.  A graph takes
-`(weights, inputs)`, both dicts of arrays, and returns a dict.  Inputs lead with the batch unless they are single numbers.
-The video has the size of the first training bucket.
+outputs of each graph.  A text-to-video export also contains `serve.py`, an example that runs the graphs.  A graph maps
+`(weights, inputs)`, both dicts of arrays, to a dict of arrays.  All inputs but scalars have a leading batch axis.  The
+video size is that of the first training bucket.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ MANIFEST, WEIGHTS, EXAMPLE = "stablehlo.json", "weights.safetensors", "serve.py"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A function of one sample, without the batch axis, and what it takes.
+    """A function to export, with its weights and inputs; it processes one sample and has no batch axis.
 
     Attributes:
       function: `(weights, inputs) -> outputs`.
       weights: tree of arrays.
-      inputs: abstract arrays by name, of one sample.
-      shared: inputs that are one number for the whole batch.
+      inputs: shapes and dtypes of one sample's inputs, by name.
+      shared: names of scalar inputs that the whole batch shares.
     """
 
     function: Callable[[PyTree, Mapping[str, Array]], dict[str, Array]]
@@ -55,15 +55,15 @@ class Graph:
 
 
 def write_tokenizer(folder: pathlib.Path, opened: Opened, options: Options) -> None:
-    """Write the graphs of a tokenizer into an empty folder; raises UserError if the disk is full or not writable."""
+    """Write the graphs of a tokenizer into an empty folder; raise UserError if the disk is full or not writable."""
     _write(folder, opened, tokenizer_graphs(opened.model, _clip(opened.model)))
 
 
 def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) -> None:
-    """Write the graphs of a text-to-video model and its tokenizer into an empty folder, with an example that runs them.
+    """Write the graphs of a text-to-video model and its tokenizer into an empty folder, with an example script.
 
     Raises:
-      UserError: the disk is full or not writable, or a published text encoder is not the one of training.
+      UserError: the disk is full or not writable, or a published text encoder is not the one used in training.
     """
     model, tokenizer = opened.model, opened.parts["tokenizer"].model
     graphs = tokenizer_graphs(tokenizer, _clip(model)) | denoiser_graphs(model, tokenizer)
@@ -94,7 +94,7 @@ def _write(
 
 
 def serialize(graph: Graph) -> bytearray:
-    """Trace `graph` with a symbolic batch for all platforms."""
+    """Trace `graph` for all platforms with a symbolic batch size."""
     (batch,) = jax.export.symbolic_shape("batch")
     inputs = {
         name: leaf if name in graph.shared else jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype)
@@ -104,7 +104,7 @@ def serialize(graph: Graph) -> bytearray:
 
     def function(weights: dict[str, Array], inputs: dict[str, Array]) -> dict[str, Array]:
         tree = jax.tree_util.tree_map_with_path(lambda path, _: weights[path_name(path)], graph.weights)
-        # One sample at a time, so that no shape inside depends on the batch: sample i is what it would be alone.
+        # vmap over samples: no shape inside depends on the batch size, and each sample is independent of the others.
         return jax.vmap(functools.partial(graph.function, tree), in_axes=(axes,))(inputs)
 
     abstract = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in _named(graph.weights).items()}
@@ -112,7 +112,7 @@ def serialize(graph: Graph) -> bytearray:
 
 
 def tokenizer_graphs(loaded: Loaded, size: tuple[int, int, int]) -> dict[str, Graph]:
-    """Build `encode`, video (T, H, W, 3) in [-1, 1] to `tokens` and `values`, and `decode`, from tokens or values."""
+    """Build `encode` (video `(T, H, W, 3)` in [-1, 1] to `tokens` and `values`) and `decode` (tokens or values to video)."""
     recipe: Any = loaded.recipe
     config = recipe.model
     weights = {"tokenizer": loaded.params["tokenizer"], "codebook": loaded.extra}
@@ -140,12 +140,12 @@ def tokenizer_graphs(loaded: Loaded, size: tuple[int, int, int]) -> dict[str, Gr
 
 
 def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
-    """Build `sample`, a text to tokens, and `step`, one step of it with number `index`.
+    """Build `sample`, which maps a text to tokens, and `step`, which runs sampling step `index` alone.
 
-    A text is its `ids`, plus the `features` of the graph `text` if a published encoder reads it.  The negative prompt has
-    the same names after `negative_`.  `tokens` holds MASK (the number of codes) at positions to sample; `step` also takes
-    `free`, the positions that are sampled at all.  `seed` fixes the randomness: the video is that of
-    `motionaura sample --seed` for one prompt, up to rounding.
+    A text is given as `ids`, plus the `features` output by the graph `text` if the model uses a published encoder.  Inputs
+    of the negative prompt have the same names prefixed with `negative_`.  `tokens` holds MASK (id: the number of codes) at
+    the positions to sample; `step` also takes `free`, which is True at all positions that sampling may fill.  `seed` fixes
+    the randomness: up to rounding, the video equals that of `motionaura sample --seed` with one prompt.
     """
     recipe: Any = loaded.recipe
     system = TextToVideoSystem(recipe)
@@ -182,7 +182,7 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
     def step(weights: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
         sampler, guidance, conditions = arguments(inputs)
         start: State = sampler.init(_key(inputs["seed"])[None], inputs["tokens"][None])
-        state = start._replace(free=inputs["free"][None])  # what earlier steps revealed is sampled too
+        state = start._replace(free=inputs["free"][None])  # positions revealed by earlier steps are free too
         denoise = system.denoise(weights, *conditions, guidance)
         return {"tokens": sampler.step(denoise, state, inputs["index"], sampler.timesteps(steps)).x[0]}
 
@@ -197,7 +197,7 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
 
 
 def text_graphs(text: TrainedText | FrozenText, parts: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Graph]:
-    """Build `text`, ids to features of a published encoder; a text encoder of our own is part of `sample`."""
+    """Build `text`, which maps ids to features of a published encoder; a jointly trained encoder is part of `sample`."""
     tower = text.frozen()
     if tower is None:
         return {}
@@ -225,7 +225,7 @@ def _clip(model: Loaded) -> tuple[int, int, int]:
 
 
 def _hints(model: Loaded) -> dict[str, Any]:
-    """Return what a caller needs besides the graphs."""
+    """Return the default settings and token ids that a caller of the graphs needs."""
     recipe: Any = model.recipe
     sample = recipe.sample
     defaults = {"guidance_scale": sample.guidance_scale, "temperature": sample.temperature, "fps": recipe.data.rates[0]}

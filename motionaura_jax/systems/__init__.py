@@ -1,1 +1,1 @@
-"""What can be trained: one file per system, pure functions over plain pytrees."""
+"""Systems: contracts that they share, and one folder per system that can be trained."""

@@ -40,16 +40,6 @@ def open_system(recipe: Recipe, workdir: steps.Location) -> System:
     return system_class(recipe.system)(recipe)
 
 
-def recipe_of(path: steps.Location) -> Recipe:
-    """Read the recipe that a model of any system was trained with, without its weights.
-
-    Raises:
-      UserError: see `load`.
-    """
-    source = open_checkpoint(path)
-    return source.recipe(system_class(source.system).Recipe)
-
-
 def load_autoencoder(path: steps.Location, latent_space: str = "") -> tuple[VideoAutoencoder, Loaded]:
     """Open a trained autoencoder together with the run that it comes from.
 

@@ -1,4 +1,4 @@
-"""Small runs for real processes, as files for `--config`: they go on until a signal comes, and log every step."""
+"""Small runs for real processes, as files for `--config`: they train until a signal arrives and log every step."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ ENDLESS = 10**6
 
 
 def write(folder: Path, **sections) -> Path:
-    """Writes a recipe with eight clips in a batch and returns its file."""
+    """Write a recipe with eight clips in a batch and return its file."""
     values = {
         "train": {"steps": ENDLESS, "log_every": 1},
         "checkpoint": {"every": ENDLESS},
@@ -23,12 +23,12 @@ def write(folder: Path, **sections) -> Path:
 
 
 def toy(folder: Path, **sections) -> Path:
-    """A run of `tests.training.toy`, which `worker.py` knows."""
+    """Write the recipe of `tests.training.toy`, which `worker.py` registers."""
     return write(folder, system="toy", **sections)
 
 
 def text_to_video(folder: Path) -> Path:
-    """A run of an untrained text-to-video model, its tokens kept."""
+    """Write the recipe of an untrained text-to-video model with cached tokens."""
     values = tiny.text_to_video(tiny.save_tokenizer(folder / "tokenizer"), text={"vocabulary": []})
     sections = {name: values[name] for name in ("system", "tokenizer", "model", "text")}
     return write(folder, **sections, token_cache=16)

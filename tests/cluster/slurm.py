@@ -1,6 +1,6 @@
-"""A real SLURM on this machine: two nodes by configuration, for the time of a `with` block, beside no other daemon.
+"""A real SLURM on this machine, configured as two nodes for the duration of a `with` block; no other daemon may run.
 
-It needs root, since munge and SLURM have to trust each other's files, and the programs of Debian's slurm-wlm.
+Requires root, because munge and SLURM must trust each other's files, and Debian's slurm-wlm.
 """
 
 import contextlib
@@ -51,21 +51,21 @@ PartitionName=all Nodes=n[1-2] Default=YES MaxTime=60 State=UP
 
 
 def missing() -> list[str]:
-    """What of a SLURM is not here; empty where the test can run."""
+    """Return the missing SLURM programs and privileges; empty if the test can run."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin"
     lacking = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     return lacking + ([] if os.geteuid() == 0 else ["root"])
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
+    """Return free local ports."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [server.getsockname()[1] for server in servers]
 
 
 def wait_for(condition, what: str, seconds: float = 240, step: float = 0.5):
-    """Returns the first true value of `condition()`."""
+    """Return the first true value of `condition()`."""
     until = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < until, f"{what} did not come within {seconds} s"
@@ -79,9 +79,9 @@ def call(*command: str) -> str:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
-    """Starts munge, the controller and two nodes; ends jobs and daemons, by the pids that these wrote."""
+    """Start munge, the controller and two nodes; at the end stop jobs and daemons by their pid files."""
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
-    folder.chmod(0o755)  # as munge wants it
+    folder.chmod(0o755)  # as munge requires
     (folder / "state").mkdir()
     (folder / "slurm.conf").write_text(CONFIG.format(host=socket.gethostname(), folder=folder, ports=free_ports(3)))
     before = dict(os.environ)
@@ -106,7 +106,7 @@ def cluster() -> Iterator[None]:
 
 
 def start_munge(folder: Path) -> None:
-    """Starts a munge of its own key: that of the machine may be stopped, or belong to a real cluster."""
+    """Start munge with a separate key: the machine's own may be stopped or belong to a real cluster."""
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
@@ -115,7 +115,7 @@ def start_munge(folder: Path) -> None:
 
 
 def submit(config: Path, *flags: str) -> str:
-    """Submits launch/slurm.sbatch, with `run` and `job.log` beside `config`; returns the number of the job."""
+    """Submit launch/slurm.sbatch, with `run` and `job.log` next to `config`; return the job id."""
     folder = config.parent
     # `-m motionaura_jax.train` becomes tests/cluster/worker.py; all else is Python.
     python = folder / "python"
@@ -128,7 +128,7 @@ def submit(config: Path, *flags: str) -> str:
         "PYTHON": python,
         "PYTHONPATH": ROOT,
         "MAX_RESTARTS": 1,
-        # Both nodes have the address of this machine, and no name that resolves: where process 0 waits is told.
+        # Both nodes share this machine's address and have no resolvable name, so pass the address of process 0.
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
         **compilation.QUICKLY,
     }
@@ -139,54 +139,54 @@ def submit(config: Path, *flags: str) -> str:
 
 
 def state(job: str) -> str:
-    """The state of a job, such as RUNNING, and nothing once SLURM has forgotten it."""
+    """Return the state of a job, such as RUNNING; empty once SLURM has forgotten it."""
     lines = call("scontrol", "show", "job", job).split()
     return next(word.split("=")[1] for word in lines if word.startswith("JobState="))
 
 
 def idle() -> bool:
-    """Whether both nodes have done with all jobs."""
+    """Return True if both nodes are idle."""
     return call("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2"
 
 
 def logged(workdir: Path) -> list[int]:
-    """The steps in `metrics.jsonl`, in order."""
+    """Return the steps in `metrics.jsonl`, in order."""
     return [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
 
 
 def requeue(job: str) -> None:
-    """What a person or a preemption does: SLURM signals the processes and starts the job again."""
+    """Requeue the job as a user or a preemption does: SLURM signals the processes and restarts it."""
     call("scontrol", "requeue", job)
 
 
 def come_to_the_limit(job: str) -> None:
-    """What `--signal` does ahead of the time limit: the script ends the processes and requeues the job."""
+    """Send the signal that `--signal` sends before the time limit: the script ends the processes and requeues the job."""
     call("scancel", "--batch", "--signal=USR1", job)
 
 
 def lose_a_process(job: str) -> None:
-    """Kills one of the two processes, as a lack of memory does."""
+    """Kill one of the two processes, as the OOM killer would."""
     pids = [int(line.split()[0]) for line in call("scontrol", "listpids", f"{job}.0", "n2").splitlines()[1:]]
     os.kill(max(pids), signal.SIGKILL)
 
 
 def interrupt(job: str, workdir: Path, interruption: Callable[[str], None], step: int) -> int:
-    """Interrupts a job after a step and lets it start again; returns the step of its newest checkpoint."""
+    """Interrupt a job after a step and let it restart; return the step of its newest checkpoint."""
     wait_for(lambda: len(logged(workdir)) >= step or state(job) in ENDED, f"step {step}")
     interruption(job)
     wait_for(lambda: state(job) == "PENDING", "the requeue")
     newest = int(steps.newest(workdir).name)
-    # SLURM would hold the job for two minutes, so that the end of one start is not taken for that of the next.
+    # Otherwise SLURM holds the job for two minutes, to tell the end of one start from that of the next.
     wait_for(idle, "two nodes that have done with the job")
     call("scontrol", "update", f"JobId={job}", "StartTime=now")
     return newest
 
 
 def train_through(config: Path, *interruptions: Callable[[str], None]) -> str:
-    """Trains `STEPS` steps on two nodes, each start interrupted after three but for the last; returns the log.
+    """Train `STEPS` steps on two nodes, interrupting each start but the last after three steps; return the log.
 
     Raises:
-      AssertionError: a step is missing or done twice, or a start did not resume from the newest checkpoint.
+      AssertionError: a step is missing or repeated, or a start did not resume from the newest checkpoint.
     """
     workdir, log = config.parent / "run", config.parent / "job.log"
     job, resumed = submit(config), [0]

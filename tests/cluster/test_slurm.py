@@ -1,4 +1,4 @@
-"""`launch/slurm.sbatch` on a real SLURM of two nodes: whatever interrupts a job, no step is lost or done twice."""
+"""`launch/slurm.sbatch` on a real two-node SLURM: no interruption loses or repeats a step."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_requeued_job_resumes_at_the_step_where_it_stopped(tmp_path: Path) -> 
 
 def test_a_job_requeues_itself_at_its_time_limit_and_again_after_it_lost_a_process(tmp_path: Path) -> None:
     config = recipes.toy(tmp_path, **RECIPE, checkpoint={"every": 1, "keep": 100})
-    # The one start after a loss that `slurm.submit` allows is not used up by the time limit.
+    # Reaching the time limit does not use up the one restart that `slurm.submit` allows.
     log = slurm.train_through(config, slurm.come_to_the_limit, slurm.lose_a_process)
     limit, loss = log.split("start 2")
     assert "stopped by a signal after step" in limit and "the time limit is near; requeued" in limit

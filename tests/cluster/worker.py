@@ -1,4 +1,4 @@
-"""`motionaura train` that knows the toy system too: one process of a run.
+"""`motionaura train` with the toy system registered: one process of a run.
 
 Neighbors in the mesh are devices of different processes, as on the torus of a TPU.
 """
@@ -17,7 +17,7 @@ _make_mesh = mesh.make_mesh
 
 
 def interleaved(sizes, devices=None):
-    """Makes a mesh of all devices in which the clips of one process are not contiguous."""
+    """Make a mesh of all devices in which the clips of a process are not contiguous."""
     if devices is None:
         devices = [*jax.devices()[::2], *jax.devices()[1::2]]
     return _make_mesh(sizes, devices)

@@ -1,4 +1,4 @@
-"""Conditioners together: one condition, dropped by name, and a key for each."""
+"""Conditioners together: one merged condition, dropout by name, and one key for each."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from motionaura_jax.conditioning.scalars import Scalar
 
 
 class Table:
-    """Trained vectors by index; the last one stands for none."""
+    """Trained vectors by index; the last one is the null vector."""
 
     def __init__(self, rows):
         self.rows = rows

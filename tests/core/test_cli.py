@@ -22,7 +22,7 @@ HEAVY = ("av", "flax", "grain", "jax", "numpy", "optax", "orbax", "rich", "scipy
 
 @pytest.fixture(autouse=True)
 def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Keeps the cache setting of the test process and what it prints where the test reads it."""
+    """Restore the cache setting of the test process, and keep its output where the test reads it."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     cli.console.cache_clear()
     yield
@@ -37,7 +37,7 @@ def raising(error: BaseException) -> Callable[[], cli.Result | None]:
 
 
 def imported_after(code: str) -> set[str]:
-    """Returns which of HEAVY a fresh interpreter has imported after `code`."""
+    """Return which of HEAVY a fresh interpreter has imported after `code`."""
     script = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\nprint(*sys.modules, file=sys.stderr)"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     return set(HEAVY) & set(child.stderr.split())
@@ -129,7 +129,7 @@ def test_mistyped_flag_beside_overrides(capsys: pytest.CaptureFixture[str]) -> N
 
 
 class JaxRuntimeError(RuntimeError):
-    """Has the name that `run` looks for, as jaxlib's own cannot be raised from Python."""
+    """Exception with the name that `run` looks for; jaxlib's own cannot be raised from Python."""
 
 
 @pytest.mark.parametrize(

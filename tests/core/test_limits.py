@@ -1,4 +1,4 @@
-"""Values outside the limits of a setting are refused when the recipe is built, with the key."""
+"""Values outside a setting's limits: building the recipe fails with an error that names the key."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""process.py: the folder of compiled programs, and memory that stays with the process."""
+"""process.py: the compilation cache folder, and memory that the process keeps."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def test_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def new_pages(call: str, **environment: str) -> int:
-    """Returns how many pages a fresh interpreter gets from the kernel for a second array of 256 MB after a first one."""
+    """Return how many pages a fresh interpreter gets from the kernel for a second array of 256 MB after a first one."""
     code = (
         "import resource, numpy as np\n"
         "from motionaura_jax import process\n"
@@ -43,5 +43,5 @@ def new_pages(call: str, **environment: str) -> int:
 def test_freed_memory_serves_the_next_array() -> None:
     fresh = new_pages("assert True")
     assert new_pages("assert process.keep_freed_memory()") < fresh / 10
-    # Whoever sets the allocator up keeps what they chose.
+    # The user's own allocator settings are kept.
     assert new_pages("assert not process.keep_freed_memory()", MALLOC_ARENA_MAX="4") > fresh / 2

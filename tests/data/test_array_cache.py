@@ -1,4 +1,4 @@
-"""Arrays by content, in memory and on disk: round trip, resuming, any number of processes, damage in one line."""
+"""Content-addressed arrays in memory and on disk: round trip, resuming, any number of processes, one-line errors for damage."""
 
 import ml_dtypes
 import numpy as np
@@ -78,7 +78,7 @@ def test_an_interrupted_run_goes_on_in_another_number_of_processes(tmp_path):
 
 
 def test_processes_that_work_at_once_share_the_work(tmp_path):
-    """The second one looks while the first one writes."""
+    """The second process reads while the first one writes."""
 
     def first(texts):
         second.append(fill(tmp_path, META, items(), encode, process_index=1, process_count=2))
@@ -124,7 +124,7 @@ def test_another_model_and_damage_are_one_line(tmp_path):
 
 
 class Encoder:
-    """Sums every frame, and counts calls."""
+    """Encoder that sums each frame and counts its calls."""
 
     def __init__(self, limit):
         self.cache, self.calls = MemoryCache(limit), 0

@@ -1,4 +1,4 @@
-"""Files that cannot be used, or only in part: one line each, and never a traceback."""
+"""Unusable and partly usable files: a one-line error each, never a traceback."""
 
 import errno
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The schedule is exact in every period, even, and needs no history."""
+"""The bucket schedule: exact in every period, evenly spread, and stateless."""
 
 from collections import Counter
 

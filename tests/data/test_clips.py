@@ -43,7 +43,7 @@ def test_order_is_the_same_in_every_version() -> None:
 
 
 def numbered_video(path: Path, count: int = 24, fps: float = 8) -> Record:
-    """Frame k is gray of level 10 k."""
+    """Return a video whose frame k is gray of level 10 k."""
     frames = np.broadcast_to((10 * np.arange(count, dtype=np.uint8))[:, None, None, None], (count, 32, 64, 3)).copy()
     write_video(path, frames, fps, lossless=True)
     return Record(path=path, caption=None, id=path.name)

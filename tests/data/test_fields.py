@@ -1,4 +1,4 @@
-"""Companions stay aligned with their video to the pixel, and nothing is read that nobody asks for."""
+"""Companions stay aligned with their video to the pixel, and unrequested fields are not read."""
 
 import dataclasses
 import json
@@ -32,12 +32,12 @@ from motionaura_jax.data.media import write_video
 from motionaura_jax.data.preflight import Rejections
 from motionaura_jax.data.video import VideoError, read_video
 
-CELL = 8  # pixels per side of a cell of one value
+CELL = 8  # side of a constant cell in pixels
 LEVEL = 8  # gray levels between the values of neighboring labels
 
 
 def read_labels(record, view):
-    """Labels of the mask video: one channel, the gray level divided by LEVEL."""
+    """Return the labels of the mask video: one channel, the gray level divided by LEVEL."""
     return decode_column("mask")(record, view)[..., :1] // LEVEL
 
 
@@ -46,7 +46,7 @@ MASK = FrameField(name="mask", read=read_labels, resize=resize_nearest, column="
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos of random cells that change from frame to frame, with masks of the same labels; b.mp4 has none.
+    """Return a manifest of videos of random cells that change every frame, with masks of the same labels; b.mp4 has no mask.
 
     The mask of `half` has half the resolution of its video.
     """
@@ -76,10 +76,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_companion_shares_window_resize_crop_and_flip(
     manifest: Path, index: int, scale: int, height: int, width: int, frames: int, seed: int, crop: Any
 ) -> None:
-    """Every pixel of the mask is the label of the same pixel of the video, at any whole scale."""
+    """Each mask pixel is the label of the same video pixel, at any integer scale."""
     record = read_manifest(manifest, ["mask"])[index]
     size = (48, 72) if index == 0 else (64, 40)
-    # One side of the clip is the whole scaled picture, so that it is shrunk by exactly `scale`.
+    # One side of the clip spans the whole scaled picture, so the scale is exactly `scale`.
     whole = size[0] // scale, size[1] // scale
     height, width = (whole[0], min(width, whole[1])) if seed % 2 else (min(height, whole[0]), whole[1])
     shape = ClipShape(num_frames=frames, height=height, width=width, fps=8)
@@ -151,7 +151,7 @@ def test_batches_hold_what_was_asked_for_and_nothing_else_is_read(manifest: Path
     assert batch.keys() == {"video", "mask", "sample", "index"}
     assert batch["mask"].shape == (2, 2, 16, 16, 1) and not (batch["index"] == 1).any()
     loader.batch(1)
-    assert len(rejected) == 1  # the video without a mask, which others replaced
+    assert len(rejected) == 1  # the video without a mask, replaced by others
     with mock.patch.object(clips, "probe", lambda path: pytest.fail("the file was opened")):
         batch = Loader(records, [bucket], fields=("caption", "fps"), seed=0, fps=8).batch(0)
     assert batch.keys() == {"caption", "fps", "sample", "index"}

@@ -1,4 +1,4 @@
-"""Resizing is antialiased and unbiased, cropping exact, conversion to floats reversible."""
+"""Antialiased and unbiased resizing, exact cropping, reversible conversion to floats."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Batches depend on (seed, step) alone: not on history, threads, processes or what was rejected before."""
+"""Batches depend on (seed, step) alone, not on history, threads, processes or earlier rejections."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ BUCKETS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven videos of 12 frames at 8 fps and two bad files; the captions are the names."""
+    """Return seven videos of 12 frames at 8 fps, with their names as captions, and two bad files."""
     path = tmp_path_factory.mktemp("clips")
     rng = np.random.default_rng(0)
     for index in range(7):
@@ -117,7 +117,7 @@ def test_endless_iteration(folder: Path) -> None:
 
 
 def test_processes_share_the_global_batch(folder: Path) -> None:
-    """Those of four with two processes: the parts of a process need not lie together."""
+    """Two processes hold the rows of four; the rows of a process need not be contiguous."""
     whole = Loader(read_manifest(folder), BUCKETS[:1], seed=3, fps=8, end_step=4)
     parts = [
         Loader(read_manifest(folder), BUCKETS[:1], seed=3, fps=8, end_step=4, parts=own, part_count=4)

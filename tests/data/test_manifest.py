@@ -1,4 +1,4 @@
-"""Folders and tables become the same records, in a stable order, or one line that names the fault."""
+"""Folders and tables: the same records in a stable order, or a one-line error that names the fault."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What is written plays everywhere, can be read back, and never appears half-finished."""
+"""Written media: they play everywhere, read back, and never appear half-finished."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from motionaura_jax.data.video import read_clip, read_video
 
 
 def smooth_video(frames: int = 6, height: int = 32, width: int = 48) -> np.ndarray:
-    """A soft gray-blue wave that moves to the right."""
+    """Return a smooth gray-blue wave that moves to the right."""
     t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
     wave = 128 + 90 * np.sin((x - 2 * t) / 9) * np.cos(y / 11)
     return np.stack([wave, wave, 0.5 * wave + 60], axis=-1).round().astype(np.uint8)
@@ -118,7 +118,7 @@ def test_impossible_videos(tmp_path: Path, frames: np.ndarray, fps: float) -> No
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif", "npz", "png"])
 def test_full_disk_leaves_nothing(tmp_path: Path, suffix: str) -> None:
-    """A limit on the size of files makes a real write fail in the middle."""
+    """A file size limit makes a real write fail midway."""
     program = f"""
         import resource
         import numpy as np

@@ -1,4 +1,4 @@
-"""What a player shows when: frames are held until the next one, the last one for as long as it lasts."""
+"""The frame a player shows at each instant: every frame holds until the next, the last one for its duration."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from motionaura_jax.data.timeline import Clock, TimedFrame, frames_from, hold
 
 
 def timeline(starts: list[float], last: float) -> list[TimedFrame]:
-    """Frames that begin at `starts`; the last one lasts `last` seconds."""
+    """Return frames that begin at `starts`; the last one lasts `last` seconds."""
     frame = av.VideoFrame(16, 16, "rgb24")
     ends = [*starts[1:], starts[-1] + last]
     return [TimedFrame(frame=frame, start=start, end=end) for start, end in zip(starts, ends, strict=True)]
@@ -50,7 +50,7 @@ def test_decoding_begins_with_the_frame_on_display(tmp_path: Path, margin: float
 
 
 def test_decoding_that_began_too_late_is_reported(tmp_path: Path) -> None:
-    """A clock whose origin is wrong puts the seek behind the wanted frame, as some containers do."""
+    """A wrong clock origin makes the seek land after the wanted frame, as happens with some containers."""
     write_video(tmp_path / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 10)
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]

@@ -21,7 +21,7 @@ VARIABLE = [0, 3, 4, 5, 9, 10, 17, 18, 19, 20, 26, 27, 30, 38, 39, 40, 41, 50, 5
 
 @pytest.fixture(scope="module")
 def variable_rate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """H.264 with B pyramids and key frames every 7 frames; time stamps are VARIABLE in twentieths of a second."""
+    """Write H.264 with B pyramids and key frames every 7 frames; time stamps are VARIABLE, in twentieths of a second."""
     options = {"g": "7", "bf": "3", "b_strategy": "0", "preset": "fast", "qp": "10", "sc_threshold": "0"}
     path = tmp_path_factory.mktemp("video") / "variable.mp4"
     return encode(path, flat_frames(len(VARIABLE)), stamps=VARIABLE, tick=Fraction(1, 20), options=options)
@@ -95,7 +95,7 @@ def test_streamed_file_without_duration_is_measured(tmp_path: Path) -> None:
 
 
 def corner_marked() -> np.ndarray:
-    """White in the top left corner, gray in the top right one."""
+    """Return frames that are white in the top left corner and gray in the top right."""
     frame = np.zeros((4, 32, 48, 3), np.uint8)
     frame[:, :16, :16], frame[:, :16, 32:] = 255, 128
     return frame

@@ -1,4 +1,4 @@
-"""Skipped windows against the plain list of the data steps that are left."""
+"""Skipped windows against a plain list of the remaining data steps."""
 
 from hypothesis import given
 from hypothesis import strategies as st

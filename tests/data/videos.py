@@ -1,4 +1,4 @@
-"""Videos whose frames tell their number, written by PyAV with any time stamps."""
+"""Videos with numbered frames, written by PyAV with arbitrary time stamps."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -12,7 +12,7 @@ STEP = 8  # gray levels between neighboring test frames
 
 
 def flat_frames(count: int, height: int = 32, width: int = 48) -> np.ndarray:
-    """Frame k is gray of level 16 + STEP k, so that a decoded frame tells its number."""
+    """Return frames whose gray level 16 + STEP k encodes their number k."""
     levels = (16 + STEP * np.arange(count)).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
@@ -33,7 +33,7 @@ def encode(
     container_options: dict[str, str] | None = None,
     prepare: Callable[[av.VideoStream], None] = lambda stream: None,
 ) -> Path:
-    """Writes frames with time stamps in ticks of `tick` seconds (0, 1, 2, ... if not given)."""
+    """Write frames with time stamps in ticks of `tick` seconds (0, 1, 2, ... if not given)."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=1 / tick)
         assert isinstance(stream, av.VideoStream)
@@ -53,5 +53,5 @@ def encode(
 
 
 def expected_numbers(times: Sequence[float], instants: Sequence[float]) -> list[int]:
-    """The definition: the last frame whose time is not after the instant, else the first."""
+    """Return the expected frame of each instant: the last frame that starts no later, else the first."""
     return [max([i for i, time in enumerate(times) if time <= instant + 1e-4], default=0) for instant in instants]

@@ -1,4 +1,4 @@
-"""Settings of these tests: programs are tiny, so compiling them well would take longer than running them."""
+"""Settings of these tests: their programs are tiny, so optimized compilation would take longer than running them."""
 
 import jax
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
-    """Compiles without optimizations, five times faster for programs that draw random numbers."""
+    """Compile without optimizations, five times faster for programs that draw random numbers."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield

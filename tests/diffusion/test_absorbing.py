@@ -32,7 +32,7 @@ def keys(count, seed=0):
 
 
 def toy_logits(x):
-    """Logits of a denoiser that looks at the left neighbor, float64."""
+    """Return float64 logits of a denoiser that reads the left neighbor."""
     x = np.asarray(x)
     flat = x.reshape(len(x), -1)
     return (TABLE[np.roll(flat, 1, 1)] + PLACES[: flat.shape[1]]).reshape(*x.shape, VOCAB)
@@ -44,7 +44,7 @@ def toy_denoise(x, m):
 
 
 def entropies(x_t, x0):
-    """-log p(x0 | x_t) of the toy denoiser per token, float64."""
+    """Return -log p(x0 | x_t) of the toy denoiser per token, in float64."""
     log_p = special.log_softmax(toy_logits(x_t), -1)
     return -np.take_along_axis(log_p, np.asarray(x0)[..., None], -1)[..., 0]
 
@@ -119,13 +119,13 @@ def test_visible_tokens_are_corrupted_at_the_given_rate():
 
 
 def all_subsets(x0):
-    """Every way to mask the 4 tokens of x0, and how many are masked."""
+    """Return every way to mask the 4 tokens of x0, and the number of masked tokens."""
     masks = np.array(list(itertools.product([False, True], repeat=4)))
     return np.where(masks.reshape(-1, 1, 2, 2), VOCAB, x0), masks.sum(1)
 
 
 def any_order_bound(x0):
-    """Mean over n of the cross entropy with n tokens masked, float64: the bound per token of any schedule."""
+    """Return the mean over n of the cross entropy with n masked tokens, in float64: the per-token bound of any schedule."""
     x_t, counts = all_subsets(x0)
     means = np.where(x_t == VOCAB, entropies(x_t, np.broadcast_to(x0, x_t.shape)), 0).sum((1, 2, 3)) / counts.clip(1)
     return np.mean([means[counts == n].mean() for n in range(1, 5)])
@@ -148,7 +148,7 @@ def test_elbo_equals_its_closed_form_for_every_schedule():
     exact = any_order_bound(x0)
     assert bound(Linear(), nodes, weights) == pytest.approx(exact, rel=1e-4)
     assert bound(Cosine(), nodes, weights) == pytest.approx(exact, rel=1e-4)
-    for base in (Linear(), Cosine()):  # few steps reveal tokens together, which can only loosen the bound
+    for base in (Linear(), Cosine()):  # with few steps, tokens are revealed together, which can only loosen the bound
         coarse = [bound(Discrete(base=base, T=T), (np.arange(T) + 0.5) / T, np.full(T, 1 / T)) for T in (1, 200)]
         assert coarse[0] == pytest.approx(entropies(x_t[-1:], x0).mean(), rel=1e-5)
         assert coarse[1] == pytest.approx(exact, rel=0.01)
@@ -156,7 +156,7 @@ def test_elbo_equals_its_closed_form_for_every_schedule():
 
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Discrete(base=Cosine(), T=10), Discrete(base=Linear(), T=3)])
 def test_elbo_on_independent_tokens_is_their_likelihood(schedule):
-    """Monte Carlo through `corrupt`: with an iid model every schedule gives -log p(x0) exactly, discrete ones too."""
+    """For an iid model every schedule, discrete ones included, gives -log p(x0) exactly; Monte Carlo through `corrupt`."""
     process = Absorbing(vocab_size=VOCAB, schedule=schedule, objective="elbo")
     x0 = np.asarray(RNG.integers(0, VOCAB, GRID))
     exact = -special.log_softmax(PLACES, -1)[np.arange(SIZE), x0.ravel()].mean()

@@ -36,7 +36,7 @@ def test_codes_follow_the_softmax(codes, temperature):
 
 def test_rare_codes_of_a_large_vocabulary_appear_as_often_as_they_should():
     logits = np.full(4096, -20.0)
-    logits[1000] = 0.0  # the other 4095 share a probability of 8e-6
+    logits[1000] = 0.0  # the other 4095 codes share a probability of 8e-6
     logits[[7, 4095]] = np.log(2e-3)
     tokens = np.asarray(jitted(keys(4), repeated(logits, 2048)))
     hits = (tokens == 7).sum(), (tokens == 4095).sum()
@@ -50,7 +50,7 @@ def test_gumbel_noise_has_its_upper_tail():
     for threshold in (0.0, 4.0, 8.0, 11.0):
         expected = noise.size * -np.expm1(-np.exp(-threshold))
         assert abs((noise > threshold).sum() - expected) < 4 * np.sqrt(expected)
-    # 23 random bits put the tail beyond 9 on some thousand points, so that about one value in ten would repeat.
+    # 23 random bits would put the tail beyond 9 on about a thousand points, so one value in ten would repeat.
     tail = noise[noise > 9.0]
     assert len(np.unique(tail)) > 0.99 * len(tail) > 200
 
@@ -72,7 +72,7 @@ def test_log_prob_is_that_of_the_tempered_distribution():
 
 
 def nucleus(logits, top_k, top_p):
-    """Codes that may be sampled, by sorting in float64."""
+    """Return the codes that may be sampled, by sorting in float64."""
     order = np.argsort(-logits, kind="stable")[:top_k]
     mass = np.cumsum(special.softmax(logits[order]))
     return set(order[: np.searchsorted(mass, top_p) + 1])

@@ -24,7 +24,7 @@ def model(x, m, cond):
 
 
 def guide(model, cond, uncond=None, guidance=None):
-    """The guided denoiser of a model `(x, m, cond)`."""
+    """Return the guided denoiser of a model `(x, m, cond)`."""
     both = cond if guidance is None else stacked(cond, uncond)
     return guided(lambda x, m: model(x, m, both), guidance)
 

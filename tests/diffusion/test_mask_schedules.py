@@ -1,4 +1,4 @@
-"""Schedules and the times drawn for them, against float64 derivatives and counts."""
+"""Schedules and sampled times, against float64 derivatives and counts."""
 
 import jax
 import jax.numpy as jnp

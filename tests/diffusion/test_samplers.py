@@ -33,7 +33,7 @@ def keys(count, seed=0):
 
 
 def neighbor_logits(x, m, _=None):
-    """Logits that depend on the token to the left, on the place and on m."""
+    """Return logits that depend on the left neighbor, the position and m."""
     return jnp.asarray(TABLE)[jnp.roll(x, 1, -1)] * (1 + m[:, None, None, None, None]) + PLACES
 
 
@@ -95,7 +95,7 @@ def test_new_settings_and_inputs_do_not_recompile():
 
 
 def reference_confidence(x, steps):
-    """Greedy MaskGIT without choice noise: plain loops over numpy."""
+    """Run greedy MaskGIT without choice noise in plain numpy loops."""
     x, counts = x.copy(), []
     free = (x == VOCAB).sum()
     for k in range(steps):
@@ -123,7 +123,7 @@ def test_confidence_equals_its_reference(steps):
 
 @pytest.mark.parametrize("sampler", [Confidence(vocab_size=VOCAB, schedule=Linear()), Ancestral(vocab_size=VOCAB)])
 def test_the_denoiser_is_told_the_masked_share_of_all_tokens(sampler):
-    """As in training, where m is that share: what is known at the start counts as visible."""
+    """As in training, m is that share: tokens known at the start count as visible."""
     seen = []
 
     def denoise(x, m, _):
@@ -143,10 +143,10 @@ def test_the_denoiser_is_told_the_masked_share_of_all_tokens(sampler):
 
 
 def test_choice_noise_follows_its_annealed_temperature():
-    """Two tokens, two steps: which comes first is logistic in the difference of confidence over the temperature."""
+    """With two tokens and two steps, the first choice is logistic in the confidence difference over the temperature."""
 
     def denoise(x, m, _):
-        margin = jnp.array([2.0, 0.5])  # of code 0 in the first step and of code 1 in the second, which marks the step
+        margin = jnp.array([2.0, 0.5])  # for code 0 in the first step and code 1 in the second: the code marks the step
         sign = jnp.where(m > 0.75, 1.0, -1.0)[:, None, None, None]
         return jnp.stack([sign * margin, jnp.zeros((len(x), 1, 1, 2))], -1)
 
@@ -162,7 +162,7 @@ PAIR = np.array([[0.30, 0.05, 0.02], [0.03, 0.25, 0.05], [0.05, 0.05, 0.20]])
 
 
 def pair_logits(x, m, _):
-    """Exact conditionals of independent pairs of tokens along the last axis, each pair with the joint law PAIR."""
+    """Return exact conditionals of independent token pairs along the last axis, each with the joint distribution PAIR."""
     joint = jnp.asarray(PAIR)
     left, right = x[..., 0::2], x[..., 1::2]
     given_right = jnp.concatenate([joint.T, joint.sum(1)[None]])[right]
@@ -219,11 +219,11 @@ def test_steps_without_a_new_token_take_no_forward_pass():
     result = compiled(denoise)(Confidence(vocab_size=VOCAB), keys(1), x, steps=30)
     jax.block_until_ready(result)
     jax.effects_barrier()
-    assert len(calls) == result.trace.evaluations[-1] == 9  # one token a step, then nothing is left
+    assert len(calls) == result.trace.evaluations[-1] == 9  # one token per step until none is left
 
 
 def one_object(x, m, _):
-    """Exact conditionals of a scene of background 0 with a single object 1 at a uniform place."""
+    """Return exact conditionals of a scene with background 0 and a single object 1 at a uniformly random position."""
     hidden = (x == 2).sum((1, 2, 3), keepdims=True)
     found = (x == 1).any((1, 2, 3), keepdims=True)
     share = jnp.broadcast_to(jnp.where(found, 0.0, 1.0 / jnp.maximum(hidden, 1)), x.shape)
@@ -243,7 +243,7 @@ def test_blind_orders_leave_the_object_out_half_as_often(reveal):
 
 
 def test_halton_draws_fewer_neighbors_together():
-    """Broken pairs of equal neighbors appear only where both were drawn in the same step."""
+    """Mismatched neighbors appear only if both were sampled in the same step."""
 
     def denoise(x, m, _):
         partner = jnp.stack([x[..., 1::2], x[..., 0::2]], -1).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""Sampling that depends on no process: the scan, clamping, and guidance of any number of branches."""
+"""Process-independent sampling: the scan, clamping, and guidance with any number of branches."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class State(NamedTuple):
 
 
 class Euler:
-    """Moves along the prediction."""
+    """Sampler that moves along the prediction."""
 
     def timesteps(self, steps):
         return uniform_times(steps)

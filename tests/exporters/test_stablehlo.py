@@ -1,4 +1,4 @@
-"""`export --format=stablehlo`: graphs for all platforms and batch sizes that compute what the package does, without it."""
+"""`export --format=stablehlo`: graphs for all platforms and batch sizes that match the package but do not need it."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def pipeline(runs):
 
 
 def start(pipeline, seeds):
-    """Inputs of `sample` for the first prompts."""
+    """Return inputs of `sample` for the first prompts."""
     words, count = pipeline._system.text.words, len(seeds)
     grid = pipeline.autoencoder.geometry.latent_shape(*pipeline.size())
     return {
@@ -117,7 +117,7 @@ def test_encoding_and_decoding_are_those_of_the_tokenizer(run, runs):
 
 
 def serve(folder, output):
-    """The video that the example in the folder draws, without this package."""
+    """Return the video that the folder's example generates without this package."""
     script = f"""
 import runpy, sys
 sys.modules["motionaura_jax"] = sys.modules["flax"] = None

@@ -38,7 +38,7 @@ def test_psnr_is_symmetric_and_the_same_for_bytes_and_unit_floats(seed, shape):
 
 
 def _slow_ssim(a, b):
-    """Every window by hand with centered moments, in place of filtered second moments."""
+    """Compute SSIM window by window with centered moments, in place of filtered second moments."""
     offsets = np.arange(-5, 6)
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     window /= window.sum()

@@ -1,4 +1,4 @@
-"""Small published folders, written without torch: a T5 with random weights, a tokenizer of a few words."""
+"""Small folders in published formats, written without torch: a T5 with random weights and a tokenizer of a few words."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ WORDS = [*"a red blue green circle square star moves up down stays still growing
 
 
 def write_tokenizer(folder: Path, pieces=None) -> Path:
-    """A Unigram tokenizer in T5's form: </s> ends every text."""
+    """Write a Unigram tokenizer in T5's format, which ends every text with </s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +36,7 @@ def write_tokenizer(folder: Path, pieces=None) -> Path:
 
 
 def write_t5(folder: Path, seed: int = 0, **changes) -> Path:
-    """A T5 v1.1 encoder with its tokenizer."""
+    """Write a T5 v1.1 encoder with its tokenizer."""
     settings = {**T5, "feed_forward_proj": "gated-gelu", **changes}
     network = T5Encoder(T5Config(**settings))
     ids = np.ones((1, 4), np.int32)

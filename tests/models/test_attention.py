@@ -9,7 +9,7 @@ from motionaura_jax.models.layers import attention
 
 
 def test_gain_bounds_the_logits():
-    """Whatever the size of the input, |logit| <= gain * sqrt(head width): attention saturates there."""
+    """For inputs of any size, |logit| <= gain * sqrt(head width)."""
 
     class Split(nn.Module):
         @nn.compact

@@ -44,7 +44,7 @@ def test_kmeans_finds_separated_clusters() -> None:
     true = np.array([[x, y, z] for x in (-9, 9) for y in (-9, 9) for z in (-9, 9)], np.float32)
     vectors = jnp.asarray(np.repeat(true, 20, 0) + 0.01 * np.random.default_rng(0).normal(size=(160, 3)))
     centers = fit(_config(l2=False), jax.random.key(2), vectors, iterations=10)
-    # Starts that share a cluster stay there: well below one center for all (243) is what Lloyd promises.
+    # Centers that start in one cluster stay there; Lloyd only guarantees to stay well below a single center (243).
     assert _distortion(vectors, centers) < 80.0
 
 
@@ -86,7 +86,7 @@ def test_microbatches_equal_the_large_batch(quantizer: str) -> None:
 
 
 def _unused_code_run(config: MBQVAEConfig, steps: range, total: int) -> tuple[dict, dict, list[float]]:
-    """Feeds vectors near code 0 only."""
+    """Run updates with vectors near code 0 only."""
     params, extra = init_quantizer(config, jax.random.key(0))
     codes = jnp.concatenate([jnp.ones((1, 3)), -jnp.eye(3), -jnp.ones((4, 3)) * jnp.arange(1, 5)[:, None]])
     params, extra = set_codebook(config, params, extra, codes)
@@ -103,7 +103,7 @@ def _unused_code_run(config: MBQVAEConfig, steps: range, total: int) -> tuple[di
 def test_dead_codes_restart_at_current_vectors(quantizer: str) -> None:
     config = _config(quantizer=quantizer, l2=False)
     params, extra, restarts = _unused_code_run(config, range(3), 100)
-    # Seven codes are dead after two steps; the pool holds four vectors, the other three wait for one step.
+    # Seven codes are dead after two steps; the pool holds four vectors, so three codes wait another step.
     assert restarts == [0.0, 4.0, 3.0]
     np.testing.assert_allclose(code_vectors(config, params, extra), 1.0, atol=0.1)
 

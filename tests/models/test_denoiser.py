@@ -34,7 +34,7 @@ TIME = np.array([0.25, 0.75], np.float32)
 
 
 def random_params(config: SpectralTransformerConfig):
-    """Random values everywhere, gates and gains included, so that no path is switched off."""
+    """Return random values for all parameters, gates and gains included, so that no path is off."""
     model, rng = SpectralTransformer(config), np.random.default_rng(2)
     shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS, TIME, condition(text()))["params"]
     return jax.tree.map(lambda s: 0.5 * rng.standard_normal(s.shape).astype(np.float32), shapes)
@@ -162,7 +162,7 @@ def test_parameter_counts(name, millions):
 
 
 def test_identity_blocks_start_as_the_identity():
-    """AdaLN-zero: after `init` the logits at a position depend neither on text, nor on time, nor on other tokens."""
+    """AdaLN-zero: after `init`, the logits at a position do not depend on text, time or other tokens."""
     config = small(abs_pos=False)
     model = SpectralTransformer(config)
     params = jax.jit(model.init)(jax.random.key(0), TOKENS, TIME, condition(text()))["params"]
@@ -176,7 +176,7 @@ def test_identity_blocks_start_as_the_identity():
 
 @pytest.mark.parametrize("cross_spectral", [True, False])
 def test_text_padding_and_null(cross_spectral):
-    """Padding never counts, whatever it holds; no text means the learned null, alone or next to a sample with text."""
+    """Padding never matters; an absent text becomes the learned null, alone or next to a sample with text."""
     config = small(cross_spectral=cross_spectral)
     params = random_params(config)
     model = SpectralTransformer(config)
@@ -198,7 +198,7 @@ def test_text_padding_and_null(cross_spectral):
 
 @pytest.mark.parametrize("cross_spectral", [True, False])
 def test_encoded_text_replaces_the_text(cross_spectral):
-    """Keys and values computed once per prompt; those of one sample serve the whole batch."""
+    """Keys and values are computed once per prompt; those of one sample serve the whole batch."""
     config = small(cross_spectral=cross_spectral)
     params = random_params(config)
     one = condition(np.tile(text(2)[:1], (2, 1, 1)))
@@ -220,7 +220,7 @@ def test_encoded_text_replaces_the_text(cross_spectral):
     ],
 )
 def test_variants_use_everything_they_are_given(overrides):
-    """Every parameter has a gradient, and the logits depend on tokens, positions, text, rate, and time if asked for."""
+    """Every parameter gets a gradient, and logits depend on tokens, positions, text, frame rate, and time if enabled."""
     config = small(**overrides)
     params = random_params(config)
     model = SpectralTransformer(config)

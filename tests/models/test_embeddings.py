@@ -1,4 +1,4 @@
-"""Rotary embedding: products depend on differences of positions alone, on every grid."""
+"""Rotary embedding: products depend only on position differences, on every grid."""
 
 import jax
 import numpy as np

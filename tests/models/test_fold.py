@@ -1,4 +1,4 @@
-"""Folded kernels compute what the unfolded network computes: values, gradients, and with less work."""
+"""Folded kernels give the values and gradients of the unfolded network with less work."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ F32 = jnp.dtype("float32")
 
 
 def layers(kind, names, learned, width, dtype=F32):
-    """The layers around attention, unfolded and folded, and a parameter tree for `fold` that holds random kernels."""
+    """Return the projections around attention, unfolded and folded, and random parameters for `fold`."""
     inner, grid = 6, (1, 1, 1)
     direct = (
         spectral.SpectralInput(names, inner, kind, grid, learned, dtype),
@@ -36,7 +36,7 @@ def layers(kind, names, learned, width, dtype=F32):
 
 
 def apply(modules, params, x, order=slice(None)):
-    """Inputs in natural order, and the output for one of them, after reordering its rows by `order`."""
+    """Return inputs in natural order, and the output for one of them with its rows reordered by `order`."""
     into, out = (jax.tree.map(lambda p: p[0], params[name]) for name in ("into", "out"))
     projected = modules[0].apply({"params": into}, x)
     return projected, modules[1].apply({"params": out}, projected[0][:, order])
@@ -50,7 +50,7 @@ def apply(modules, params, x, order=slice(None)):
     ],
 )
 def test_layers_are_equal(layer, size):
-    """Values and all gradients, for even and odd sequence and width."""
+    """Compare values and all gradients, for even and odd lengths and widths."""
     length, width = size
     cross = layer == "cross_attention"
     kind, names = ("re_fft2", ("q",)) if cross else (layer, ("q", "k", "v"))
@@ -97,7 +97,7 @@ SMALL = {"vocab_size": 11, "width": 12, "heads": 2, "blocks": 2, "text_dim": 3, 
 
 @pytest.mark.parametrize("overrides", [FAITHFUL, {"spectral": "hartley"}])
 def test_networks_are_equal(overrides):
-    """Logits and parameter gradients through `fold`, as in a training step that folds inside its loss."""
+    """Compare logits and parameter gradients through `fold`, as in a training step that folds inside its loss."""
     config = preset("tiny", **{**SMALL, **overrides})
     model, params, inputs = network(config)
     folded = SpectralTransformer(config, folded=True)

@@ -1,4 +1,4 @@
-"""Initial weights of a network from one call of the random generator."""
+"""Initialization of a network from one call of the random generator."""
 
 import jax
 import jax.numpy as jnp

@@ -28,7 +28,7 @@ def gelu(x):
 
 
 def fourier(x, kind, grid, weight=None):
-    """Re(w F x) from the definition, `(s, d)` in float64."""
+    """Return Re(w F x) from the definition, `(s, d)` in float64."""
     if kind == "none":
         return x
     axes = {"hartley3d": (0, 1, 2, 3), "seq_hartley": (0,)}.get(kind, (0, 1))
@@ -39,7 +39,7 @@ def fourier(x, kind, grid, weight=None):
 
 
 def adapted(x, p, name):
-    """L(x) + W_up GELU(W_down x)."""
+    """Return L(x) + W_up GELU(W_down x)."""
     return x @ p[name] + gelu(x @ p[f"{name}_lora_down"]) @ p[f"{name}_lora_up"]
 
 
@@ -83,7 +83,7 @@ def test_the_adapter_of_the_mlp_reads_its_output():
 @pytest.mark.parametrize("size", GRIDS)
 @pytest.mark.parametrize("kind", spectral.FOLDED_KINDS)
 def test_folded_layers_are_equal(kind, size):
-    """Return values and all gradients, adapters included; rows of folded layers are in `paired_order`."""
+    """Compare values and all gradients, adapters included; rows of folded layers are in `paired_order`."""
     grid, width, learned = GRIDS[size], 9 if size == "odd" else 12, kind == "filter"
     names, common = ("q", "k", "v"), {"dtype": F32, "lora": WHOLE}
     direct = (
@@ -134,7 +134,7 @@ def test_a_fresh_adapter_changes_no_bit_and_is_drawn_like_the_frozen_weights():
 
     grow = functools.partial(grown.apply, rngs={"params": jax.random.key(0)}, mutable="params")
     new = jax.jit(grow)({"params": shifted}, *inputs)[1]["params"]
-    with jax.disable_jit():  # programs of their own may round the same sums differently
+    with jax.disable_jit():  # separate programs may round the same sums differently
         both = (grown.apply({"params": new}, *inputs), model.apply({"params": shifted}, *inputs))
         np.testing.assert_array_equal(*(prediction.dense() for prediction in both))
     fresh, kept = partition(new, "lora_")
@@ -150,7 +150,7 @@ def test_a_fresh_adapter_changes_no_bit_and_is_drawn_like_the_frozen_weights():
 
 
 def merged(params):
-    """Return weights without adapters that compute the same, for adapters without an activation."""
+    """Return equivalent weights without adapters; the adapters must have no activation."""
     if not isinstance(params, dict):
         return params
     lora = {name: np.asarray(value) for name, value in params.items() if "lora_" in name}
@@ -168,7 +168,7 @@ def merged(params):
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_linear_adapters_merge_into_the_weights(folded):
-    """Compare whole networks, plain and folded: errors outside of the formula show here."""
+    """Compare whole networks, plain and folded, which also catches errors outside the formula."""
     lora = LoraConfig(rank=3, targets=("q", "k", "v", "o"), activation="none")
     config = preset("tiny", **SMALL, lora=lora)
     _, params, inputs = network(config)

@@ -1,4 +1,4 @@
-"""Random masking: fractions, fills, independence of the batch."""
+"""Random masking: fractions, fills, independence from the batch."""
 
 import jax
 import jax.numpy as jnp

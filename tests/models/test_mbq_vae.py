@@ -27,7 +27,7 @@ def _config(levels: int = 2, **overrides: Any) -> MBQVAEConfig:
         "latent_dim": 4,
         "z_channels": 8,
         "codebook_size": 16,
-        # Equal to the fast forms (tests of `ops`), and compiled in a third of the time.
+        # Equal to the fast forms (tests of `ops`), but compiles in a third of the time.
         "conv_impl": "lax",
         "depthwise_impl": "lax",
     }

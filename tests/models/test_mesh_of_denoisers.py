@@ -1,4 +1,4 @@
-"""Meshes that a text-to-video model can use: tokens and heads have to divide."""
+"""Meshes for a text-to-video model: tokens and heads must divide."""
 
 import pytest
 

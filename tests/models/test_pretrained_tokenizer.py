@@ -1,4 +1,4 @@
-"""Tokenizers of published encoders: ids of the transformers library, limits, and bad files."""
+"""Tokenizers of published encoders: ids match the transformers library; limits, and bad files."""
 
 import json
 import random
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 
 def strings(count):
-    """Words, accents, other scripts, emoji, control characters, spaces, marks; empty and long."""
+    """Generate strings of words, accents, other scripts, emoji, control characters, spaces and marks; empty and long."""
     rng = random.Random(0)
     parts = [
         *published.WORDS, "Café", "naïve", "東京", "привет", "مرحبا", "नमस्ते", "👩‍🚀", "🏳️‍🌈", "\u200b", "\t", "\n", "  ",

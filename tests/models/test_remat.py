@@ -1,4 +1,4 @@
-"""What the backward pass keeps: the same gradients from less and less memory."""
+"""Rematerialization: the same gradients from less and less memory."""
 
 import dataclasses
 import types
@@ -18,7 +18,7 @@ from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransfo
 
 
 def denoiser(remat):
-    """Returns a function of the parameters of a denoiser of 8 blocks, and those parameters as shapes."""
+    """Return a function of the parameters of a denoiser of 8 blocks, and those parameters as shapes."""
     settings = {"vocab_size": 16, "width": 32, "heads": 2, "blocks": 8, "text_dim": 8, "text_len": 8}
     model = SpectralTransformer(preset("tiny", **settings, remat=remat))
     inputs = jnp.zeros((2, 4, 8, 8), jnp.int32), jnp.ones(2), Cond(scalars={"fps": jnp.ones(2)})
@@ -31,7 +31,7 @@ def tokenizer(remat):
     plain = {
         "conv_impl": "lax",
         "depthwise_impl": "lax",
-    }  # equal to the fast forms, and compiled in a third of the time
+    }  # equal to the fast forms, but compiles in a third of the time
     config = MBQVAEConfig(channels=(8, 8), t_stride=2, latent_dim=4, z_channels=8, remat=remat, **blocks, **plain)
     model, video = MBQVAE(config), jnp.zeros((1, 4, 16, 16, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0), video)["params"]
@@ -39,7 +39,7 @@ def tokenizer(remat):
 
 
 def kept(make, remat):
-    """Bytes that the forward pass hands to the backward pass, parameters included, on any backend."""
+    """Return the bytes that the forward pass saves for the backward pass, parameters included, on any backend."""
     function, shapes = make(remat)
     residuals = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(function, params)[1], shapes))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
@@ -78,7 +78,7 @@ def test_offloading_needs_a_host_memory():
 
 
 def test_recomputation_in_the_tokenizer_takes_less_memory_and_changes_no_gradient():
-    # XLA merges equal work again on a CPU where no loop keeps it apart, so that only the residuals tell.
+    # On a CPU, XLA merges duplicate work unless a loop separates it, so only the residuals show the effect.
     assert kept(tokenizer, "full") < 0.5 * kept(tokenizer, "none")
     shapes = tokenizer("none")[1]
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Spectral layers: the learned transform, grids, and a proof that half of the keys do not suffice."""
+"""Spectral layers: the learned transform, grids, and a demonstration that half of the keys do not suffice."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Perceptual features against torch-free references: a hand-written convolution, the published weights where present."""
+"""Perceptual features against torch-free references: a hand-written convolution, and the published weights if present."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from motionaura_jax.models.features import perceptual
 
 @pytest.fixture
 def weights_file(tmp_path):
-    """Random weights with the published shapes, squeezed to a quarter of the channels."""
+    """Write random weights with a quarter of the published channels."""
     rng, arrays, channels = np.random.default_rng(0), {}, 16
     sizes = {2: (4, 16), 3: (4, 16), 4: (8, 32), 5: (8, 32), 6: (12, 48), 7: (12, 48), 8: (16, 64), 9: (16, 64)}
     layers = {"conv1": (3, 3, 3, 16)}

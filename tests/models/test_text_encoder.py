@@ -1,4 +1,4 @@
-"""Word tokenizer: ids, cut text, unknown words.  T5 encoder against a version in numpy."""
+"""Word tokenizer: ids, truncation, unknown words.  T5 encoder against a numpy version."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_the_encoder_is_t5(encoder):
 
 
 def numpy_t5(p, ids):
-    """One sequence without padding, in float64."""
+    """Encode one sequence without padding in float64."""
     ids = ids[ids != PAD]
     bias = p["relative_bias"][relative_buckets(len(ids), 8, 16)]
     x = p["embedding"][ids]

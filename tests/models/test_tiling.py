@@ -73,7 +73,7 @@ def _mean_pool(x: jax.Array) -> jax.Array:
 
 
 def test_blending_is_exact_for_a_local_function() -> None:
-    """A function without receptive field beyond its cell leaves nothing to blend: the weights must sum to one."""
+    """For a function whose receptive field is one cell, blending is exact if the weights sum to one."""
     config = _config()
     video = jax.random.normal(jax.random.key(0), (2, 14, 36, 28, 3))
     result = tiled_encode(config.geometry, _mean_pool, video, tile=(3, 4, 5), overlap=(1, 2, 3))

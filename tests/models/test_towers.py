@@ -1,4 +1,4 @@
-"""Published encoders against the torch modules of transformers, with random weights in files that those modules write."""
+"""Published encoders against the torch modules of transformers, with random weights saved by those modules."""
 
 import json
 
@@ -24,7 +24,7 @@ def torch():
 
 
 def randomize(model, torch):
-    """Move norms and biases away from ones and zeros, so that a missing part shows, and kernels a little.
+    """Perturb norms and biases, so that a missing part shows, and kernels slightly.
 
     Kernels keep their scale: with larger ones softmax would pick one position, and rounding would decide which.
     """
@@ -98,7 +98,7 @@ def test_the_embedding_may_have_its_other_name(tmp_path, torch):
 
 
 def compare_vision(folder, torch, kind, model, reference, size):
-    """Compare tokens, pooled and projected features of pictures in the files of `model`."""
+    """Compare tokens, pooled and projected features of pictures with the saved `model`."""
     randomize(model, torch).save_pretrained(folder)
     pixels = np.random.default_rng(5).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
     expected = reference(torch.from_numpy(np.moveaxis(pixels, -1, 1).copy()))

@@ -74,7 +74,7 @@ def test_a_row_without_any_key_is_finite(impl):
 
 
 def test_fused_kernel_gets_padded_heads_and_the_true_scale(monkeypatch):
-    """The cuDNN branch, with the library's portable kernel in place of cuDNN."""
+    """Run the cuDNN branch with the library's portable kernel in place of cuDNN."""
     arguments = [jnp.asarray(x, jnp.bfloat16) for x in (heads(9, 0), heads(5, 1), heads(5, 2))]
     portable, seen = jax.nn.dot_product_attention, {}
 

@@ -24,7 +24,7 @@ def draw(batch, length, width, codes, seed=0, dtype=jnp.float32):
 
 
 def reference(hidden, table, target, weights, smoothing=0.0):
-    """Values, and gradients of their weighted sum with respect to hidden and table, in float64."""
+    """Return values, and gradients of their weighted sum with respect to hidden and table, in float64."""
     hidden, table = (np.asarray(x, np.float64) for x in (hidden, table))
     codes = len(table)
     logs = special.log_softmax(hidden @ table.T, -1)
@@ -80,7 +80,7 @@ def test_a_value_that_is_not_finite_is_not_hidden():
 
 def test_bfloat16_features_have_float32_losses_and_table_gradients():
     hidden, table, target, weights = draw(2, 64, 32, 300, dtype=jnp.bfloat16)
-    table = table.astype(jnp.float32)  # parameters are float32; they are rounded as the features are
+    table = table.astype(jnp.float32)  # parameters are float32 and rounded like the features
     values, of_hidden, of_table = computed(hidden, table, target, weights, 64)
     assert (values.dtype, of_hidden.dtype, of_table.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
     want = reference(hidden, table, target, weights)

@@ -1,4 +1,4 @@
-"""Transforms against numpy's float64 FFT and closed forms; the half that Re(fft2) drops; no collective for a sharded batch."""
+"""Transforms against numpy's float64 FFT and closed forms; the half that Re(fft2) drops; sharded batches need no collective."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def signal(*shape: int) -> np.ndarray:
 
 
 def point_even(x: np.ndarray) -> np.ndarray:
-    """(x[s, d] + x[-s, -d]) / 2."""
+    """Return (x[s, d] + x[-s, -d]) / 2."""
     return 0.5 * (x + np.roll(x[:, ::-1, ::-1], (1, 1), (1, 2)))
 
 
@@ -151,7 +151,7 @@ def test_sharded_batch_needs_no_collective(root):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_a_program_suits_the_devices_of_the_mesh_that_is_set(platform):
-    """The layout of complex numbers that XLA for CPUs needs is an error on TPUs."""
+    """The complex layout that XLA on CPUs needs is an error on TPUs."""
     device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
     mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):

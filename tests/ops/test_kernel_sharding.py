@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# A process of its own, because the number of devices is fixed once JAX has started.
+# In a separate process, because the number of devices is fixed once JAX has started.
 PROGRAM = """
 import json, re, sys
 import jax, jax.numpy as jnp

@@ -60,7 +60,7 @@ def test_every_index_is_a_code_even_for_bad_vectors():
 
 def test_carries_no_gradient():
     z, codebook = (jnp.float32(value) for value in draw(6, 9, 2))
-    # The selected codes depend on the codebook through the look-up alone.
+    # The selected codes depend on the codebook only through the look-up.
     gradient = jax.grad(lambda codebook: codebook[nearest_code(z, codebook)].sum())(codebook)
     counts = np.bincount(reference(np.asarray(z), np.asarray(codebook)), minlength=9)
     np.testing.assert_array_equal(gradient, np.repeat(counts[:, None], 2, axis=1))

@@ -1,4 +1,4 @@
-"""`motionaura train` in which process 0 meets a defect of ours once all have come together."""
+"""`motionaura train` with a simulated bug that hits process 0 once all have joined."""
 
 import atexit
 import sys
@@ -22,4 +22,4 @@ if __name__ == "__main__":
         try:
             sys.exit(worker.train.main())
         finally:
-            atexit._run_exitfuncs()  # as an interpreter does, and a fork does not
+            atexit._run_exitfuncs()  # as an interpreter does at exit, unlike a fork

@@ -1,4 +1,4 @@
-"""One process of a run that only JAX's own service holds together: ADDRESS COUNT INDEX HEARTBEAT. It never ends by itself."""
+"""One process of a run coordinated only by JAX's own service: ADDRESS COUNT INDEX HEARTBEAT. It never exits by itself."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""A run that moves from eight devices to four, to one and to another mesh of eight, beside one that stays; prints JSON.
+"""A run that moves from eight devices to four, to one and to another mesh of eight, and one that stays; prints JSON.
 
 A program of its own, because the number of devices is fixed once JAX has started.
 """
@@ -26,13 +26,13 @@ _make_mesh = mesh.make_mesh
 
 
 def on_as_many_devices(sizes: MeshConfig):
-    """Makes a mesh of the first devices: as many as its axes have."""
+    """Make a mesh of as many of the first devices as its axes need."""
     count = math.prod(abs(size) for size in dataclasses.astuple(sizes))
     return _make_mesh(sizes, jax.devices()[:count])
 
 
 def go_on(values, workdir, sizes, steps):
-    """Trains up to `steps`; what an evaluation finds does not matter here."""
+    """Train up to `steps`, with a stubbed evaluation."""
     train_section = {"steps": steps, "log_every": 1, "ema_decay": 0.9}
     values = {**values, "mesh": dataclasses.asdict(parse(sizes)), "train": train_section}
     recipe = config.build(registry.system_class(values["system"]).Recipe, values)

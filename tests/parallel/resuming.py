@@ -1,6 +1,6 @@
-"""One of two processes that save together and then resume from what is left; prints JSON.
+"""One of two processes that save together and then resume from the remaining files; prints JSON.
 
-A program of its own, because a process takes part in one run only.
+A separate program, because a process can join only one run.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from tests.training.toy import ToyRecipe, ToySystem
 
 
 class WideSystem(ToySystem):
-    """Has a parameter that is split, and large enough to lie in files of its own."""
+    """System with a sharded parameter large enough for files of its own."""
 
     def init(self, key):
         params, extra = super().init(key)
@@ -49,7 +49,7 @@ def main(folder: pathlib.Path) -> dict[str, int]:
 
 
 def cut_off(folder: pathlib.Path) -> None:
-    """Leaves the first half of the largest file."""
+    """Truncate the largest file to its first half."""
     path = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -1,4 +1,4 @@
-"""Videos drawn and clips tokenized by eight devices and by one; prints JSON.
+"""Videos sampled and clips tokenized on eight devices and on one; prints JSON.
 
 A program of its own, because the number of devices is fixed once JAX has started.
 """
@@ -24,7 +24,7 @@ JOBS = [Job(prompt=Prompt(text=text, position=position)) for position, text in e
 
 
 def draw(checkpoint, mesh, devices):
-    """Three videos, in batches of two."""
+    """Sample three videos in batches of two."""
     with mock.patch.object(base, "make_mesh", lambda sizes, _: make_mesh(sizes, devices)):
         pipeline = TextToVideo(checkpoint, mesh=mesh)
     size = pipeline.size(4)

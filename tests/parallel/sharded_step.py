@@ -1,6 +1,6 @@
 """One training step of both systems on meshes of eight virtual devices, compared with one device; prints JSON.
 
-A program of its own, because the number of devices is fixed once JAX has started.
+A separate program, because the number of devices is fixed once JAX has started.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ from motionaura_jax.training.checkpoint import snapshot
 from tests.systems import tiny
 
 CLIPS, GRID = 8, (4, 6, 4)
-# Rows of activations and of their frequencies, whole and split over 2, 4 or 8 devices; no parameter has as many.
+# Numbers of activation and frequency rows, whole and split over 2, 4 or 8 devices; no parameter has as many.
 TOKENS = {96, 48, 24, 12, 49, 50, 25, 52, 26, 13, 56, 28, 14, 7}
-SIDE = 20  # of frames: 20, 10 and 5 rows and columns in the tokenizer; no parameter has a multiple of 5 of anything
-# With the usual gain sharp attention amplifies rounding 20 times: 4e-5 already between two forms on one device.
+SIDE = 20  # frame sizes: 20, 10 and 5 rows and columns in the tokenizer; no parameter has an axis divisible by 5
+# With the usual gain, sharp attention amplifies rounding 20-fold: 4e-5 even between two forms on one device.
 DENOISER = {
     "width": 64,
     "heads": 8,
@@ -56,13 +56,13 @@ MESHES = {
 
 
 def build(name, sizes, **changes):
-    """The system `name` with sections of its recipe changed."""
+    """Return the system `name` with sections of its recipe changed."""
     if name == "text_to_video":
         values = {**tiny.text_to_video("absent", model=DENOISER), "latent_space": "any"}
     else:
         values = {"system": name, "loss": {"adversarial": 0.1, "adversarial_start": 0.0}}
         values["model"] = {**tiny.TOKENIZER, "channels": [16, 16], "enc_mb": [1, 0], "enc_inc": [0, 1]}
-        values["model"] |= {"restart_pool": 16}  # latents of a clip that all devices share by design
+        values["model"] |= {"restart_pool": 16}  # latents of a clip, shared by all devices by design
         values["discriminator"] = {"channels": [8, 16]}
     values["data"] = {**tiny.SIZE, "height": SIDE, "width": SIDE, "batch_size": CLIPS}
     for section, part in changes.items():
@@ -82,18 +82,18 @@ def batch_of(system):
     return {**batch, "fps": np.full(CLIPS, 8.0, np.float32), "tokens": tokens, "text": text}
 
 
-# A trace without memory is the gradient itself, which so becomes part of the state.
+# A trace without decay is the gradient itself, which thus becomes part of the state.
 DESCENT = optax.chain(optax.trace(0.0), optax.scale(-0.1))
 
 
 def start(system):
-    """A state in the memory of the host, away from the beginning, where gates and so most gradients are zero."""
+    """Return a perturbed state in host memory; initial gates, and so most gradients, would be zero."""
     begun = jax.device_get(jax.jit(lambda: state.create(system, DESCENT, 0))())
     return dataclasses.replace(begun, params=tiny.perturb(begun.params, 0.03))
 
 
 def run(system, begun, devices):
-    """Returns what a step of plain gradient descent makes, the text of its program, and how often a snapshot holds the state."""
+    """Run one step of plain gradient descent; return its result, the program text, and the copies of the state in a snapshot."""
     place = mesh.make_mesh(system.recipe.mesh, devices)
     with jax.set_mesh(place):
         shardings = state.shardings(begun, place)
@@ -106,7 +106,7 @@ def run(system, begun, devices):
 
 
 def copies(current):
-    """How often a snapshot of a state holds each of its bytes, on average; fails where it is not equal."""
+    """Return the average copies of each byte in a snapshot of a state; fail if the snapshot differs from the state."""
     copied = jax.tree.leaves(snapshot(current))
     for leaf, copy in zip(jax.tree.leaves(current), copied, strict=True):
         np.testing.assert_array_equal(copy, leaf)
@@ -115,21 +115,21 @@ def copies(current):
 
 
 def largest_differences(ours, theirs):
-    """Returns the three leaves that differ most, each relative to its largest number, as (difference, path)."""
+    """Return the three largest differences between leaves as (difference, path), relative to each leaf's maximum."""
     leaves = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
     rows = ((float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9)), path_name(path)) for (path, a), b in leaves)
     return sorted(rows, reverse=True)[:3]
 
 
 def is_activation(name, shape):
-    """Whether an array has an axis of tokens, or of places in a frame, alone or merged with others."""
+    """Return True if an array has an axis of tokens or frame positions, alone or merged with others."""
     if name == "mbq_vae":
         return any(size and size % 5 == 0 for size in shape)
     return len(shape) > 2 and bool(TOKENS.intersection(shape))
 
 
 def report(name, labels):
-    """Compares with one device that takes the whole batch at once, in the plain form."""
+    """Compare with one device that runs the whole batch at once in the plain form."""
     alone = build(name, MeshConfig())
     begun = start(alone)
     whole, _, _ = run(alone, begun, jax.devices()[:1])
@@ -150,7 +150,7 @@ def report(name, labels):
 
 
 def transforms():
-    """What the transforms of a layer and their gradient exchange where the tokens are split, by the form of the layer."""
+    """Report the communication of a layer's transforms and their gradient with split tokens, by layer form."""
     rows, width, heads = {}, DENOISER["width"], DENOISER["heads"]
     x = np.random.default_rng(0).standard_normal((2, math.prod(GRID), width)).astype(np.float32)
     for name, half in (("re_fft2", True), ("hartley", False)):
@@ -173,7 +173,7 @@ def transforms():
 
 
 def tower():
-    """What the layers of a published text encoder exchange for a batch of texts, by mesh."""
+    """Report the communication of a published text encoder for a batch of texts, by mesh."""
     network = T5Encoder(T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4))
     ids = np.random.default_rng(0).integers(0, 32, (CLIPS, 12))
     mask = np.ones_like(ids, bool)
@@ -193,7 +193,7 @@ def tower():
 
 
 def attention_in_parts():
-    """What attention to heads on several devices exchanges, and how it differs, where scores have room a few rows at a time."""
+    """Report the communication and error of attention with heads split over devices, computed a few rows at a time."""
     rng, results = np.random.default_rng(0), []
     query, *context = (rng.standard_normal((2, length, 8, 6)).astype(np.float32) for length in (21, 13, 13))
     for sizes, devices in (("data:1", jax.devices()[:1]), ("data:2,tensor:4", jax.devices())):
@@ -209,7 +209,7 @@ def attention_in_parts():
 
 
 def codebook():
-    """How many clips each device encodes at once for the start of a codebook, and what eight devices make other than one."""
+    """Report the clips each device encodes at once to initialize a codebook, and how eight devices differ from one."""
     recipe = config.build(MBQVAERecipe, {"system": "mbq_vae", "data": tiny.SIZE, "model": tiny.TOKENIZER})
     system, encode, held, codes = MBQVAESystem(recipe), Tokenizer.features, [], []
     clips = np.random.default_rng(0).uniform(-1, 1, (11, 4, 16, 16, 3)).astype(np.float32)

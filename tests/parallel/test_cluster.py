@@ -1,4 +1,4 @@
-"""Which GPUs of its node a process takes, by what launchers set in the environment."""
+"""The GPUs that a process selects on its node, from the launcher's environment variables."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from motionaura_jax.parallel import cluster
 
 
 def mpirun(local, tasks, **environment):
-    """What Open MPI sets for process `local` of `tasks` on a node."""
+    """Return the variables that Open MPI sets for process `local` of `tasks` on a node."""
     place = {"OMPI_COMM_WORLD_LOCAL_RANK": str(local), "OMPI_COMM_WORLD_LOCAL_SIZE": str(tasks)}
     return {**place, **environment}
 
 
 def srun(local, tasks, node=0, **environment):
-    """What SLURM sets for task `local` of a node, of which `tasks` tells the number of tasks."""
+    """Return the variables that SLURM sets for task `local` of a node; `tasks` is the number of tasks."""
     place = {"SLURM_LOCALID": str(local), "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)}
     return {**place, **environment}
 
@@ -29,7 +29,7 @@ def gpus(names):
         (None, [(0,), (1,), (2,)]),
         ("4,5,6", [(0,), (1,), (2,)]),
         ("GPU-a,GPU-b,GPU-c,GPU-d,GPU-e,GPU-f,GPU-g", [(0, 1), (2, 3), (4, 5)]),
-        ("6", [None] * 3),  # each sees its own one
+        ("6", [None] * 3),  # each sees only its own
         ("", [None] * 3),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a compiled program moves, read from the text of one for a TPU, which names things in its own way."""
+"""Collectives of a compiled program, parsed from the text of a TPU program, which uses its own names."""
 
 from motionaura_jax.parallel.collectives import Collective, bytes_by_kind, collectives
 

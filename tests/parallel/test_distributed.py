@@ -1,4 +1,4 @@
-"""A process that runs alone agrees with itself; and what JAX's own service lacks, the reason for `membership`.
+"""A single process agrees with itself; and the gaps of JAX's own service, which are the reason for `membership`.
 
 Runs of several processes are in test_distributed_training.py.
 """
@@ -22,7 +22,7 @@ def test_alone_nothing_waits():
 
 
 class JaxAlone:
-    """Processes of a run of two without `distributed.joined`, one for each number; all are killed in the end."""
+    """Processes of a two-process run without `distributed.joined`, one per index; all are killed at the end."""
 
     def __init__(self, root, folder, *numbers, port, heartbeat=100):
         self.logs = [folder / f"{place}.log" for place in range(len(numbers))]
@@ -44,7 +44,7 @@ class JaxAlone:
             time.sleep(0.02)
 
 
-# If this fails, JAX has become faster or names the machine: then `membership` can shrink.
+# If this fails, JAX now detects failures faster or names the machine, and `membership` can shrink.
 @pytest.mark.slow
 def test_jax_alone_waits_for_the_heartbeat_of_a_killed_process_and_then_aborts(root, tmp_path):
     with JaxAlone(root, tmp_path, 0, 1, port=free_port(), heartbeat=4) as run:

@@ -1,4 +1,4 @@
-"""Trainings in real processes: the same numbers whatever their count, all save the same step, and all end together."""
+"""Training in real processes: results independent of their count, one common saved step, and a common end."""
 
 import os
 import re
@@ -16,11 +16,11 @@ from motionaura_jax.weights import steps
 from tests.cluster import recipes
 from tests.processes import Forked, free_port
 
-DEVICES = 4  # of a run, whatever the number of its processes
+DEVICES = 4  # per run, for any number of processes
 
 
 class Run:
-    """Processes that train one recipe in one workdir; `own` gives each its own flags."""
+    """Processes that train one recipe in one workdir; `own` holds flags per process."""
 
     module = "tests.cluster.worker"
 
@@ -37,7 +37,7 @@ class Run:
             self.processes.append(Forked(self.module, *given, root=root, out=Path(os.devnull), err=log, **environment))
 
     def come_to(self, step: int) -> None:
-        """Waits until that step is logged."""
+        """Wait until the step is logged."""
         until = time.monotonic() + 400
         while len(read_metrics(self.workdir / "metrics.jsonl")) < step:
             assert all(process.poll() is None for process in self.processes), self.finish()
@@ -45,7 +45,7 @@ class Run:
             time.sleep(0.05)
 
     def finish(self) -> list[tuple[int, str]]:
-        """Waits for all; returns status and stderr of each."""
+        """Wait for all processes; return the status and stderr of each."""
         until = time.monotonic() + 100
         try:
             for process in self.processes:
@@ -56,7 +56,7 @@ class Run:
 
 
 def train_to(step: int, *arguments, status: int = 0) -> int:
-    """Trains until `step` is logged and SIGTERM comes to the last process; returns the step that all have saved.
+    """Train until `step` is logged, then send SIGTERM to the last process; return the step that all have saved.
 
     All end with `status`.
     """
@@ -89,7 +89,7 @@ def test_a_signal_to_one_process_saves_the_same_step_in_both(root, tmp_path):
 
 @pytest.mark.slow
 def test_fewer_processes_go_on_with_the_same_numbers(root, tmp_path):
-    """Four processes, then two, then one, each stopped after five steps or more, against one process all along."""
+    """Four processes, then two, then one, each stopped after at least five steps, against a single process throughout."""
     recipe, step = recipes.text_to_video(tmp_path), 0
     for count in (4, 2, 1):
         step = train_to(step + 5, root, recipe, tmp_path / "fewer", count)

@@ -1,4 +1,4 @@
-"""Processes that meet and end together: members as threads whose ends are recorded and not carried out."""
+"""Processes that start and end together: members run as threads, and their exits are recorded, not executed."""
 
 import queue
 import re
@@ -32,7 +32,7 @@ class Run:
         return self.members
 
     def break_off(self, index):
-        """Closes all connections of a member, as its death does."""
+        """Close all connections of a member, as if its process had died."""
         self.members[index]._over.set()
         for connection in list(self.members[index]._connections.values()):
             connection.close()
@@ -42,7 +42,7 @@ class Run:
 
 
 def together(function, arguments):
-    """Calls `function` for all arguments at once, each in a thread; returns the results or raises the first error."""
+    """Call `function` on all arguments in parallel threads; return the results or raise the first error."""
     results, errors = {}, []
 
     def call(argument):
@@ -60,7 +60,7 @@ def together(function, arguments):
 
 
 def errors_of(run, *changes):
-    """Starts a member for each of `changes`, one after the other; returns the errors of all."""
+    """Start one member for each of `changes` in turn; return the errors of all."""
     errors = queue.Queue()
 
     def join(change):
@@ -96,7 +96,7 @@ def test_a_dead_process_ends_the_others_at_once_and_by_name():
 
 def test_a_silent_process_ends_the_others_within_the_heartbeat():
     run = Run(3, heartbeat_timeout=1.0)
-    run.start()[1]._over.set()  # its beats stop, as on a machine that hangs
+    run.start()[1]._over.set()  # its heartbeats stop, as on a hung machine
     began = time.monotonic()
     for index in (0, 2):
         status, message = run.end(index)
@@ -185,7 +185,7 @@ def test_strangers_do_not_disturb(words):
     run = Run(2)
 
     def join(number):
-        if number == 1:  # once the stranger has been there
+        if number == 1:  # after the stranger has connected
             with connected(run.port) as stranger:
                 stranger.sendall(words)
         return run.join(number)

@@ -1,4 +1,4 @@
-"""Sizes of the mesh from settings and flags, and what has to divide over it."""
+"""Mesh sizes from settings and flags, and the sizes that must divide over the mesh."""
 
 import dataclasses
 import itertools
@@ -64,7 +64,7 @@ def test_slices_are_joined_along_data_and_then_fsdp():
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-    """A chip that is not there."""
+    """Simulated TPU chip."""
 
     device_kind: str
     slice_index: int
@@ -76,7 +76,7 @@ class Tpu:
 
 
 def tpus(kind, x, y, z, slices=1):
-    """Chips as `jax.devices` lists them, by host: each has a square of four."""
+    """Return chips in the order of `jax.devices`, host by host; each host has a 2 x 2 square."""
     places = itertools.product(range(slices), range(z), range(y), range(x))
     hosts = {place: (place[0], place[1], place[2] // 2, place[3] // 2) for place in places}
     numbers = {host: number for number, host in enumerate(sorted(set(hosts.values())))}
@@ -99,7 +99,7 @@ def test_any_mesh_that_divides_the_devices_lies_on_the_torus_of_a_tpu(devices, c
     assert dict(made.shape) == config.sizes(len(devices)) and set(made.devices.flat) == set(devices)
     assert set(made.axis_types) == {AxisType.Auto}
     inner = made.devices.reshape(-1, made.shape["tensor"] * made.shape["sequence"])
-    assert all(len({chip.slice_index for chip in row}) == 1 for row in inner)  # the axes that talk in every layer
+    assert all(len({chip.slice_index for chip in row}) == 1 for row in inner)  # axes with traffic in every layer
 
 
 @pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(fsdp=4), MeshConfig(fsdp=2, tensor=4)])

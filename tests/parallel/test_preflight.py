@@ -1,4 +1,4 @@
-"""What keeps processes from training together is one line that names the one that differs; alone, agreement is trivial."""
+"""Mismatches between processes give a one-line error that names the odd one out; a single process trivially agrees."""
 
 import errno
 import pathlib

@@ -1,4 +1,4 @@
-"""Checkpoints of several processes: all resume alike, whatever one of them reads alone or cannot read."""
+"""Checkpoints of several processes: all resume from the same step, even if only one can or cannot read it."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.processes import Forked, free_port
 
 @pytest.fixture(scope="module")
 def found(root, tmp_path_factory):
-    """What two processes say, and their folder."""
+    """Return the output of two processes, and their folder."""
     folder, address = tmp_path_factory.mktemp("resuming"), f"localhost:{free_port()}"
     out, err = ([folder / f"{index}.{name}" for index in range(2)] for name in ("out", "err"))
     processes = [
@@ -28,7 +28,7 @@ def found(root, tmp_path_factory):
     finally:
         [process.kill() for process in processes]
     assert statuses == [0, 0], [path.read_text()[-3000:] for path in err]
-    return [json.loads(path.read_text().splitlines()[-1]) for path in out], folder  # Gloo prints there, too
+    return [json.loads(path.read_text().splitlines()[-1]) for path in out], folder  # Gloo also prints there
 
 
 def test_a_new_workdir_opens_beside_the_checkpoints_of_one_that_is_lost(found):

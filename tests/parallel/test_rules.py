@@ -1,4 +1,4 @@
-"""Every parameter has its rule; the table of placements is the one on file; what follows parameters lies beside them."""
+"""Every parameter has a rule; placements match the table on file; state derived from parameters is placed with them."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def test_every_parameter_of_the_tokenizer_has_a_rule(model):
     ],
 )
 def test_the_table_of_placements_is_the_one_on_file(name, built, root):
-    """A difference is a decision: look at it, then write the new table to the file."""
+    """If a difference is intended, update the table on file."""
     assert rules.table(places(built()), SIZES) + "\n" == (root / f"tests/parallel/{name}.txt").read_text("utf-8")
 
 

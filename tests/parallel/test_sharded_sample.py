@@ -1,4 +1,4 @@
-"""Eight devices draw the videos and find the tokens that one device does."""
+"""Eight devices produce the same videos and tokens as one."""
 
 import pytest
 

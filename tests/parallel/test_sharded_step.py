@@ -1,11 +1,11 @@
-"""A training step on eight devices equals one device, leaf by leaf, and moves no more than it must."""
+"""A training step on eight devices equals one device, leaf by leaf, without unnecessary communication."""
 
 import pytest
 
 from tests import compilation, processes
 
-TOLERANCE = 1e-5  # relative to the largest number of a leaf; 5.2e-6 is the most that was found
-PASSES = {"folded": 2}  # microbatches, each of which gathers the parameters
+TOLERANCE = 1e-5  # relative to the maximum of a leaf; the largest observed is 5.2e-6
+PASSES = {"folded": 2}  # microbatches; each gathers the parameters
 
 
 def report(root, *arguments, **environment):
@@ -21,7 +21,7 @@ def assert_equal(rows):
 
 
 def assert_frugal(rows):
-    """No device gathers activations, and parameters are gathered twice at most: forward and backward."""
+    """Assert that no device gathers activations, and that parameters are gathered at most twice: forward and backward."""
     for label, row in rows.items():
         assert "all-gather" not in row["activations"], label
         assert row["gathered_bytes"] <= 2 * 4 * row["parameters"] * PASSES.get(label, 1), label
@@ -60,7 +60,7 @@ def test_text_to_video_with_parameters_channels_and_tokens_split(root):
     assert_equal(rows)
     assert_frugal(rows)
     print(f"\na snapshot holds the state {rows['three']['copies']:.3f} times")
-    assert 1 <= rows["three"]["copies"] < 1.02  # of which all but arrays that nothing divides lies there once
+    assert 1 <= rows["three"]["copies"] < 1.02  # every array is held once, except those that no axis divides
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_text_to_video_on_other_meshes(root):
 
 @pytest.mark.slow
 def test_tokenizer(root):
-    """No code flips here; where one does, by a near tie, its clip differs in more than rounding."""
+    """No code flips here; if one did, in a near tie, its clip would differ by more than rounding."""
     rows = report(root, "mbq_vae", **compilation.FUSIONS_AS_USERS_DO)  # else 1.1e-5 in one leaf
     assert_equal(rows)
     assert_frugal(rows)

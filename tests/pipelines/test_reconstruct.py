@@ -21,13 +21,13 @@ from tests.systems.tiny import save_tokenizer
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A checkpoint of an untrained tokenizer."""
+    """Return a checkpoint of an untrained tokenizer."""
     return save_tokenizer(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A video of an odd size that no stride divides."""
+    """Return a video with odd sizes that no stride divides."""
     path = tmp_path_factory.mktemp("clips") / "odd.mp4"
     frames = np.random.default_rng(0).integers(0, 255, (5, 19, 23, 3), dtype=np.uint8)
     write_video(path, frames, 10.0, lossless=True)
@@ -43,7 +43,7 @@ def test_the_command_writes_the_source_size_and_rate_and_one_json_line(workdir, 
     info = probe(output)
     assert (result["frames"], result["height"], result["width"]) == (5, 19, 23)
     assert abs(info.fps - 10.0) < 1e-6 and len(read_video(output)[0]) == 5
-    assert (info.height, info.width) == (20, 24)  # yuv420p holds even sizes only
+    assert (info.height, info.width) == (20, 24)  # yuv420p requires even sizes
     assert {"psnr", "psnr_continuous", "ssim", "ssim_continuous", "latent_space"} <= result.keys()
     assert result["tokens"] == 3 * 5 * 6
     assert (tmp_path / "recon_sheet.png").stat().st_size > 0
@@ -76,7 +76,7 @@ def test_an_image_is_a_video_of_one_frame(workdir, tmp_path):
 
 
 def test_tiles_equal_the_whole_away_from_seams(workdir):
-    """Statistics are per frame and tiles as large as the frame: only frames that a seam can reach may differ."""
+    """Statistics are per frame and tiles span the frame, so only frames within reach of a seam may differ."""
     tokenizer, _ = load_autoencoder(workdir)
     video = np.random.default_rng(1).integers(0, 255, (32, 16, 16, 3), dtype=np.uint8)
     whole, one_tile, tiles = (

@@ -1,4 +1,4 @@
-"""Drawing videos: seeds and batches, one compiled program, windows, tiles, possible sizes, warnings."""
+"""Sampling videos: seeds and batches, one compiled program, windows, tiles, valid sizes, warnings."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ from tests.systems import tiny
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-    """An untrained tokenizer and a text-to-video model on it."""
+    """Return the workdirs of an untrained tokenizer and a text-to-video model on it."""
     tokenizer = tiny.save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     folder = tmp_path_factory.mktemp("model")
     tiny.save_untrained(folder, **tiny.text_to_video(tokenizer, diffusion={"text_dropout": 0.0}))
@@ -29,7 +29,7 @@ def workdirs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def traced(workdirs):
-    """How often a program was traced; one trace is one compilation."""
+    """Count the traces of a program; each trace is one compilation."""
     counts = []
     original = TextToVideoSystem.sample
 
@@ -89,14 +89,14 @@ def test_nothing_runs_on_the_device_before_something_is_drawn(workdirs, monkeypa
 
 @pytest.fixture(scope="module")
 def trained():
-    """The committed model, of which all samplers share the decoder."""
+    """Return the committed model; all samplers share its decoder."""
     return TextToVideo(assets.SCENES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["confidence", "halton", "ancestral"])
 def test_the_committed_model_draws_the_same_at_any_batch_size(trained, sampler):
-    """With real weights every gate is open, and programs are compiled as users do; the last batch is not full."""
+    """Real weights open every gate; programs compile as for users; the last batch is not full."""
     size = trained.size()
     jobs = [Job(prompt=Prompt(text=text, position=p)) for p, (text, _) in enumerate(prompts_for(trained, 4))]
     videos, sample = [], dataclasses.replace(trained.recipe.sample, sampler=sampler)
@@ -108,7 +108,7 @@ def test_the_committed_model_draws_the_same_at_any_batch_size(trained, sampler):
 
 @pytest.fixture(scope="module")
 def lively(workdirs, tmp_path_factory):
-    """A model whose gates are open, so that text matters."""
+    """Return a model with open gates, so that text matters."""
     folder = tmp_path_factory.mktemp("lively")
     tiny.save_untrained(folder, noise=0.3, **tiny.text_to_video(workdirs[0]))
     return TextToVideo(folder)
@@ -120,7 +120,7 @@ def test_a_negative_prompt_guides(lively):
         return lively.latents(jobs, settings(lively, guidance_scale=scale, temperature=0.5))
 
     alone = tokens("", 1.0)
-    np.testing.assert_array_equal(tokens("", 6.0), alone)  # away from the prompt itself is nowhere
+    np.testing.assert_array_equal(tokens("", 6.0), alone)  # guiding away from the prompt itself changes nothing
     first, second = tokens("two red circles", 6.0), tokens("still", 6.0)
     assert (first != alone).any() and (second != alone).any() and (first != second).any()
 
@@ -236,7 +236,7 @@ def test_the_tokenizer_may_move_but_must_be_the_same(workdirs, pipeline, tmp_pat
         assert TextToVideo(folder, str(moved)).digest == pipeline.digest
     finally:
         moved.rename(tokenizer)
-    with pytest.raises(UserError, match="ftp:// is not among gs, s3"):  # no file of this disk that is missing
+    with pytest.raises(UserError, match="ftp:// is not among gs, s3"):  # not reported as a missing local file
         TextToVideo(folder, "ftp://host/tokenizer")
     with pytest.raises(UserError, match="is needed; name the tokenizer"):
         TextToVideo(folder, str(tiny.save_tokenizer(tmp_path / "other", codebook_size=8)))

@@ -1,4 +1,4 @@
-"""The search for the cheapest change, on a model of memory that is simple enough to be solved by hand."""
+"""The search for the cheapest change, on a memory model simple enough to solve by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ FULL = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
 
 
 def ask(question):
-    """2 GiB of parameters; activations of 4 GiB a clip, a half with dots, an eighth with full; 3 GiB of logits a clip."""
+    """Answer with 2 GiB of parameters and, per clip, 4 GiB of activations (dots: half, full: an eighth) and 3 GiB of logits."""
     values, mesh = question.values, question.mesh
     split = mesh["fsdp"]
     means = {"float32": 2.0, "bfloat16": 1.0}[values["optimizer"]["mu_dtype"]]
@@ -56,7 +56,7 @@ def test_recomputation_grows_only_as_far_as_it_has_to():
 
 def test_microbatches_are_as_large_as_they_can_be():
     found = advice(question(batch_size=12, remat="full", loss_chunk=1024), 13)
-    # 6 of state, 4 of gradients and their sums: 3 are left for 6 of activations.
+    # 6 of state, 4 of gradients and their sums leave 3 for 6 of activations.
     assert found.changes == ("--config.train.accumulation=2",) and found.fits
 
 

@@ -1,4 +1,4 @@
-"""A device that runs out of memory in training is answered with a change that was tried."""
+"""Out of memory in training: the error suggests a change that has been tried."""
 
 import logging
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_the_change_is_named_in_one_line(recipe):
     with mock.patch.object(exhaustion, "ask", lambda question, seconds: answer(question)):
         error = message(recipe)
     assert isinstance(error, UserError)
-    # 6 GiB of state, 2 of gradients and 16 of activations; 85 % of that have to suffice.
+    # 6 GiB of state, 2 of gradients and 16 of activations must fit in 85 % of memory.
     assert str(error) == (
         "out of device memory (RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.); the estimate is "
         "24 GiB on each device; --config.model.remat=dots takes 16 GiB on each device (with train --override)"
@@ -45,7 +45,7 @@ def test_another_mesh_is_named_as_train_takes_it(recipe):
     answered = mock.patch.object(exhaustion, "ask", lambda question, seconds: answer(question))
     with answered, mock.patch.object(jax, "device_count", lambda: 4):
         said = str(message(full))
-    # 6 GiB of state, 2 of gradients and 0.5 of activations: of the state each of four keeps its part.
+    # 6 GiB of state, 2 of gradients and 0.5 of activations; the state is split over four devices.
     assert said.endswith("; --config.mesh.data=1 --config.mesh.fsdp=4 takes 2.5 GiB on each device")
     flags = [word for word in said.split() if word.startswith("--")]
     changed = config.build(type(recipe), config.override(config.to_dict(full), flags))

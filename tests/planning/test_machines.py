@@ -1,4 +1,4 @@
-"""Devices by name, and the topologies of TPUs."""
+"""Device names and TPU topologies."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The training step, compiled in a process of its own for devices that are not there."""
+"""The training step, compiled in a separate process for simulated devices."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def test_without_compilation_only_the_state_is_known(tmp_path):
     tokenizer = tiny.save_tokenizer(tmp_path / "tokenizer")
     values = {**text_to_video(), "tokenizer": str(tokenizer)}
     known = estimate.ask(dataclasses.replace(asked(values, "data:2"), compiled=False))
-    assert known.temporary == 0 and known.held["frozen"] > 1000  # the tokenizer that is named, in full
+    assert known.temporary == 0 and known.held["frozen"] > 1000  # the whole named tokenizer
 
 
 def test_the_tokenizer_can_be_planned_too():
@@ -62,7 +62,7 @@ def test_the_tokenizer_can_be_planned_too():
 
 
 def test_a_text_encoder_that_runs_in_the_step_counts(tmp_path):
-    """By its settings alone; they say how wide its features are, too."""
+    """The settings alone suffice, including the width of the features."""
     tower = {"vocab_size": 32, "d_model": 24, "d_kv": 4, "d_ff": 40, "num_layers": 2, "num_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "feed_forward_proj": "gated-gelu", **tower}))
     values = {**text_to_video(), "text": {"tower": str(tmp_path)}}

@@ -1,4 +1,4 @@
-"""Adherence of rendered, blank and exchanged videos; Wilson intervals against published numbers and their equation."""
+"""Adherence of rendered, blank and swapped videos; Wilson intervals against published numbers and their equation."""
 
 import math
 
@@ -17,7 +17,7 @@ OPTIONS = SceneOptions(backgrounds=("plain",))
 
 @pytest.fixture(scope="module")
 def truth():
-    """Scenes with what is read from their own renderings."""
+    """Return scenes with the attributes read from their renderings."""
     scenes = [scene for _, scene in held_out_prompts(48, 1, OPTIONS)]
     return [(scene, read_scene(render(scene, num_frames=6, height=48, width=48))) for scene in scenes]
 

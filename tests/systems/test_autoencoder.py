@@ -1,4 +1,4 @@
-"""What every autoencoder system shares, on the smallest autoencoder: losses as lists, discriminators, evaluation."""
+"""The base of autoencoder systems, on a minimal autoencoder: lists of losses, discriminators, evaluation."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ CHANNELS = 6
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A variational autoencoder of patches with continuous latents: one matrix each way, and `aux` added to the output."""
+    """Variational autoencoder of patches with continuous latents: one matrix each way, with `aux` added to the output."""
 
     params: Mapping[str, jax.Array]
     latent_space: str = dataclasses.field(default="", metadata={"static": True})
@@ -64,7 +64,7 @@ class Linear:
 
 
 class LinearSystem(AutoencoderSystem):
-    """All that a system has to add."""
+    """Minimal system: all that a subclass has to define."""
 
     Recipe = AutoencoderRecipe
 
@@ -96,7 +96,7 @@ def make(networks=None, **sections):
 
 
 def adversarial(**changes):
-    """One discriminator of frames and one of clips."""
+    """Return values with one discriminator of frames and one of clips."""
     two = [{"kind": "2d", "channels": [4, 8], "weight": 0.5}, {"kind": "3d", "channels": [4, 8]}]
     return {"loss": {"adversarial": 0.1, "adversarial_start": 0.5, **changes}, "discriminators": two}
 
@@ -110,7 +110,7 @@ def batch(size=4, seed=0):
 
 
 def loss_of(system, params, at, frozen=None):
-    """Loss, terms and gradients at a step."""
+    """Return loss, terms and gradients at a step."""
     loss = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
     (total, (_, terms)), gradients = loss(params, {}, frozen or {}, batch(), jax.random.key(1), jnp.int32(at))
     return total, terms, gradients
@@ -136,7 +136,7 @@ def test_a_continuous_autoencoder_trains_evaluates_and_reconstructs_in_tiles():
     video = np.random.default_rng(1).integers(0, 255, (5, 19, 23, 3), dtype=np.uint8)
     whole, tiles = reconstruct(trained, video), reconstruct(trained, video, tile=(4, 8, 8))
     assert whole.tokens is None and whole.frames is whole.continuous
-    np.testing.assert_allclose(tiles.frames.astype(int), whole.frames, atol=1)  # patches do not see each other
+    np.testing.assert_allclose(tiles.frames.astype(int), whole.frames, atol=1)  # patches are independent
 
 
 def test_the_decoder_gets_its_further_inputs_and_refuses_another_latent_space():
@@ -179,7 +179,7 @@ def test_losses_and_discriminators_of_lists_add_up():
 
 
 def test_every_player_trains_on_its_own_terms_alone():
-    """The gradients that the branch returns are those of the formulas, of each player's own parameters."""
+    """The returned gradients match the formulas and cover only each player's own parameters."""
     system = make(**adversarial(), train={"steps": 100, "ema_decay": 0.9})
     params, _ = jax.jit(system.init)(jax.random.key(0))
     _, _, gradients = loss_of(system, params, 50)
@@ -226,7 +226,7 @@ def test_before_the_start_loss_and_gradients_are_those_without_discriminators():
 
 
 def flops(jaxpr, active):
-    """FLOPs of a traced program whose conditions are all `active`, by `step_flops` without its share for gradients."""
+    """Return the FLOPs of a traced program with all conditions `active`, by `step_flops` without its share for gradients."""
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "cond":
@@ -254,7 +254,7 @@ def test_a_step_before_the_start_costs_no_flops_of_discriminators(accumulation):
 
 
 def test_the_running_program_skips_discriminators_until_they_start(monkeypatch):
-    """The compiled step calls back from inside the discriminators: twice it does not, then it does."""
+    """A callback inside the discriminators is not called for two steps, then it is."""
     calls = []
     network = discriminators.Discriminator
 

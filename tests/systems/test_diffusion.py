@@ -1,4 +1,4 @@
-"""The base of diffusion systems, through a Gaussian one that says only what is its own."""
+"""The base class of diffusion systems, tested with a minimal Gaussian one."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def make(system=ToySystem, **values):
 
 
 def batch(system, size=8, seed=0):
-    """Clips of one gray each, with a little noise."""
+    """Return uniformly gray clips with a little noise."""
     rng = np.random.default_rng(seed)
     gray = np.where(np.arange(size) % 2, 0.6, -0.6)[:, None, None, None, None]
     video = np.clip(gray + 0.1 * rng.standard_normal((size, 4, 8, 8, 3)), -1, 1).astype(np.float32)

@@ -21,7 +21,7 @@ PAGE = "docs/systems.md"
 
 @pytest.fixture
 def next_frame(tmp_path, monkeypatch, request):
-    """Config values of the system on the page, whose files are written next to the package and registered."""
+    """Return config values of the system on the page, after writing and registering its files."""
     recipe, system, presets = re.findall(
         r"```python\n(.*?)```", (request.config.rootpath / PAGE).read_text(), re.DOTALL
     )

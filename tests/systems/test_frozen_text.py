@@ -25,7 +25,7 @@ from tests.systems.tiny import CAPTIONS, SIZE, perturb, save_tokenizer, save_unt
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A tokenizer, an encoder, a manifest, and features of its captions."""
+    """Return a tokenizer, an encoder, a manifest, and the features of its captions."""
     folder = tmp_path_factory.mktemp("frozen")
     save_tokenizer(folder / "tokenizer")
     published.write_t5(folder / "t5")

@@ -1,4 +1,4 @@
-"""Training on tokens that `encode` wrote: the numbers of live encoding, no decoding, and one line for another's cache."""
+"""Training on tokens written by `encode`: equal to live encoding, no video decoding, a one-line error for a foreign cache."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ SHAPE = {name: tiny.SIZE[name] for name in ("num_frames", "height", "width")}
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A tokenizer, captioned clips of exactly the trained shape, so that they have one window only, and their tokens."""
+    """Return a tokenizer, captioned clips of exactly the training shape (a single window each), and their tokens."""
     folder = tmp_path_factory.mktemp("latents")
     tiny.save_untrained(folder / "tokenizer", 0.1, system="mbq_vae", model=tiny.TOKENIZER, data=tiny.SIZE)
     dataset.write_scenes(folder / "clips", count=9, split="train", options=dataset.PRESETS["easy"], fps=8.0, **SHAPE)
@@ -90,7 +90,7 @@ def test_memory_and_disk_train_the_same(places, tmp_path):
 
 
 def test_the_window_is_the_middle_of_each_file(places, tmp_path):
-    """Longer and wider files: the tokens are those of the clips that evaluation would show."""
+    """For longer and wider files, the tokens are those of the clips that evaluation uses."""
     rng = np.random.default_rng(0)
     for number in range(4):
         frames = rng.integers(0, 256, (11, 20, 30, 3), dtype=np.uint8)
@@ -181,7 +181,7 @@ def test_a_cache_of_another_tokenizer_or_kind_is_refused(places, tmp_path):
 
 
 def test_clips_that_the_cache_lacks_are_refused_but_not_files_that_cannot_be_used(places, tmp_path, caplog):
-    """`encode` leaves bad files out as well; training replaces them as it does without a cache."""
+    """`encode` also skips bad files; training replaces them as it does without a cache."""
     shutil.copytree(places / "clips", tmp_path / "clips")
     broken, short = tmp_path / "clips" / "videos" / "x.mp4", tmp_path / "clips" / "videos" / "y.mp4"
     broken.write_bytes(b"no video")
@@ -189,7 +189,7 @@ def test_clips_that_the_cache_lacks_are_refused_but_not_files_that_cannot_be_use
     with caplog.at_level(logging.WARNING):
         assert run_encode(places, tmp_path / "clips", tmp_path / "tokens") == 0
     assert sum("left out" in line for line in caplog.messages) == 2
-    # All clips of the manifest train.
+    # Training uses all clips of the manifest.
     arguments = {"manifest": tmp_path / "clips", "evaluate": {"clips": 1, "manifest": str(places / "clips")}}
     live, ahead = make(places, **arguments), cached(places, folder=tmp_path / "tokens", **arguments)
     data = TrainingData(ahead.recipe, tmp_path / "run", fields=ahead.fields)

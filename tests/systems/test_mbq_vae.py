@@ -1,4 +1,4 @@
-"""The tokenizer as a system: Eq. 1 against numpy, sample keys, accumulation, the codebook's life, overfitting one clip."""
+"""The tokenizer as a system: Eq. 1 against numpy, sample keys, accumulation, codebook updates, overfitting one clip."""
 
 import functools
 
@@ -50,12 +50,12 @@ def batch(size=4, seed=0):
 
 
 def network_of(system, params, method):
-    """A part of the network as a function of its input alone."""
+    """Return a part of the network as a function of its input alone."""
     return jax.jit(functools.partial(MBQVAE(system.recipe.model).apply, {"params": params}, method=method))
 
 
 def begin(system):
-    """The first state of a run and its step."""
+    """Return the initial state of a run and its train step."""
     optimize = optimizer.build(system.recipe.optimizer, 100, system.param_groups())
     return jax.jit(lambda: state.create(system, optimize, 0))(), step.make_train_step(system, optimize)
 
@@ -110,7 +110,7 @@ def test_the_masked_frame_term_is_the_likelihood_of_the_masked_index_by_numpy(ca
     logits = (hidden / (1 + np.exp(-hidden))) @ head["logits"]["kernel"] + head["logits"]["bias"]
     logits = logits.reshape(4, -1)[:, 1 if causal else 0 :][
         :, :4
-    ]  # causal: the first latent frame is one frame, not two
+    ]  # causal: the first latent frame stands for one frame, not two
     chosen = np.take_along_axis(logits, np.asarray(index)[:, None], 1)[:, 0]
     expected = (np.log(np.exp(logits).sum(1)) - chosen).mean()
     np.testing.assert_allclose(terms["mfi"], expected, rtol=1e-4)
@@ -149,7 +149,7 @@ def test_accumulation_equals_the_large_batch_codebook_included(quantizer):
     for a, b in zip(jax.tree.leaves(results[0].extra), jax.tree.leaves(results[1].extra), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     for a, b in zip(jax.tree.leaves(results[0].params), jax.tree.leaves(results[1].params), strict=True):
-        np.testing.assert_allclose(a, b, atol=3e-4)  # Adam's first step has the size of the rate, whatever the gradient
+        np.testing.assert_allclose(a, b, atol=3e-4)  # Adam's first step has the size of the learning rate
 
 
 def test_prepare_puts_codes_where_the_encoder_outputs_are(system, weights):
@@ -201,7 +201,7 @@ def test_the_adversarial_players_do_not_train_each_other():
 
 
 def test_an_adversarial_run_of_before_resumes_and_opens(monkeypatch, tmp_path):
-    """Its average of the weights holds the discriminator, whose name is still the same."""
+    """The saved average also contains the discriminator, whose name has not changed."""
     system = make(loss={"adversarial": 0.1}, discriminator={"channels": [8]}, model=FLAT)
     with monkeypatch.context() as before:
         before.setattr(MBQVAESystem, "param_groups", lambda self: ())
@@ -223,7 +223,7 @@ def test_an_adversarial_run_of_before_resumes_and_opens(monkeypatch, tmp_path):
 
 
 def test_the_perceptual_loss_compares_features_of_the_network_it_is_given():
-    """The distance to the reconstruction, by NumPy; the network is frozen and teaches the decoder."""
+    """The distance matches NumPy; the feature network is frozen and passes gradients to the decoder."""
 
     def load(path):
         assert path == "weights.bin"

@@ -1,4 +1,4 @@
-"""Under bfloat16 compute, what is fragile stays float32: transforms, softmax, norms, distances to codes, losses."""
+"""Sensitive operations stay float32 under bfloat16 compute: transforms, softmax, norms, code distances, losses."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from motionaura_jax.core import config
 from motionaura_jax.systems import registry
 from tests.systems import tiny
 
-CODES = 19  # a number that no other axis has
+CODES = 19  # a size that no other axis has
 WIDE = {jnp.dtype(name) for name in ("float32", "complex64")}
 
 # Primitives of softmax, log-sum-exp, norms and transforms.
@@ -18,7 +18,7 @@ FRAGILE = ("exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "fft", "argmax", "arg
 
 
 def equations(jaxpr):
-    """Yields all equations of a program, those of inner programs included."""
+    """Yield all equations of a program, including those of inner programs."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
@@ -28,7 +28,7 @@ def equations(jaxpr):
 
 
 def program(system):
-    """All equations of loss and gradient, and the types of their results."""
+    """Return all equations of loss and gradient, and the dtypes of their results."""
     key = jax.random.key(0)
     params, extra = jax.eval_shape(system.init, key)
     gradient = jax.value_and_grad(system.loss, has_aux=True)

@@ -54,7 +54,7 @@ def system(tokenizer):
 
 @pytest.fixture(scope="module")
 def weights(system):
-    """Weights away from the start, where gates are zero and text does not matter."""
+    """Return perturbed weights; with initial ones, zero gates make text irrelevant."""
     params, _ = jax.jit(system.init)(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     noise = np.random.default_rng(0)
@@ -160,7 +160,7 @@ def test_evaluation_reports_levels_and_shows_real_beside_drawn(system, weights, 
 
 
 def test_shuffled_captions_are_those_of_other_clips_also_where_batches_hold_one(system, weights, frozen):
-    """The same bound as with the captions exchanged in the data."""
+    """The bound equals that with captions swapped in the data."""
     data = batch(system, 2)
     parts = [{name: value[i : i + 1] for name, value in data.items()} for i in (0, 1)]
     swapped = [{**part, "text": other["text"]} for part, other in zip(parts, reversed(parts), strict=True)]
@@ -233,7 +233,7 @@ def test_captions_are_held_against_a_given_vocabulary_too(tokenizer, tmp_path, c
 
 @pytest.mark.parametrize("spectral", ["hartley", "re_fft2"])
 def test_folded_training_has_the_same_loss_and_gradients(tokenizer, weights, frozen, spectral):
-    """And the denoiser in it is the folded one."""
+    """The system then runs the folded denoiser."""
     folded, plain = (make(tokenizer, model={"spectral": spectral, "folded_training": on}) for on in (True, False))
     data, key, results, sizes = batch(plain), jax.random.key(4), [], []
     for system in (plain, folded):
@@ -246,7 +246,7 @@ def test_folded_training_has_the_same_loss_and_gradients(tokenizer, weights, fro
     assert sizes[0] != sizes[1]
 
 
-# Each changes what is computed from the same leaves, or nothing.
+# Each setting changes the computation, not the leaves, or changes nothing.
 NO_MEANING = {"qk_gain", "remat", "folded_training", "loss_chunk", "scan", "dtype"}
 OTHERS = {
     "vocab_size": 9, "width": 32, "heads": 4, "blocks": 2, "mlp_ratio": 3.0, "attention_ratio": 0.5,
@@ -345,7 +345,7 @@ def test_overfits_one_clip(tokenizer, frozen):
 
 
 def test_the_tokenizer_is_an_argument_of_the_program_that_fills_the_cache(tokenizer, monkeypatch):
-    """As a constant it would be compiled again, and kept twice, for every system."""
+    """As a constant it would be recompiled for every system and held twice."""
     traces, encode = [], Tokenizer.encode
     monkeypatch.setattr(Tokenizer, "encode", lambda self, video: traces.append(1) or encode(self, video))
     values = {**tiny.text_to_video(tokenizer), "token_cache": 8}
@@ -354,7 +354,7 @@ def test_the_tokenizer_is_an_argument_of_the_program_that_fills_the_cache(tokeni
     assert len(traces) == 1
 
 
-@pytest.mark.as_users_do  # two programs round the same
+@pytest.mark.as_users_do  # both programs round the same way
 def test_cached_tokens_train_the_same(tokenizer, system, weights, frozen):
     cached = TextToVideoSystem(config.build(TextToVideoRecipe, {**tiny.text_to_video(tokenizer), "token_cache": 8}))
     data = batch(cached)

@@ -28,14 +28,14 @@ CAPTIONS = ["a red circle moves up", "a blue square stays still", "a green star,
 
 
 def perturb(params, scale: float):
-    """Moves weights away from the start, where gates are zero and text does not matter."""
+    """Perturb initial weights, whose zero gates make text irrelevant."""
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(tree, [leaf + scale * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
 
 
 def save_untrained(folder: Path, noise: float = 0.0, **values):
-    """Writes step 0 of a run to `folder`, its weights `perturb`ed by `noise`, and returns the system."""
+    """Write step 0 of a run to `folder`, its weights `perturb`ed by `noise`, and return the system."""
     system_class = registry.system_class(values["system"])
     system = system_class(config.build(system_class.Recipe, values))
     store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
@@ -48,13 +48,13 @@ def save_untrained(folder: Path, noise: float = 0.0, **values):
 
 
 def save_tokenizer(folder: Path, **model) -> Path:
-    """Writes an untrained tokenizer; `model` replaces settings."""
+    """Write an untrained tokenizer; `model` replaces settings."""
     save_untrained(folder, system="mbq_vae", model={**TOKENIZER, **model})
     return folder
 
 
 def text_to_video(tokenizer: Path, **sections):
-    """Values of a recipe whose words are those of CAPTIONS."""
+    """Return recipe values with the words of CAPTIONS."""
     words = sorted({word for text in CAPTIONS for word in text.replace(",", " ,").split()})
     values = {
         "system": "text_to_video",

@@ -1,4 +1,4 @@
-"""A Gaussian diffusion system over a continuous autoencoder: all that a system of another family has to say."""
+"""A Gaussian diffusion system over a continuous autoencoder: all that a system of another family needs to define."""
 
 import dataclasses
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class Pooling:
 
 
 class Gaussian:
-    """x_t = cos(pi t / 2) x0 + sin(pi t / 2) noise; the denoiser predicts x0."""
+    """Process x_t = cos(pi t / 2) x0 + sin(pi t / 2) noise; the denoiser predicts x0."""
 
     metric = "mse"
 
@@ -101,7 +101,7 @@ class Ddim:
 
 
 class Pointwise(Denoiser):
-    """Two dense layers at every position, which see the level, the frame rate and the shade."""
+    """Denoiser of two dense layers per position, conditioned on level, frame rate and shade."""
 
     @nn.compact
     def __call__(self, x_t, level, cond, memory=None):
@@ -121,7 +121,7 @@ class Pointwise(Denoiser):
 
 
 class Shade:
-    """Trained embedding of how bright a clip is: 0 dark, 1 bright, 2 not said."""
+    """Trained embedding of a clip's brightness: 0 dark, 1 bright, 2 unspecified."""
 
     def host(self, batch):
         return (batch["video"].mean((1, 2, 3, 4)) > 0).astype(np.int32)
@@ -174,7 +174,7 @@ class ToySystem(DiffusionSystem):
 
 
 class Infilling(ToySystem):
-    """Everything after the first latent frame is generated."""
+    """System that generates everything after the first latent frame."""
 
     def known(self, x0):
         return jnp.broadcast_to((jnp.arange(x0.shape[1]) == 0)[:, None, None], x0.shape[:4])

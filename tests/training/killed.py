@@ -1,4 +1,4 @@
-"""Runs to be killed, whose state tells what they were fed."""
+"""Runs to kill, whose state records the data they received."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from tests.training.toy import ToyRecipe, ToySystem
 
 
 class Diary(ToySystem):
-    """Keeps the records of every step in `extra`, so that a lost or repeated sample shows."""
+    """System that records the samples of every step in `extra`, so that a lost or repeated sample shows."""
 
     def to_arrays(self, batch):
         return {**super().to_arrays(batch), "index": batch["index"].astype("int32")}
@@ -35,7 +35,7 @@ class Diary(ToySystem):
 
 
 def make(manifest, steps, every):
-    """A run with all that has to come back: accumulation, an average, unfinished windows of the log, few checkpoints."""
+    """Return a run with everything that a resume must restore: accumulation, average, open log windows, few checkpoints."""
     values = {
         "system": "toy",
         "data": {"manifest": str(manifest), "num_frames": 2, "height": 16, "width": 16, "held_out": 0.2},
@@ -47,7 +47,7 @@ def make(manifest, steps, every):
 
 
 def start(workdir, manifest, steps, every, **place):
-    """Starts such a run and returns its process; `place` is that of one of several."""
+    """Start such a run and return its process; `place` identifies it among several."""
     process = FORKS.Process(target=_run, args=(workdir, manifest, steps, every, place))
     process.start()
     return process

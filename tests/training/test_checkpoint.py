@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, refusals, what inference reads, a disk that fails."""
+"""Checkpoints: round trip, refusals, reading for inference, a failing disk."""
 
 import dataclasses
 import errno
@@ -38,7 +38,7 @@ def system():
 
 @pytest.fixture
 def saved(system, tmp_path):
-    """A workdir with steps 1, 2 and 3 of which two are kept, and the last state."""
+    """Return a workdir that saved steps 1, 2 and 3 and kept two, and the last state."""
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(keep=2), RECIPE)
     current = fresh(system)
     for step in (1, 2, 3):
@@ -100,7 +100,7 @@ def test_another_architecture_is_refused_by_name(system, saved):
 
 
 def newest_file(workdir, name):
-    """A file of the newest step, by a pattern that matches one or several alike."""
+    """Return a file of the newest step; the glob `name` may match several equivalent files."""
     return sorted((workdir / "checkpoints" / "3").glob(name))[0]
 
 
@@ -116,14 +116,14 @@ def test_a_damaged_newest_step_is_put_aside_for_the_one_before(system, saved, ca
     assert "checkpoints/3: is damaged" in line and "continuing from step 2" in line and "damaged-3" in line
     store.save(
         dataclasses.replace(restored, step=jnp.int32(3)), checkpoint.Continuation()
-    )  # the run saves the step again
+    )  # the run saves the step a second time
     store.close()
     assert steps.newest(workdir).name == "3"
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3", "damaged-3"]
 
 
 def test_a_bit_that_turned_over_is_damage(system, tmp_path):
-    params = {"matrix": jax.random.normal(jax.random.key(0), (64, 64))}  # large enough to lie outside of the index
+    params = {"matrix": jax.random.normal(jax.random.key(0), (64, 64))}  # large enough to be stored outside the index
     store = checkpoint.Checkpoints(tmp_path, CheckpointConfig(), RECIPE)
     store.save(dataclasses.replace(fresh(system), params=params), checkpoint.Continuation())
     store.close()
@@ -137,7 +137,7 @@ def test_a_bit_that_turned_over_is_damage(system, tmp_path):
         except steps.Damaged as damage:
             silent += "is not what was saved" in str(damage)
         else:
-            np.testing.assert_array_equal(restored["matrix"], params["matrix"])  # nobody reads that byte
+            np.testing.assert_array_equal(restored["matrix"], params["matrix"])  # a byte that nothing reads
     assert silent, "no damage came past orbax"
 
 
@@ -178,7 +178,7 @@ def test_an_average_that_was_off_starts_from_the_parameters(system, tmp_path, ca
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("motionaura_jax")]
     assert line == "step 4 has no average of the weights; it starts from the parameters of that step"
     jax.tree.map(np.testing.assert_array_equal, restored.ema, fresh(system).params)
-    jax.block_until_ready(jax.jit(lambda tree: tree, donate_argnums=0)(restored))  # no buffer is there twice
+    jax.block_until_ready(jax.jit(lambda tree: tree, donate_argnums=0)(restored))  # no buffer is duplicated
 
 
 def test_an_average_that_is_lost_is_damage(system, saved):
@@ -351,7 +351,7 @@ def test_a_full_disk_names_the_folder_and_the_remedy(system, tmp_path, monkeypat
     monkeypatch.setattr(store._manager, "save", fail)
     store.save(fresh(system), checkpoint.Continuation())
     with pytest.raises(UserError, match=f"checkpoints: could not save a checkpoint .*{message}"):
-        store.save(fresh(system), checkpoint.Continuation())  # tells of the one before
+        store.save(fresh(system), checkpoint.Continuation())  # reports the previous one
     store.close()
 
 
@@ -370,7 +370,7 @@ def test_a_save_that_fails_ends_the_run_before_the_next_one(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("limit", [10, 200])
 def test_a_full_disk_prints_one_line(root, tmp_path, limit):
-    """Files end after `limit` bytes; orbax and its threads would report that in hundreds of lines."""
+    """Writes fail after `limit` bytes; orbax and its threads would report that in hundreds of lines."""
     program = f"""
 import pathlib, resource, signal, sys
 from motionaura_jax.core import cli

@@ -1,4 +1,4 @@
-"""The two sides of the data: bad files cost neither a start nor an evaluation, free keys are free."""
+"""Training and evaluation data: bad files prevent neither a start nor an evaluation; independent keys stay independent."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ SHAPE = {"num_frames": 4, "height": 16, "width": 16}
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
-    """A folder of eight small mp4 files, and nothing else."""
+    """Return a folder of eight small mp4 files and nothing else."""
     folder = tmp_path_factory.mktemp("rendered")
     dataset.write_scenes(folder, count=8, split="train", options=dataset.PRESETS["easy"], fps=8.0, **SHAPE)
     return folder / "videos"
@@ -53,7 +53,7 @@ def test_a_start_reads_the_first_clips_in_small_batches_and_in_the_reading_threa
 
 
 def spoil(manifest, *, inside=False):
-    """Makes the only held-out file of a folder unusable; `inside` leaves its header as it is."""
+    """Damage the only held-out file of a folder; `inside` leaves its header intact."""
     _, (record,) = held_out_split(read_manifest(manifest), 0.01)
     data = record.path.read_bytes()
     begin = data.index(b"mdat") + 4

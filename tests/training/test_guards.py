@@ -1,4 +1,4 @@
-"""The small machines around the loop: prefetch, steps in flight, the transfer guard, profile, alarms, watchdog, signals."""
+"""The parts around the loop: prefetch, steps in flight, transfer guard, profiler, alarms, watchdog, signals."""
 
 import threading
 import time
@@ -111,7 +111,7 @@ def test_the_host_does_not_run_away_from_the_device():
 def test_a_transfer_that_nobody_asked_for_stops_the_loop(tmp_path, monkeypatch):
     system = toy()
     loop.fit(system, tmp_path / "clean")
-    monkeypatch.setattr(mesh, "spread_batch", lambda _, batch: batch)  # numpy arrays, which a step would move by itself
+    monkeypatch.setattr(mesh, "spread_batch", lambda _, batch: batch)  # numpy arrays: an implicit transfer
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         loop.fit(system, tmp_path / "implicit")
 

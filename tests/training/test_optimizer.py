@@ -1,4 +1,4 @@
-"""Adafactor and Muon against NumPy, what each keeps for a weight, and which weights it treats as what."""
+"""Adafactor and Muon against NumPy: updates, state per weight, and how each weight is classified."""
 
 import jax
 import jax.numpy as jnp

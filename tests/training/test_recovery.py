@@ -1,4 +1,4 @@
-"""Losses that do not stay finite: skipped, rolled back around the data, given up with the batches written out."""
+"""Non-finite losses: steps skipped, data windows rolled back and skipped, and runs ended with the batches saved."""
 
 import json
 
@@ -26,7 +26,7 @@ def clips(tmp_path_factory):
 
 
 def make(clips, **values):
-    """A toy run of 12 steps that saves every 2; `values` are settings of `train`, or of the toy itself."""
+    """Return a toy run of 12 steps that saves every 2; `values` are settings of `train` or of the toy."""
     train_keys = {key: values.pop(key) for key in list(values) if key in ("max_skipped", "max_rollbacks", "log_every")}
     recipe = {
         "system": "toy",
@@ -40,7 +40,7 @@ def make(clips, **values):
 
 
 def poison(system, workdir, *positions):
-    """Makes the batches of some data steps not numbers, wherever they are read."""
+    """Replace the batches of some data steps by NaN, wherever they are read."""
     source = data.TrainingData(system.recipe, workdir / "look").batches(0)
     bad = [batch["video"] for position, batch in zip(range(12), source, strict=False) if position in positions]
     to_arrays = system.to_arrays
@@ -82,7 +82,7 @@ def test_a_streak_goes_back_and_around_its_data(clips, tmp_path, monkeypatch, ca
     rows = [row for row in read_metrics(rolled / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12] and all(row["loss"] is not None for row in rows)
 
-    # The same as a run that never met these data.
+    # Equal to a run that never saw this data.
     monkeypatch.setattr(data, "SkippedWindows", lambda: SkippedWindows.of([(5, 8)]))
     loop.fit(make(clips), reference)
     assert_same_weights(rolled, reference)
@@ -116,7 +116,7 @@ def test_what_cannot_be_mended_is_given_up_with_batches_and_keys(clips, tmp_path
     reports = sorted((tmp_path / "non_finite").iterdir())
     assert [path.name for path in reports] == [f"{last:07d}-0.json" for last in (6, 9, 12)]
     report = json.loads(reports[-1].read_text())
-    # Steps count from 1, data steps from 0; two windows of three were given up before.
+    # Steps count from 1, data steps from 0; two windows of three were skipped before.
     assert report["skipped_windows"] == [[4, 10]] and report["seed"] == 0
     assert [(row["step"], row["data_step"]) for row in report["steps"]] == [(5, 10), (6, 11), (7, 12)]
     assert all(row["loss"] in ("inf", "nan") for row in report["steps"])

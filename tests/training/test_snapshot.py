@@ -1,4 +1,4 @@
-"""Copies of a state: in host memory, whatever becomes of the original, and each part once."""
+"""Snapshots of a state: in host memory, independent of the original, each part copied once."""
 
 import jax
 import numpy as np

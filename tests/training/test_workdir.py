@@ -1,4 +1,4 @@
-"""The lock of a workdir: it keeps a second run out, and the system frees it however its process ends."""
+"""The lock of a workdir: it keeps a second run out, and the OS releases it however the process ends."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ with workdir.lock(pathlib.Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(root, tmp_path):
-    """A process that holds the lock of `tmp_path`."""
+    """Start a process that holds the lock of `tmp_path`."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"

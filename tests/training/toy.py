@@ -1,4 +1,4 @@
-"""A system small enough to compile at once: predicts the mean color of a clip, with noise, a counter and a rule."""
+"""A toy system that compiles instantly: predicts the mean color of a clip, with noise, a counter and a sharding rule."""
 
 import time
 from dataclasses import dataclass

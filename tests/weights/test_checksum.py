@@ -1,4 +1,4 @@
-"""Checksums of arrays against a loop over their bytes, and what they notice."""
+"""Checksums of arrays against a loop over their bytes, and the changes they detect."""
 
 import jax.numpy as jnp
 import numpy as np

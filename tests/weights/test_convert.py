@@ -1,4 +1,4 @@
-"""Rules between torch and our leaves: views against torch's definitions, both directions, strictness, placement."""
+"""Conversion rules between torch and our leaves: views against torch's definitions, both directions, strictness, placement."""
 
 import json
 
@@ -57,7 +57,7 @@ def abstract(tree, sharding=None, dtype=None):
 
 @pytest.fixture
 def published(tmp_path):
-    """Writes tensors as `model.safetensors`; returns a function of changes to them."""
+    """Write tensors as `model.safetensors`; return a function of changes to them."""
 
     def write(**changes):
         tensors = {**dict(convert.export_tensors(LAYOUT, params())), **changes}

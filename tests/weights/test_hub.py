@@ -1,4 +1,4 @@
-"""Folders and hub ids: a folder needs no network, an id without one is a single line, uploads say what they made."""
+"""Folders and hub ids: folders need no network, ids without a network give a one-line error, uploads report the result."""
 
 import json
 import types
@@ -65,7 +65,7 @@ def test_revision_and_files_are_what_is_asked_for(tmp_path, monkeypatch, caplog)
 
 
 class FakeApi:
-    """The hub as `huggingface_hub.HfApi` shows it, in memory."""
+    """In-memory hub with the interface of `huggingface_hub.HfApi`."""
 
     fault: Exception | None = None
     calls: ClassVar[list] = []

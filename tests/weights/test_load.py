@@ -1,4 +1,4 @@
-"""One door for workdirs, step folders and releases; what a text-to-video run takes from the model it starts from."""
+"""Loading workdirs, step folders and releases; settings that a text-to-video run takes from its initial model."""
 
 import dataclasses
 import gc
@@ -24,7 +24,7 @@ from tests.systems import tiny
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Workdirs of a tokenizer and of a text-to-video model on it, and a release of the latter far from them."""
+    """Return workdirs of a tokenizer and a text-to-video model on it, and a release of the latter in another place."""
     folder = tmp_path_factory.mktemp("runs")
     tokenizer = tiny.save_tokenizer(folder / "tokenizer")
     tiny.save_untrained(folder / "model", **tiny.text_to_video(tokenizer))
@@ -48,7 +48,7 @@ def test_workdir_step_folder_and_release_are_one_thing(places):
 
 
 def placed_since(known):
-    """Bytes of the arrays on devices that are not among `known`, which must be kept: a freed one would be miscounted."""
+    """Return the bytes of device arrays not in `known`; keep `known` alive, or freed arrays would be miscounted."""
     gc.collect()
     old = {id(array) for array in known}
     return sum(array.nbytes for array in jax.live_arrays() if id(array) not in old)
@@ -91,7 +91,7 @@ def test_a_release_of_another_system_or_of_other_settings_is_one_line(places, tm
 
 
 def start(places, origin="release", **values):
-    """A recipe that leaves open what it takes from the model that it starts from."""
+    """Return a recipe that leaves unset what it takes from its initial model."""
     given = {**tiny.text_to_video("", text={"vocabulary": []}), "init_from": str(places[origin]), **values}
     return TextToVideoSystem(config.build(TextToVideoRecipe, given))
 

@@ -1,4 +1,4 @@
-"""How much memory a large encoder takes while it is opened: its parameters and a share of one shard, never itself twice."""
+"""Memory while loading a large encoder: its parameters and part of one shard, never two copies."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ print(before, peak(), size, count)
 
 
 def write_zeros(path, tensors):
-    """Writes a safetensors file of zeros as a hole, which takes neither time nor room; `tensors` are shapes by name."""
+    """Write a sparse safetensors file of zeros, which takes no time or disk space; `tensors` maps names to shapes."""
     header, end = {}, 0
     for name, leaf in tensors.items():
         start, end = end, end + leaf.size * leaf.dtype.itemsize
@@ -54,7 +54,7 @@ def write_zeros(path, tensors):
 
 
 def write_shards(folder, dtype):
-    """Writes the tensors of an encoder in shards of about SHARD bytes; returns the size of the largest."""
+    """Write the tensors of an encoder in shards of about SHARD bytes; return the size of the largest."""
     ids = jax.ShapeDtypeStruct((1, 4), np.int32)
     tree = jax.eval_shape(T5Encoder(T5Config(**BILLION)).init, jax.random.key(0), ids, ids)["params"]
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

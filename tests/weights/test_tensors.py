@@ -1,4 +1,4 @@
-"""Published weights on disk: which file is taken, and that every kind of damage is one line."""
+"""Published weights on disk: the choice of file, and a one-line error for every kind of damage."""
 
 import json
 

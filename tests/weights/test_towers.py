@@ -1,4 +1,4 @@
-"""Opening published encoders: other models are an error of one line, and nothing is half loaded."""
+"""Loading published encoders: other models give a one-line error, and nothing is loaded partially."""
 
 import json
 

@@ -1,11 +1,11 @@
-"""Samplers of absorbing-state diffusion: from MASK to tokens.  MaskGIT (2202.04200).
+"""Samplers for absorbing-state diffusion, from MASK to tokens.  MaskGIT (2202.04200).
 
-Tokens of `x_init` that are not MASK are context and never touched.  The denoiser returns logits over the codes without
-MASK.  Its level is the share of all tokens that is masked, as in training: that of the schedule times the share of the
-tokens that are sampled.
+Tokens of `x_init` that are not MASK are context and never change.  The denoiser returns logits over the codes, without MASK.
+As in training, its level is the masked share of all tokens: the schedule's masked fraction times the share of tokens to
+sample.
 
-Samplers are pytrees: temperatures, `top_k` and `top_p` are leaves, so a new value does not recompile (None, which
-leaves a filter out of the program, is structure), everything else is static.
+Samplers are pytrees.  Temperatures, `top_k` and `top_p` are leaves, so a new value needs no recompilation, unless it switches
+to or from None, which removes the filter from the program.  Everything else is static.
 """
 
 import math
@@ -22,18 +22,18 @@ from motionaura_jax.diffusion.orders import halton_order, random_order
 from motionaura_jax.diffusion.sampling import Denoise, Scalar, progress_of, uniform_times
 from motionaura_jax.diffusion.schedules import Cosine, Schedule
 
-_ROUNDING = 1e-3  # tokens; float32 rounding of a whole number of tokens must not leave one more masked
+_ROUNDING = 1e-3  # tokens; keeps float32 error from raising the ceil of a whole number of tokens by one
 
 
 class State(NamedTuple):
-    """Progress of a sampler.
+    """State of a sampler.
 
     Attributes:
-      x: tokens, MASK where not revealed.
-      free: positions that are sampled; the others are never touched.
+      x: tokens; MASK where not yet revealed.
+      free: positions to sample; the others never change.
       keys: one per sample.
-      order: rank of each position (small first) where the order does not depend on the logits, else None.
-      evaluations: calls of the denoiser so far.
+      order: rank of each position (small first), or None if the order depends on the logits.
+      evaluations: number of denoiser calls so far.
     """
 
     x: Int[Array, "b t h w"]
@@ -44,9 +44,9 @@ class State(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Record of one step: tokens still masked in each sample, and calls of the denoiser so far.
+    """Record of one step: tokens still masked in each sample, and denoiser calls so far.
 
-    Steps in which no sample of the batch reveals a token call no denoiser.
+    A step in which no sample of the batch reveals a token does not call the denoiser.
     """
 
     masked: Int[Array, " b"]
@@ -60,25 +60,25 @@ class Confidence:
 
     After step k of n, ceil(N m(1 - k/n)) of N sampled positions stay masked, and at least one fewer than before.
 
-    Pure confidence reveals what is easy first.  Easy is the background: once enough of it stands, no object fits any
-    more, and the object is left out (the same effect shows as monochrome or static samples).  `reveal="halton"`
-    chooses positions without looking at the logits, spread evenly over space and time, so that every part of the
-    video gets its tokens while the rest is still open, and tokens sampled together are far apart and thus nearly
-    independent.  It needs no retraining and no choice temperature (2503.17076).
+    Pure confidence reveals easy tokens first, and the background is easy.  Once enough of it is fixed, an object no longer
+    fits and is left out; monochrome and static samples have the same cause.  `reveal="halton"` chooses positions
+    independently of the logits, spread evenly over space and time.  Every part of the video then gets tokens while the rest
+    is still open, and tokens sampled together are far apart and thus nearly independent.  It needs no retraining and no
+    choice temperature (2503.17076).
 
     Attributes:
       vocab_size: number of codes; MASK is the id `vocab_size`.
       schedule: m(u).
-      reveal: "confidence" keeps the highest log p(x) + choice temperature * Gumbel noise; "halton" keeps the next ones
-        of a low-discrepancy order, shifted at random per sample; "random" those of a random order, the unbiased
-        reference with fixed counts.
-      remask: during this many steps before the final one, revealed tokens compete with new ones by log p(x) under the
-        current logits and may be masked again; only with reveal="confidence", and only sensible for a denoiser trained
-        with `corrupt_visible`.
-      temperature, top_k, top_p: of the sampled tokens, see `categorical.sample_codes`.  Confidence is measured before top_k and
-        top_p, at the same temperature.
-      choice_temperature: of the choice of positions, at the start; falls linearly to 0 at the end.  If samples are
-        monochrome or static, check this first.
+      reveal: "confidence" keeps the tokens with the highest log p(x) + choice temperature * Gumbel noise; "halton" the
+        next ones in a low-discrepancy order, shifted at random per sample; "random" the next ones in a random order, the
+        unbiased reference with fixed counts.
+      remask: number of steps before the final one in which revealed tokens compete with new ones by log p(x) under the
+        current logits and may be masked again.  Requires reveal="confidence", and helps only a denoiser trained with
+        `corrupt_visible`.
+      temperature, top_k, top_p: control token sampling; see `categorical.sample_codes`.  Confidence is measured at the same
+        temperature, before top_k and top_p.
+      choice_temperature: initial temperature for choosing positions; falls linearly to 0.  If samples are monochrome or
+        static, check this first.
 
     Raises:
       UserError: unknown `reveal`, or `remask` with an order that ignores confidence.
@@ -104,7 +104,7 @@ class Confidence:
         return uniform_times(steps)
 
     def init(self, keys: Key[Array, " b"], x: Int[Array, "b t h w"]) -> State:
-        """Fix the order in which positions are revealed, unless confidence decides it."""
+        """Choose the order in which positions are revealed, unless confidence decides it."""
         x, free = _start(x, self.vocab_size)
         orders = {"halton": halton_order, "random": random_order}
         keys, order_keys = _split(keys)
@@ -117,7 +117,7 @@ class Confidence:
         return jax.lax.cond(done, lambda s: s, lambda s: self._reveal(denoise, s, index, times), state)
 
     def trace(self, state: State) -> Trace:
-        """Return how many tokens are still masked, and the calls of the denoiser."""
+        """Return how many tokens are still masked, and the number of denoiser calls."""
         return _trace(state, self.vocab_size)
 
     def _reveal(self, denoise: Denoise, state: State, index: Array, times: Array) -> State:
@@ -149,16 +149,16 @@ class Confidence:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Ancestral:
-    """Sampler that reverses the process itself: from u to s each masked token is revealed with probability (m_u - m_s) / m_u.
+    """Sampler that simulates the reverse process: from u to s it reveals each masked token with probability (m_u - m_s) / m_u.
 
-    Unbiased as the number of steps grows (64 to 256 are usual).  Which tokens are revealed does not depend on the
-    logits, so a step that reveals none in the whole batch skips the denoiser; no logits are kept for that, and it is
-    exact for time-conditioned denoisers too.
+    It is unbiased in the limit of many steps (64 to 256 are usual).  The choice of tokens does not depend on the logits, so
+    a step that reveals none in the whole batch skips the denoiser.  This needs no cached logits and is exact for
+    time-conditioned denoisers too.
 
     Attributes:
       vocab_size: number of codes; MASK is the id `vocab_size`.
       schedule: m(u).
-      temperature, top_k, top_p: of the sampled tokens, see `categorical.sample_codes`.
+      temperature, top_k, top_p: control token sampling; see `categorical.sample_codes`.
     """
 
     vocab_size: int = field(metadata={"static": True})
@@ -189,12 +189,12 @@ class Ancestral:
         return jax.lax.cond(revealed.any(), run, lambda s: s, state)
 
     def trace(self, state: State) -> Trace:
-        """Return how many tokens are still masked, and the calls of the denoiser."""
+        """Return how many tokens are still masked, and the number of denoiser calls."""
         return _trace(state, self.vocab_size)
 
 
 def _start(x: Int[Array, "b t h w"], vocab_size: int) -> tuple[Array, Array]:
-    """Return the tokens as int32, and which of them are MASK: those are sampled, all others are context."""
+    """Return the tokens as int32 and a mask of the MASK positions, which are sampled; the others are context."""
     x = jnp.asarray(x, jnp.int32)
     return x, x == vocab_size
 
@@ -213,8 +213,8 @@ def _logits(
 
 
 def _best(score: Array, candidates: Bool[Array, "b t h w"], count: Int[Array, " b"]) -> Bool[Array, "b t h w"]:
-    """Mark the `count` candidates with the highest scores in each sample; equal scores go by position."""
-    # Finite, so that a token without probability still ranks before what is no candidate.
+    """Mark the `count` candidates with the highest scores in each sample; position breaks ties."""
+    # Clamp to finite values, so that a candidate of zero probability still ranks before non-candidates.
     cost = jnp.where(candidates, -jnp.maximum(score, jnp.finfo(jnp.float32).min), jnp.inf)
     cost = cost.reshape(-1, math.prod(score.shape[1:]))
     rank = jnp.argsort(jnp.argsort(cost, -1), -1)

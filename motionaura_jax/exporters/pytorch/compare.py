@@ -1,4 +1,4 @@
-"""Does an exported folder compute what the model in JAX does?  Torch runs in a process of its own, from the folder alone."""
+"""Comparison of an exported PyTorch folder with its JAX model.  PyTorch runs in a separate process, from the folder alone."""
 
 import dataclasses
 import importlib.util
@@ -26,28 +26,28 @@ from motionaura_jax.weights.towers import open_tower
 
 Arrays = dict[str, np.ndarray]
 
-LIMIT = 1e-4  # largest deviation, as a share of the largest value
-FLIPPED = 1e-4  # share of codes that rounding may turn over in a near tie; one code always may
-_GRID = (2, 4, 4)  # tokens of the comparison: every part of the networks works, also on a small machine
+LIMIT = 1e-4  # maximum deviation relative to the largest value
+FLIPPED = 1e-4  # share of codes that rounding may flip in near ties; a single flip is always allowed
+_GRID = (2, 4, 4)  # token grid: small enough for any machine, large enough to exercise every layer
 
 
 def can_compare() -> bool:
-    """Whether torch is installed; it is not imported here."""
+    """Return True if torch is installed, without importing it."""
     return importlib.util.find_spec("torch") is not None
 
 
 def compare(folder: pathlib.Path, model: Loaded, tokenizer: Loaded) -> dict[str, float]:
-    """Runs both on random inputs in float32.
+    """Compare PyTorch and JAX on random inputs in float32.
 
     Args:
-      model: what was exported.
-      tokenizer: its tokenizer, which is `model` itself where that is one.
+      model: the exported model.
+      tokenizer: its tokenizer; `model` itself if that is a tokenizer.
 
     Returns:
-      Largest deviation of each output, as a share of its largest value; for ids the share that differs.
+      Maximum deviation of each output relative to its largest value; for integer outputs, the share that differs.
 
     Raises:
-      UserError: the folder does not run, or computes something else.
+      UserError: the exported modules fail to run, or an output deviates too far.
     """
     given, wanted = _tokenizer_case(tokenizer)
     if model is not tokenizer:
@@ -59,8 +59,8 @@ def compare(folder: pathlib.Path, model: Loaded, tokenizer: Loaded) -> dict[str,
         allowed = max(FLIPPED, 1 / wanted[name].size) if wanted[name].dtype.kind == "i" else LIMIT
         if not deviation <= allowed:
             raise UserError(
-                f"--format=pytorch: {name!r} differs by {deviation:.1e}, more than {allowed:.0e}, from what JAX computes; "
-                f"this is a fault of the export, please report it; nothing was written"
+                f"--format=pytorch: {name!r} deviates from JAX by {deviation:.1e}, more than the allowed {allowed:.0e}; "
+                f"this is a bug in the exporter, please report it; nothing was written"
             )
     return deviations
 
@@ -106,7 +106,7 @@ def _denoiser_case(model: Loaded) -> tuple[Arrays, Arrays]:
 
 
 def _text_case(model: Loaded, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, where there is text, and features in float32, of which those elsewhere mean nothing."""
+    """Return ids, a mask that is True at text positions, and float32 features, which are arbitrary where the mask is False."""
     recipe: Any = model.recipe
     text = conditioners.make_text(recipe.text, recipe.model)
     ids = text.words.batch(texts)[:, : text.words.limit]
@@ -143,5 +143,5 @@ def _deviation(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _first(array: Any) -> np.ndarray:
-    """Channels first, as in torch."""
+    """Move channels to axis 1, as PyTorch expects."""
     return np.ascontiguousarray(np.moveaxis(np.asarray(array), -1, 1))

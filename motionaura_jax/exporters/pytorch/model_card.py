@@ -1,4 +1,4 @@
-"""The model card of an exported folder: how to use it, what it is, where it comes from."""
+"""Model card of an exported folder: usage, provenance and the comparison with JAX."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ video = pipe({prompt}, seed=0).frames[0]  # uint8 (frames, height, width, 3)
 export_to_video(video, "out.mp4", fps={fps:g})  # needs `av`
 ```
 
-It draws {num_frames} frames of {height} x {width} pixels unless told otherwise; see the arguments of `__call__`."""
+By default it generates {num_frames} frames of {height} x {width} pixels; see the arguments of `__call__`."""
 
 _TOKENIZER = """```python
 import sys
@@ -31,12 +31,12 @@ video = vae.decode(latent.values, latent.size)
 
 
 def model_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mapping[str, float] | None) -> str:
-    """Returns the text of `README.md`.
+    """Return the text of `README.md`.
 
     Args:
-      folder: the rest of the exported folder.
+      folder: the exported folder, complete but for the card.
       meta: content of `training.json`.
-      deviations: see `compare.compare`; None where nothing was compared.
+      deviations: result of `compare.compare`; None if the comparison was skipped.
     """
     whole = meta["system"] == "text_to_video"
     needs = "`torch` and `safetensors`"
@@ -56,12 +56,12 @@ def model_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mappin
         f"# {what}",
         f"Discrete-diffusion video generation after MotionAura, trained with motionaura_jax "
         f"{meta['versions']['motionaura_jax']} and exported to PyTorch. "
-        f"It needs {needs}, runs no code from elsewhere, and holds no pickle.",
+        f"It requires {needs}, downloads no code, and contains no pickle files.",
         "## Use",
         usage,
-        f"The folder is also a checkpoint of motionaura_jax: `motionaura {'sample' if whole else 'reconstruct'} "
-        f"--checkpoint=FOLDER` uses it and `train --config.init_from=FOLDER` goes on from it. `training.json` and "
-        f"`training.safetensors` are for that; PyTorch reads neither.",
+        f"The folder is also a motionaura_jax checkpoint: run it with `motionaura {'sample' if whole else 'reconstruct'} "
+        f"--checkpoint=FOLDER`, or continue training with `train --config.init_from=FOLDER`. Only motionaura_jax reads "
+        f"`training.json` and `training.safetensors`; PyTorch does not need them.",
         "## Provenance",
         _provenance(meta),
         "## Compared with JAX",
@@ -71,12 +71,12 @@ def model_card(folder: pathlib.Path, meta: Mapping[str, Any], deviations: Mappin
 
 
 def _published(index: Mapping[str, Any]) -> str:
-    """Where the text encoder comes from."""
+    """Return the paragraph that says where the text encoder comes from."""
     if "text_encoder_id" not in index:
-        return "Prompts are read by a published T5, which lies in `text_encoder/` as it was published."
+        return "The text encoder is a published T5; `text_encoder/` holds an unmodified copy."
     return (
-        f"Prompts are read by the published T5 `{index['text_encoder_id']}`, which is fetched from the Hugging Face hub when the "
-        f"pipeline is opened; `from_pretrained(..., text_encoder=PATH)` takes a copy instead."
+        f"The text encoder is the published T5 `{index['text_encoder_id']}`. `from_pretrained` downloads it from the Hugging "
+        f"Face hub; to use a local copy, pass `text_encoder=PATH`."
     )
 
 
@@ -100,9 +100,9 @@ def _provenance(meta: Mapping[str, Any]) -> str:
 
 def _comparison(deviations: Mapping[str, float] | None) -> str:
     if deviations is None:
-        return "**Not compared.** This folder was written with `--no_check`: nobody has run its modules against JAX."
+        return "**Not compared.** This folder was exported with `--no_check`, so its modules have not been compared with JAX."
     lines = "\n".join(f"| {name} | {value:.1e} |" for name, value in deviations.items())
     return (
-        "The exporter ran this folder in a process of its own and compared it with JAX, in float32 on random inputs.\n\n"
-        f"| output | largest deviation / largest value |\n|---|---|\n{lines}"
+        "The exporter ran this folder in a separate process and compared its outputs with JAX, in float32 on random inputs.\n\n"
+        f"| output | maximum deviation / maximum value |\n|---|---|\n{lines}"
     )

@@ -1,7 +1,7 @@
-"""Low-rank adapters of a transformer that stays as it is: L'(x) = L(x) + B GELU(A x).  MotionAura section 4 and D.5.
+"""Low-rank adapters of a frozen transformer: L'(x) = L(x) + B GELU(A x).  MotionAura section 4 and D.5.
 
-Names and files are those of PEFT, whose adapters have no activation: `TO.lora_A.weight` (rank, in), `TO.lora_B.weight` (out,
-rank), in `adapter_model.safetensors` beside `adapter_config.json`.
+File and tensor names follow PEFT: `adapter_config.json`, and `adapter_model.safetensors` with `LAYER.lora_A.weight`
+(rank, in) and `LAYER.lora_B.weight` (out, rank).  PEFT's own adapters have no activation.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _MODULES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "o"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Which layers have adapters: projections of attention ("q", "k", "v", "o") and the MLP; a rank of 0 means none."""
+    """Adapted layers: attention projections ("q", "k", "v", "o") and the MLP; a rank of 0 disables all adapters."""
 
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
@@ -27,16 +27,16 @@ class LoraConfig:
     lora_activation: Literal["gelu", "none"] = "gelu"
 
     def adapts(self, name: str) -> bool:
-        """Whether the projection `name`, or "mlp", has an adapter."""
+        """Return True if the projection `name`, or "mlp", has an adapter."""
         return self.lora_rank > 0 and (self.lora_mlp if name == "mlp" else name in self.lora_targets)
 
     def activate(self, x: Tensor) -> Tensor:
-        """Applies what stands between the two maps of an adapter."""
+        """Apply the activation between the two maps of an adapter."""
         return F.gelu(x, approximate="tanh") if self.lora_activation == "gelu" else x
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear map without bias, and its adapter."""
+    """Linear layer without bias, plus its adapter."""
 
     def __init__(self, inputs: int, outputs: int, lora: LoraConfig):
         super().__init__(inputs, outputs, bias=False)
@@ -48,7 +48,7 @@ class AdaptedLinear(nn.Linear):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear; an adapter reads what comes out, and is added to it."""
+    """Linear, GELU, Linear; the adapter reads the output and is added to it."""
 
     def __init__(self, width: int, hidden: int, lora: LoraConfig):
         super().__init__()
@@ -63,16 +63,16 @@ class Mlp(nn.Module):
 
 
 def projection(name: str, inputs: int, outputs: int, lora: LoraConfig) -> nn.Linear:
-    """A projection of attention, with an adapter where it has one."""
+    """Return an attention projection, with an adapter if `lora` asks for one."""
     return AdaptedLinear(inputs, outputs, lora) if lora.adapts(name) else nn.Linear(inputs, outputs, bias=False)
 
 
 def read_lora(folder: str | Path, base_hash: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads an adapter: settings `lora_...` of the transformer, and tensors under its names.
+    """Read an adapter; return the transformer's `lora_...` settings and the tensors under its parameter names.
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: the adapter was trained on other weights than those of `base_hash`, or is of a kind unknown here.
+      ValueError: the adapter was trained on weights with a hash other than `base_hash`, or is of an unsupported kind.
     """
     settings = json.loads((Path(folder) / _CONFIG).read_text("utf-8"))
     trained_on = settings.get("base_model_hash")
@@ -80,7 +80,9 @@ def read_lora(folder: str | Path, base_hash: str) -> tuple[dict[str, Any], dict[
         raise ValueError(f"{folder}: was trained on the weights {trained_on}, but these are {base_hash}")
     modules = settings["target_modules"]
     if settings["lora_alpha"] != settings["r"] or not {*modules} <= {*_MODULES, "mlp"}:
-        raise ValueError(f"{folder}: modules are {', '.join(_MODULES)} and mlp, and lora_alpha is r")
+        raise ValueError(
+            f"{folder}: target_modules must be among {', '.join(_MODULES)} and mlp, and lora_alpha must equal r"
+        )
     known = {
         "lora_rank": settings["r"],
         "lora_targets": tuple(_MODULES[module] for module in modules if module != "mlp"),

@@ -1,6 +1,6 @@
 """3D-MBQ-VAE, the video tokenizer of MotionAura (section 3.1, appendix B), in plain PyTorch.
 
-Arrays are channels first: video `(b, 3, T, H, W)` in [-1, 1], latents `(b, d, t, h, w)`, tokens `(b, t, h, w)`.
+Arrays are channels-first: video `(b, 3, T, H, W)` in [-1, 1], latents `(b, d, t, h, w)`, tokens `(b, t, h, w)`.
 
     vae = MBQVAE.from_pretrained("FOLDER")
     latent = vae.encode(video)
@@ -22,12 +22,12 @@ Size = tuple[int, int, int]
 _EXPANSION = 4
 _INCEPTION_KERNELS = ((3, 3, 1), (3, 1, 3), (1, 3, 3))
 _FSQ_MARGIN = 1e-3
-_CHUNK = 4096  # latent vectors whose distances to all codes are held at once
+_CHUNK = 4096  # latent vectors compared with all codes at once; bounds memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MBQVAEConfig:
-    """What fixes the function; level i works on `channels[i]` at 1 / 2 ** (i + 1) of the input height and width."""
+    """Architecture settings; level i has `channels[i]` channels at 1 / 2 ** (i + 1) of the input height and width."""
 
     channels: tuple[int, ...]
     enc_mb: tuple[int, ...]
@@ -52,33 +52,33 @@ class MBQVAEConfig:
 
     @property
     def s_stride(self) -> int:
-        """Pixels per latent cell along height and width."""
+        """Return the pixels per latent cell along height and width."""
         return 2 ** len(self.channels)
 
     @property
     def time_factors(self) -> tuple[int, ...]:
-        """Temporal stride between level i and i + 1: the deepest stages shrink time."""
+        """Return the temporal stride between each level and the next; only the deepest stages shrink time."""
         stages, halvings = len(self.channels) - 1, int(math.log2(self.t_stride))
         return (1,) * (stages - halvings) + (2,) * halvings
 
     @property
     def per_frame(self) -> bool:
-        """Whether statistics are those of one frame; causality needs that."""
+        """Return True if normalization statistics are computed per frame, which causal models require."""
         return self.causal or self.norm == "frame_gn"
 
     def latent_shape(self, frames: int, height: int, width: int) -> Size:
-        """Token grid (t, h, w) of a video of this size."""
+        """Return the token grid (t, h, w) of a video of this size."""
         time = 1 + -(-(frames - 1) // self.t_stride) if self.causal else -(-frames // self.t_stride)
         return (time, -(-height // self.s_stride), -(-width // self.s_stride))
 
     def padded_size(self, size: Size) -> Size:
-        """Smallest (frames, height, width) >= `size` that the encoder takes; causal ones have 1 + k * t_stride frames."""
+        """Return the smallest encoder input >= `size` (frames, height, width); causal models need 1 + k * t_stride frames."""
         t, h, w = self.latent_shape(*size)
         return (1 + (t - 1) * self.t_stride if self.causal else t * self.t_stride, h * self.s_stride, w * self.s_stride)
 
 
 class Conv3d(nn.Conv3d):
-    """Convolution that repeats border frames in time (causal: the first one only) and puts zeros around frames."""
+    """3-D convolution that pads time by repeating border frames (if causal, only the first) and space with zeros."""
 
     def __init__(
         self, config: MBQVAEConfig, inputs: int, outputs: int, kernel: Size, stride: Size = (1, 1, 1), groups: int = 1
@@ -94,7 +94,7 @@ class Conv3d(nn.Conv3d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm over space-time or, causal and with `frame_gn`, over each frame; at least 8 channels per group."""
+    """GroupNorm with at least 8 channels per group, over space-time; over each frame if causal or with `frame_gn`."""
 
     def __init__(self, config: MBQVAEConfig, channels: int):
         groups = math.gcd(32, channels)
@@ -111,7 +111,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by a gate computed from their mean over space-time, or over each frame."""
+    """Channel gate computed from channel means over space-time, or over each frame if `per_frame`."""
 
     def __init__(self, config: MBQVAEConfig, channels: int, hidden: int):
         super().__init__()
@@ -124,7 +124,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """GN, pointwise C to 4C, SiLU, squeeze-excitation, depthwise 3x3x3, SiLU, pointwise 4C to C."""
+    """Inverted bottleneck: GN, pointwise C to 4C, SiLU, squeeze-excitation, depthwise 3x3x3, SiLU, pointwise 4C to C."""
 
     def __init__(self, config: MBQVAEConfig, channels: int):
         super().__init__()
@@ -143,7 +143,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Dense 3x3x3 (or 1x3x3 and 3x1x1), then an inverted bottleneck, with a residual (appendix B.4)."""
+    """Residual block: dense 3x3x3 (or 1x3x3 and 3x1x1), then an inverted bottleneck (appendix B.4)."""
 
     def __init__(self, config: MBQVAEConfig, channels: int):
         super().__init__()
@@ -160,7 +160,7 @@ class MBConv(nn.Module):
 
 
 class InceptionFusedMB(nn.Module):
-    """Three planar 3-D branches, each with its own inverted bottleneck, concatenated and fused (appendix B.5)."""
+    """Residual block of three planar 3-D branches, each with an inverted bottleneck, concatenated and fused (appendix B.5)."""
 
     def __init__(self, config: MBQVAEConfig, channels: int):
         super().__init__()
@@ -178,7 +178,7 @@ class InceptionFusedMB(nn.Module):
 
 
 class Level(nn.Module):
-    """MBConv blocks, then Inception-Fused-MB blocks, at one resolution."""
+    """Stage at one resolution: MBConv blocks, then Inception-Fused-MB blocks."""
 
     def __init__(self, config: MBQVAEConfig, channels: int, num_mb: int, num_inception: int):
         super().__init__()
@@ -192,13 +192,13 @@ class Level(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width and multiplies the frames by `time_factor`; causal: 1 + k become 1 + time_factor * k."""
+    """Upsampling of space by 2 and time by `time_factor`; causal: 1 + k frames become 1 + time_factor * k."""
 
     def __init__(self, config: MBQVAEConfig, inputs: int, outputs: int, time_factor: int):
         super().__init__()
         self.factors = (time_factor, 2, 2)
         self.subpixel = config.upsample == "subpixel"
-        # The first latent frame of a causal model stands for one frame: its earlier copies belong to none.
+        # A causal model's first latent frame encodes a single frame, so drop its surplus copies.
         self.surplus = time_factor - 1 if config.causal else 0
         self.conv = Conv3d(config, inputs, outputs * math.prod(self.factors) if self.subpixel else outputs, (3, 3, 3))
 
@@ -217,7 +217,7 @@ class Upsample(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stem, levels with strided convolutions between them, and a projection to `latent_dim` (appendix B.1)."""
+    """Encoder: stem, levels joined by strided convolutions, and a projection to `latent_dim` (appendix B.1)."""
 
     def __init__(self, config: MBQVAEConfig):
         super().__init__()
@@ -240,7 +240,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder mirrored, with upsampling between levels and a transposed convolution at the end (appendix B.2)."""
+    """Decoder: the mirrored encoder, with upsampling between levels and a final transposed convolution (appendix B.2)."""
 
     def __init__(self, config: MBQVAEConfig):
         super().__init__()
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """The discrete bottleneck: nearest code (`vq`, `vq_ema`), rounding (`fsq`), signs (`lfq`), or nothing (`none`)."""
+    """Discrete bottleneck: nearest code (`vq`, `vq_ema`), rounding (`fsq`), signs (`lfq`), or identity (`none`)."""
 
     def __init__(self, config: MBQVAEConfig):
         super().__init__()
@@ -271,14 +271,14 @@ class Quantizer(nn.Module):
             self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.latent_dim))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns what the decoder reads and the codes, of float32 encoder outputs `(b, d, t, h, w)`."""
+        """Quantize float32 encoder outputs `(b, d, t, h, w)`; return the decoder input and the codes, None for `none`."""
         if self.config.quantizer == "none":
             return z, None
         codes = self.codes(z.movedim(1, -1))
         return self.values(codes), codes
 
     def codes(self, z: Tensor) -> Tensor:
-        """Codes `(...)` of channels-last vectors `(..., d)`."""
+        """Return the codes `(...)` of channels-last vectors `(..., d)`."""
         kind = self.config.quantizer
         if kind == "fsq":
             sizes = self._levels(z)
@@ -288,12 +288,12 @@ class Quantizer(nn.Module):
             return ((z > 0).long() << torch.arange(z.shape[-1], device=z.device)).sum(-1)
         book = self._unit(self.codebook.float())
         norms = book.square().sum(-1)
-        # The nearest code has the largest 2 z.e - |e|^2, as |z|^2 is the same for all.
+        # The nearest code maximizes 2 z.e - |e|^2, since |z|^2 is the same for all codes.
         parts = [(2 * (part @ book.T) - norms).argmax(-1) for part in self._unit(z).flatten(0, -2).split(_CHUNK)]
         return torch.cat(parts).reshape(z.shape[:-1])
 
     def values(self, codes: Tensor) -> Tensor:
-        """What the decoder reads, `(b, d, t, h, w)`, of codes `(b, t, h, w)`."""
+        """Return the decoder input `(b, d, t, h, w)` for codes `(b, t, h, w)`."""
         kind = self.config.quantizer
         if kind == "fsq":
             sizes = self._levels(codes)
@@ -308,7 +308,7 @@ class Quantizer(nn.Module):
         return values.float().movedim(-1, 1)
 
     def continuous(self, z: Tensor) -> Tensor:
-        """What the decoder would read with infinitely many codes, `(b, d, t, h, w)`."""
+        """Return the decoder input `(b, d, t, h, w)` in the limit of infinitely many codes."""
         z = z.movedim(1, -1)
         if self.config.quantizer == "fsq":
             z = self._fsq_bound(z) / (self._levels(z) // 2)
@@ -327,12 +327,12 @@ class Quantizer(nn.Module):
     def _fsq_bound(self, z: Tensor) -> Tensor:
         sizes = self._levels(z).float()
         half = (sizes - 1) * (1 + _FSQ_MARGIN) / 2
-        offset = torch.where(sizes % 2 == 0, 0.5, 0.0)  # even levels need the half step
+        offset = torch.where(sizes % 2 == 0, 0.5, 0.0)  # centers an even number of levels
         return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
 
 class MaskedFrameHead(nn.Module):
-    """Which frame of a clip was masked: spatial mean, two-layer MLP, `t_stride` logits per latent frame."""
+    """Classifier of the masked frame: spatial mean, two-layer MLP, `t_stride` logits per latent frame."""
 
     def __init__(self, config: MBQVAEConfig):
         super().__init__()
@@ -346,7 +346,7 @@ class MaskedFrameHead(nn.Module):
 
 
 class Latent(NamedTuple):
-    """`values` `(b, d, t, h, w)` as the decoder reads them, `tokens` `(b, t, h, w)` or None, `size` before padding."""
+    """Encoded video: decoder input `values` `(b, d, t, h, w)`, `tokens` `(b, t, h, w)` or None, and `size` before padding."""
 
     values: Tensor
     tokens: Tensor | None
@@ -354,7 +354,7 @@ class Latent(NamedTuple):
 
 
 class MBQVAE(Pretrained):
-    """Video to tokens and back; `mask_fill` is the learned color (3,) of what was masked in training."""
+    """Video tokenizer; `mask_fill` (3,) is the learned color that replaced masked pixels in training."""
 
     Config = MBQVAEConfig
     config: MBQVAEConfig
@@ -366,32 +366,32 @@ class MBQVAE(Pretrained):
         self.mask_fill = nn.Parameter(torch.zeros(3))
 
     def encode(self, video: Tensor) -> Latent:
-        """Encodes video `(b, 3, T, H, W)` in [-1, 1] of any size: borders are repeated up to multiples of the strides."""
+        """Encode video `(b, 3, T, H, W)` in [-1, 1] of any size; borders are repeated to reach multiples of the strides."""
         size = (video.shape[2], video.shape[3], video.shape[4])
         values, tokens = self.quantizer(self.features(video))
         return Latent(values, tokens, size)
 
     def features(self, video: Tensor) -> Tensor:
-        """Encoder output `(b, d, t, h, w)` in float32, before any quantization."""
+        """Return the encoder output `(b, d, t, h, w)` in float32, before quantization."""
         frames, height, width = video.shape[2:]
         t, h, w = self.config.padded_size((frames, height, width))
         missing = (0, w - width, 0, h - height, 0, t - frames)
         return self.encoder(F.pad(video.to(self.dtype), missing, mode="replicate"))
 
     def decode(self, values: Tensor, size: Size | None = None) -> Tensor:
-        """Decodes `Latent.values` to video clipped to [-1, 1], cropped to `size` (frames, height, width)."""
+        """Decode `Latent.values` to video, clipped to [-1, 1] and cropped to `size` (frames, height, width)."""
         video = self.decoder(values.to(self.dtype)).clamp(-1.0, 1.0)
         return video if size is None else video[:, :, : size[0], : size[1], : size[2]]
 
     def decode_tokens(self, tokens: Tensor, size: Size | None = None) -> Tensor:
-        """Decodes tokens `(b, t, h, w)`; see `decode`."""
+        """Decode tokens `(b, t, h, w)`; see `decode`."""
         return self.decode(self.quantizer.values(tokens), size)
 
     def mfi_logits(self, z: Tensor) -> Tensor:
-        """Logits `(b, frames)` over the index of the masked frame, of `features`."""
+        """Return logits `(b, frames)` over the index of the masked frame, from `features`."""
         return self.mfi_head(z)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Returns the reconstruction of `video`."""
+        """Return the reconstruction of `video`."""
         latent = self.encode(video)
         return self.decode(latent.values, latent.size)

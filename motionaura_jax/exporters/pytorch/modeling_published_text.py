@@ -1,4 +1,4 @@
-"""A published T5 that reads prompts for the transformer, as transformers opens it; frozen when the transformer was trained.
+"""Published T5 text encoder, loaded with transformers; it was frozen while the video transformer trained.
 
 tokenizer = PublishedTokenizer.from_pretrained("FOLDER/tokenizer")
 encoder = PublishedT5.from_pretrained("FOLDER/text_encoder")
@@ -15,26 +15,26 @@ from torch import Tensor, nn
 
 
 class PublishedTokenizer:
-    """Text to ids; `tokenizer_config.json` says how many a text has at most, its end mark included."""
+    """Tokenizer from text to ids; `tokenizer_config.json` sets the maximum length, including the end-of-text id."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer, self.pad = tokenizer, int(tokenizer.pad_token_id)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Opens the tokenizer in `folder`, which runs no code of its own."""
+        """Load the tokenizer in `folder`; no code from the folder runs."""
         from transformers import AutoTokenizer
 
         return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids `(b, length)` with padding; what is longer is cut."""
+        """Return ids `(b, length)`, padded or truncated."""
         found = self._tokenizer(list(texts), padding="max_length", truncation=True)["input_ids"]
         return torch.tensor(found).reshape(len(found), -1)
 
 
 class PublishedT5(nn.Module):
-    """Ids `(b, l)` and a mask `(b, l)`, True where there is text, to features `(b, l, width)`, zero elsewhere."""
+    """Encoder from ids `(b, l)` and a mask `(b, l)`, True at text, to features `(b, l, width)`, zero elsewhere."""
 
     def __init__(self, encoder: Any):
         super().__init__()
@@ -44,10 +44,10 @@ class PublishedT5(nn.Module):
     def from_pretrained(
         cls, place: str | Path, *, revision: str | None = None, torch_dtype: torch.dtype = torch.float32
     ) -> Self:
-        """Opens a folder, or an id on the Hugging Face hub at `revision`; never a pickle.
+        """Load a local folder, or a Hugging Face hub id at `revision`; only safetensors, never pickled weights.
 
         Raises:
-          OSError: there is none.
+          OSError: the model was not found.
         """
         from transformers import T5EncoderModel
 

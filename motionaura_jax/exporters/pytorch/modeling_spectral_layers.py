@@ -1,9 +1,9 @@
 """Linear maps into and out of a spectral domain, plain and folded.  MotionAura section 3.3, equations 2 to 5.
 
-A transform is T(x) = Re(w * F x) with the unitary Fourier transform F over the axes of its kind and a weight w: 1 for
-`re_fft2`, 1 + i for the Hartley kinds, learned for `filter` and in cross-attention.  Plain layers apply T to activations.
-Folded layers hold kernels into which the transform along the embedding was merged: they compute the same values with half
-of the products and one transform along the sequence.
+A transform is T(x) = Re(w * F x).  F is the unitary Fourier transform over the axes of its kind.  The weight w is 1 for
+`re_fft2`, 1 + i for the Hartley kinds, and learned for `filter` and in cross-attention.  Plain layers apply T to the
+activations.  Folded layers merge the transform along the embedding into their kernels: they compute the same values with
+half of the products and only the transform along the sequence.
 """
 
 import torch
@@ -17,7 +17,7 @@ FOLDED_KINDS = ("re_fft2", "hartley", "filter")
 
 
 def spectrum(x: Tensor, kind: str, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of F x for x `(b, s, d)`, over the axes of `kind`, in float32."""
+    """Return the real and imaginary parts of F x for x `(b, s, d)`, over the axes of `kind`; computed in float32."""
     if kind == "hartley3d":
         bins = torch.fft.fftn(x.float().unflatten(1, grid), dim=(1, 2, 3, 4), norm="ortho").flatten(1, 3)
     else:
@@ -26,9 +26,10 @@ def spectrum(x: Tensor, kind: str, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def transform(x: Tensor, kind: str, grid: Grid, weight: Tensor | None = None) -> Tensor:
-    """Re(w * F x) with a learned weight w (2, d), else with the fixed one of `kind`; of an orthogonal kind its own inverse.
+    """Return Re(w * F x), with a learned weight w (2, d) or the fixed weight of `kind`.
 
-    `filter` without a weight is Re(F x), which leads back from the learned transform.
+    The transforms of the orthogonal (Hartley) kinds are their own inverses.  `filter` without a weight is Re(F x), which
+    maps back from the learned transform.
     """
     if kind == "none":
         return x
@@ -39,17 +40,17 @@ def transform(x: Tensor, kind: str, grid: Grid, weight: Tensor | None = None) ->
 
 
 def paired_order(length: int) -> Tensor:
-    """The bins in the order of folded layers: 0, 1, ..., length // 2, -1, -2, ..."""
+    """Return the bins in the order of folded layers: 0, 1, ..., length // 2, -1, -2, ..."""
     return torch.cat([torch.arange(length // 2 + 1), torch.arange(length - 1, length // 2, -1)])
 
 
 def mirror(x: Tensor, axis: int) -> Tensor:
-    """Reverses indices, u -> -u mod n."""
+    """Reverse indices along `axis`: u -> -u mod n."""
     return x.flip(axis).roll(1, axis)
 
 
 class SpectralInput(nn.Module):
-    """Maps T(x) to one projection for each of `names`, by the layers `to_NAME`; `filter` (2, d) is a learned weight."""
+    """Projections `to_NAME` of T(x), one for each of `names`; the parameter `filter` (2, d) is a learned weight."""
 
     is_folded = False
 
@@ -65,7 +66,7 @@ class SpectralInput(nn.Module):
         return tuple(self.get_submodule(f"to_{name}")(y) for name in self.names)
 
     def folded(self) -> nn.Module:
-        """The folded layer of the same function, or this one where the kind has none."""
+        """Return the equivalent folded layer, or this layer if its kind has no folded form."""
         if self.kind not in FOLDED_KINDS:
             return self
         weight = None if self.filter is None else self.filter.detach()
@@ -73,7 +74,7 @@ class SpectralInput(nn.Module):
 
 
 class SpectralOutput(nn.Module):
-    """Projects attention output by `to_out` and leaves the spectral domain."""
+    """Projection `to_out` of the attention output, followed by the transform back from the spectral domain."""
 
     def __init__(self, inner: int, width: int, kind: str, lora: LoraConfig):
         super().__init__()
@@ -84,18 +85,18 @@ class SpectralOutput(nn.Module):
         return transform(self.to_out(x), self.kind, grid)
 
     def folded(self) -> nn.Module:
-        """The folded layer of the same function, or this one where the kind has none."""
+        """Return the equivalent folded layer, or this layer if its kind has no folded form."""
         if self.kind not in FOLDED_KINDS:
             return self
         return FoldedOutput(self.to_out, self.kind)
 
 
 class FoldedInput(nn.Module):
-    """`SpectralInput` without a transform along the embedding: bins u and -u are re(u) E +- im(u) O.
+    """`SpectralInput` with the transform along the embedding folded in: bins u and -u are re(u) E +- im(u) O.
 
-    re and im are the sequence transform of x.  With a transform of weight 1 (`half`) columns 0..d/2 of the point-even half
-    (x[s, d] + x[-s, -d]) / 2 suffice.  Rows come in `paired_order`.  The first map of an adapter is folded as the projections
-    are.
+    re and im are the parts of the transform of x along the sequence.  If the weight is 1 (`half`), columns 0..d/2 of the
+    point-even half (x[s, d] + x[-s, -d]) / 2 suffice.  Output rows are in `paired_order`.  The first map of an adapter is
+    folded like the projections.
     """
 
     is_folded = True
@@ -125,7 +126,7 @@ class FoldedInput(nn.Module):
         self.register_buffer("odd", -bins.imag.to(kernel.dtype).contiguous(), persistent=False)
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
-        """Tokens `(b, s, d)` to one `(b, s, n)` for each name, rows in `paired_order`."""
+        """Map tokens `(b, s, d)` to one `(b, s, n)` per projection, rows in `paired_order`."""
         length, wide = x.shape[1], x.float()
         if self.half:
             wide = _fold_columns(wide)
@@ -139,10 +140,10 @@ class FoldedInput(nn.Module):
 
 
 class FoldedOutput(nn.Module):
-    """`SpectralOutput` without a transform along the embedding, of rows in `paired_order`.
+    """`SpectralOutput` with the transform along the embedding folded in; its input rows are in `paired_order`.
 
-    Rows n and -n enter as sum and difference.  But for the Hartley transform the result is point-symmetric: columns 0..d/2
-    are computed and the others mirrored.  The second map of an adapter is folded as the projection is.
+    Rows n and -n enter as sum and difference.  Except for the Hartley transform the result is point-symmetric: columns
+    0..d/2 are computed and the others mirrored.  The second map of an adapter is folded like the projection.
     """
 
     is_folded = True
@@ -161,7 +162,7 @@ class FoldedOutput(nn.Module):
         self.register_buffer("odd", -bins.imag.to(kernel.dtype).contiguous(), persistent=False)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Rows `(b, s, n)` in `paired_order` to tokens `(b, s, d)`."""
+        """Map rows `(b, s, n)` in `paired_order` to tokens `(b, s, d)`."""
         if self.adapted:
             x = torch.cat([x, self.lora.activate(self.down(x))], dim=-1)
         length, kept = x.shape[1], x.shape[1] // 2 + 1
@@ -174,13 +175,13 @@ class FoldedOutput(nn.Module):
 
 
 def _fold_columns(x: Tensor) -> Tensor:
-    """Columns 0..d/2 of the point-even half of x `(b, s, d)`; the rest is their reflection."""
+    """Return columns 0..d/2 of the point-even half of x `(b, s, d)`; the others are their reflection."""
     kept = x.shape[-1] // 2 + 1
     reflected = torch.cat([x[..., :1], x[..., x.shape[-1] - kept + 1 :].flip(-1)], dim=-1)
     return 0.5 * (x[..., :kept] + mirror(reflected, 1))
 
 
 def _unfold_columns(columns: Tensor, width: int) -> Tensor:
-    """Completes the columns 0..width/2 of a point-symmetric array."""
+    """Complete a point-symmetric array from its columns 0..width/2."""
     others = columns[..., 1 : width - width // 2].flip(-1)
     return torch.cat([columns, mirror(others, 1)], dim=-1)

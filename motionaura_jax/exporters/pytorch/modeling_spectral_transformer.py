@@ -1,9 +1,9 @@
-"""The spectral transformer of MotionAura (section 3.3): clean video tokens from partly masked ones and a text.
+"""Spectral transformer of MotionAura (section 3.3), which predicts clean video tokens from masked ones and a text.
 
-Tokens are `(b, t, h, w)` with MASK as id `vocab_size`; logits are `(b, t, h, w, vocab_size)`.
+Tokens are `(b, t, h, w)`, where `vocab_size` is the id of MASK; logits are `(b, t, h, w, vocab_size)`.
 
     transformer = SpectralTransformer.from_pretrained("FOLDER")
-    transformer.fold()  # exact and faster, for inference only
+    transformer.fold()  # same outputs, faster; for inference only
     logits = transformer(tokens, masked_fraction, fps, text, text_mask)
 """
 
@@ -34,7 +34,7 @@ _STDDEV = 0.02
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpectralTransformerConfig(LoraConfig):
-    """What fixes the function; `rope` and `cross_spectral` are resolved, see the fields of the same name in JAX."""
+    """Architecture settings; see the fields of the same names in JAX.  `rope` is never "auto" here."""
 
     vocab_size: int
     width: int
@@ -54,60 +54,60 @@ class SpectralTransformerConfig(LoraConfig):
 
     @property
     def inner(self) -> int:
-        """Width of all attention heads together."""
+        """Return the total width of all attention heads."""
         return round(self.width * self.attention_ratio)
 
     @property
     def cross_kind(self) -> str:
-        """Transform around cross-attention."""
+        """Return the kind of the transform around cross-attention."""
         return self.spectral if self.cross_spectral else "none"
 
     @property
     def text_kind(self) -> str:
-        """Transform of the text, which has no grid: its frequencies are those of the flat sequence."""
+        """Return the kind of the text's transform; text has no grid, so it uses the frequencies of the flat sequence."""
         return "hartley" if self.cross_kind == "hartley3d" else self.cross_kind
 
     @property
     def modulation_count(self) -> int:
-        """Vectors that condition a block: shift and scale of three norms, and the gates that `residual` has."""
+        """Return the number of modulation vectors of a block: shift and scale of three norms, plus the gates of `residual`."""
         return 9 if self.residual == "identity" else 7
 
 
 Text = tuple[Tensor, Tensor | None]
-"""Real and imaginary part of a text's spectrum, shared by all blocks; without a transform the text itself and None."""
+"""Real and imaginary parts of a text's spectrum, shared by all blocks; without a transform, the text itself and None."""
 
 
 class TextMemory(NamedTuple):
-    """What cross-attention reads of a text: per block keys and values `(b, head, length, channel)`, and a mask."""
+    """Text as cross-attention reads it: keys and values `(b, head, length, channel)` for each block, and a mask."""
 
     blocks: list[tuple[Tensor, Tensor]]
     mask: Tensor | None
 
 
 def frequencies(count: int) -> Tensor:
-    """`count` geometric frequencies from 1 to nearly 1 / 10000, rounded once, as a phase multiplies their errors."""
+    """Return `count` geometric frequencies from 1 to nearly 1 / 10000; float64 until the end, as phases amplify errors."""
     return (_BASE ** (-torch.arange(count, dtype=torch.float64) / count)).float()
 
 
 def sinusoid(x: Tensor, features: int) -> Tensor:
-    """Cosines and sines `(..., features)` of x `(...)` at geometric frequencies from 1 to nearly 1 / 10000."""
+    """Return cosines and sines `(..., features)` of x `(...)` at geometric frequencies from 1 to nearly 1 / 10000."""
     phase = x.float()[..., None] * frequencies((features + 1) // 2).to(x.device)
     return torch.cat([phase.cos(), phase.sin()], dim=-1)[..., :features]
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """LayerNorm in float32, which it also returns."""
+    """Apply LayerNorm in float32 and return float32."""
     scale, shift = (None if part is None else part.float() for part in (weight, bias))
     return F.layer_norm(x.float(), x.shape[-1:], scale, shift, _EPSILON)
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """Divides vectors by their root mean square, in float32."""
+    """Divide vectors by their root mean square; computed in float32."""
     return F.rms_norm(x.float(), x.shape[-1:], eps=_EPSILON).to(x.dtype)
 
 
 def positions(config: SpectralTransformerConfig, grid: Grid, folded: bool) -> Tensor:
-    """Coordinates `(s, 1 or 3)` of the tokens: index, signed frequency, or (t, h, w)."""
+    """Return token coordinates `(s, 1 or 3)`: index, signed frequency, or (t, h, w)."""
     axial = config.rope == "axial"
     axes = [torch.arange(size) for size in (grid if axial else (math.prod(grid),))]
     if config.rope == "signed" or (axial and config.spectral == "hartley3d"):
@@ -117,7 +117,7 @@ def positions(config: SpectralTransformerConfig, grid: Grid, folded: bool) -> Te
 
 
 def rotary_angles(coordinates: Tensor, head_dim: int) -> Tensor:
-    """Rotation angles `(s, head_dim / 2)`; three coordinates share the head as t:h:w = 2:1:1."""
+    """Return rotation angles `(s, head_dim / 2)`; three coordinates share the head's channels as t:h:w = 2:1:1."""
     side = 2 * round(head_dim / 8)
     sizes = (head_dim - 2 * side, side, side) if coordinates.shape[-1] == 3 else (head_dim,)
     parts = [coordinates[:, i, None].float() * frequencies(size // 2) for i, size in enumerate(sizes) if size]
@@ -125,14 +125,14 @@ def rotary_angles(coordinates: Tensor, head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the pairs (x[i], x[i + d/2]) of `(b, s, head, d)` by an angle whose cosine and sine `(s, 1, d/2)` are given."""
+    """Rotate the pairs (x[i], x[i + d/2]) of `(b, s, head, d)` by angles given as cosines and sines `(s, 1, d/2)`."""
     cos, sin = turn
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class ScalarEmbedding(nn.Module):
-    """One number per sample `(b,)` to `(b, d)`: sinusoid, Linear, SiLU, Linear."""
+    """Embedding of one number per sample, `(b,)` to `(b, d)`: sinusoid, Linear, SiLU, Linear."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -143,7 +143,7 @@ class ScalarEmbedding(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Splits the condition into shifts, scales and gates `(b, 1, d)` of one block."""
+    """Modulation of one block: shifts, scales and gates `(b, 1, d)` computed from the condition."""
 
     def __init__(self, config: SpectralTransformerConfig):
         super().__init__()
@@ -157,7 +157,7 @@ class Modulation(nn.Module):
             self.up = nn.Linear(_RANK if self.kind == "lowrank256" else config.width, width)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """Returns one vector `(b, 1, d)` for each shift, scale and gate of a condition `(b, c)`."""
+        """Return one vector `(b, 1, d)` for each shift, scale and gate, from a condition `(b, c)`."""
         if self.kind == "single":
             vectors = condition + self.table
         else:
@@ -167,9 +167,9 @@ class Modulation(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attends from the transformed tokens to themselves, or to keys and values of a text, and transforms back.
+    """Self- or cross-attention in the spectral domain, from the transform of the input to the transform back.
 
-    Queries and keys have unit mean square; `gain` (heads,) scales the logits of each head.
+    Queries and keys are normalized to unit mean square; `gain` (heads,) scales the logits of each head.
     """
 
     def __init__(self, config: SpectralTransformerConfig, kind: str, *, cross: bool):
@@ -189,7 +189,7 @@ class Attention(nn.Module):
         context: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """What is added to x `(b, s, d)`: `turn` rotates (cosines, sines), `context` `(b, heads, l, c)` is a text's."""
+        """Return the update of x `(b, s, d)`; `turn`: cosines, sines of rotation; `context`: keys, values `(b, heads, l, c)`."""
         query, *own = (part.unflatten(-1, (self.heads, -1)) for part in self.input(x, grid))
         query = rms_norm(query) * self.gain[:, None]
         if context is None:
@@ -201,12 +201,12 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(-2), grid)
 
     def fold(self) -> None:
-        """Merges the transform along the embedding into the kernels, where there is one."""
+        """Merge the transform along the embedding, if any, into the kernels."""
         self.input, self.output = self.input.folded(), self.output.folded()
 
 
 class TextProjection(nn.Module):
-    """One projection `to_NAME` of the text, through its own learned transform if `learned`."""
+    """Projection `to_NAME` of the text, after a learned transform if cross-attention is spectral."""
 
     def __init__(self, config: SpectralTransformerConfig, name: str):
         super().__init__()
@@ -222,7 +222,7 @@ class TextProjection(nn.Module):
 
 
 class KeysValues(nn.Module):
-    """Keys and values of one block's cross-attention."""
+    """Key and value projections of one block's cross-attention."""
 
     def __init__(self, config: SpectralTransformerConfig):
         super().__init__()
@@ -235,7 +235,7 @@ class KeysValues(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to text and MLP, each behind an adaptive norm (equations 2 to 5)."""
+    """Transformer block: self-attention, cross-attention to text and MLP, each after an adaptive norm (equations 2 to 5)."""
 
     def __init__(self, config: SpectralTransformerConfig):
         super().__init__()
@@ -258,7 +258,7 @@ class Block(nn.Module):
         context: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Tensor:
-        """Tokens `(b, s, d)` after the block; `condition` is `(b, c)`, the rest as `Attention.forward` takes it."""
+        """Return the updated tokens `(b, s, d)`; `condition` is `(b, c)`, and the others are as in `Attention.forward`."""
         vectors = self.modulation(condition)
         adapted = self._adapt(z, vectors[0], vectors[1])
         attended = self.self_attention(adapted, grid, turn)
@@ -280,7 +280,7 @@ class Block(nn.Module):
 
 
 class SpectralTransformer(Pretrained):
-    """Denoiser over token grids of any size."""
+    """Denoiser for token grids of any size."""
 
     Config = SpectralTransformerConfig
     config: SpectralTransformerConfig
@@ -303,7 +303,7 @@ class SpectralTransformer(Pretrained):
 
     @classmethod
     def adapted(cls, folder: Path, adapter: str | Path, base_hash: str, torch_dtype: torch.dtype) -> Self:
-        """Opens the network in `folder` together with an adapter; see `read_lora`."""
+        """Load the network in `folder` together with an adapter; see `read_lora`."""
         settings, weights = read_settings(folder / CONFIG), read_weights(folder)
         if settings.get("lora_rank"):
             raise ValueError(f"{folder}: has adapters already")
@@ -311,7 +311,7 @@ class SpectralTransformer(Pretrained):
         return cls.filled({**settings, **more}, {**weights, **tensors}, torch_dtype)
 
     def fold(self) -> "SpectralTransformer":
-        """Replaces the attention kernels by the folded ones: the same function with less work, not for training."""
+        """Fold the attention kernels in place: same outputs, faster, but not trainable."""
         if not self.is_folded:
             for block in self.blocks:
                 block.self_attention.fold()
@@ -329,14 +329,14 @@ class SpectralTransformer(Pretrained):
         *,
         memory: TextMemory | None = None,
     ) -> Tensor:
-        """Returns float32 logits over the codes at every position.
+        """Return float32 logits over the codes at every position.
 
         Args:
           tokens: `(b, t, h, w)` in [0, vocab_size]; vocab_size is MASK.
-          masked_fraction: `(b,)` in [0, 1], the share that the process aims at.
-          fps: `(b,)`, frames a second.
+          masked_fraction: `(b,)` in [0, 1], the expected share of masked tokens at this step.
+          fps: `(b,)`, frames per second.
           text, text_mask: see `encode_text`.
-          memory: what `encode_text` returned, in place of `text`.
+          memory: result of `encode_text`, in place of `text`.
         """
         grid = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
         memory = self.encode_text(text, text_mask, len(tokens)) if memory is None else memory
@@ -349,12 +349,12 @@ class SpectralTransformer(Pretrained):
         return F.linear(z, self.token_embedding.weight).float().unflatten(1, grid)
 
     def encode_text(self, text: Tensor | None, mask: Tensor | None, batch: int = 1) -> TextMemory:
-        """Reads a text once for all steps.
+        """Compute the keys and values of a text once for all sampling steps.
 
         Args:
-          text: features `(b, l, text_dim)`, l up to `text_len`; None is the learned null text.
-          mask: `(b, l)`, True where `text` holds content; a sample without any means the null text.
-          batch: samples to make of the null text.
+          text: features `(b, l, text_dim)`, l up to `text_len`; None stands for the learned null text.
+          mask: `(b, l)`, True at content; a sample with no content gets the null text.
+          batch: batch size of the null text.
         """
         config = self.config
         if text is None:
@@ -367,7 +367,7 @@ class SpectralTransformer(Pretrained):
         content = torch.where(given[..., None], content, self.null_text)
         plain = config.text_kind == "none"
         seen: Text = (content, None) if plain else spectrum(content, config.text_kind, (1, 1, 1))
-        # A transform mixes padding into every bin whatever a mask says, so there padding is zeros and all bins count.
+        # The transform mixes padding into every bin, where no mask can remove it.  So padding is zero and all bins are visible.
         visible = None if config.cross_kind != "none" else (mask | ~given)[:, None, None]
         return TextMemory([block.context(seen) for block in self.blocks], visible)
 

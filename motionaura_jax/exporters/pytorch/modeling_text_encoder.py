@@ -1,4 +1,4 @@
-"""The jointly trained text encoder, of T5's shape (Raffel et al. 2020), and the words that it reads, in plain PyTorch.
+"""Jointly trained text encoder with the T5 architecture (Raffel et al. 2020) and its word tokenizer, in plain PyTorch.
 
 tokenizer = WordTokenizer.from_pretrained("FOLDER/tokenizer")
 encoder = TextEncoder.from_pretrained("FOLDER/text_encoder")
@@ -22,12 +22,12 @@ from motionaura_jax.exporters.pytorch.modeling_utils import Pretrained
 
 PAD, UNKNOWN = 0, 1
 _SPECIAL = ("<pad>", "<unk>")
-_MASKED = -1e9  # finite, so that a text without any word gives numbers
+_MASKED = -1e9  # finite, so that softmax stays defined for an empty text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """What fixes the function; relative distances share `buckets` biases, logarithmic up to `max_distance` words."""
+    """Architecture settings; relative distances fall into `buckets`, logarithmically spaced up to `max_distance` words."""
 
     vocab_size: int
     width: int
@@ -39,7 +39,7 @@ class TextEncoderConfig:
 
 
 class WordTokenizer:
-    """Text to word ids: NFKC, lower case, split at spaces and punctuation; `tokenizer.json` has the words."""
+    """Tokenizer from text to word ids: NFKC, lower case, split at spaces and punctuation; vocabulary in `tokenizer.json`."""
 
     pad = PAD
 
@@ -48,19 +48,19 @@ class WordTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads `tokenizer.json` and `tokenizer_config.json`."""
+        """Read `tokenizer.json` and `tokenizer_config.json`."""
         model = json.loads((Path(folder) / "tokenizer.json").read_text("utf-8"))["model"]
         settings = json.loads((Path(folder) / "tokenizer_config.json").read_text("utf-8"))
         return cls(model["vocab"], settings["model_max_length"])
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids `(b, length)`: 0 is padding, 1 an unknown word; what is longer is cut."""
+        """Return ids `(b, length)`; 0 is padding, 1 an unknown word; longer texts are truncated."""
         rows = [[self.ids.get(word, UNKNOWN) for word in split_words(text)][: self.length] for text in texts]
         return torch.tensor([row + [PAD] * (self.length - len(row)) for row in rows]).reshape(-1, self.length)
 
 
 def split_words(text: str) -> list[str]:
-    """Splits as BERT does: spaces separate words, and each punctuation mark is a word."""
+    """Split as BERT does: at spaces, with each punctuation mark a word of its own."""
     words = [""]
     for character in "".join(one.lower() for one in unicodedata.normalize("NFKC", text)):
         if character.isspace() and character not in "\x1c\x1d\x1e\x1f":
@@ -78,7 +78,7 @@ def _is_punctuation(character: str) -> bool:
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
-    """Which bias `(l, l)` a query (row) has for a key (column): half of the buckets are for keys that come later."""
+    """Return the bias bucket `(l, l)` of each query (row) and key (column); half of the buckets serve later keys."""
     distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
     half = buckets // 2
     exact = half // 2
@@ -89,7 +89,7 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square and scales, in float32."""
+    """RMS normalization with a learned scale, computed in float32."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -100,7 +100,7 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention without scale and biases, as in T5."""
+    """Multi-head attention without logit scaling or biases, as in T5."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -116,7 +116,7 @@ class SelfAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention and gated MLP, each behind a norm."""
+    """Encoder layer: self-attention and gated MLP, each after a norm."""
 
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
@@ -133,9 +133,9 @@ class Layer(nn.Module):
 
 
 class TextEncoder(Pretrained):
-    """Word ids `(b, l)` and a mask `(b, l)`, True where there is a word, to features `(b, l, width)`.
+    """Encoder from word ids `(b, l)` and a mask `(b, l)`, True at words, to features `(b, l, width)`.
 
-    Those of other positions mean nothing, and no word sees them.
+    No word attends to positions where the mask is False; their features are arbitrary.
     """
 
     Config = TextEncoderConfig
@@ -149,7 +149,7 @@ class TextEncoder(Pretrained):
         self.norm = RMSNorm(config.width)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Features `(b, l, d)` of word ids `(b, l)`; False in `mask` `(b, l)` is padding, which no word sees."""
+        """Return features `(b, l, d)` of word ids `(b, l)`; no word attends to padding, where `mask` `(b, l)` is False."""
         places = relative_buckets(ids.shape[1], self.config.buckets, self.config.max_distance).to(ids.device)
         bias = self.relative_bias(places).movedim(-1, 0).float()
         bias = bias + torch.where(mask, 0.0, _MASKED)[:, None, None, :]

@@ -1,4 +1,4 @@
-"""Text to video with an exported MotionAura model: plain PyTorch and safetensors, and transformers for a published T5.
+"""Text-to-video pipeline of an exported MotionAura model.  Requires torch and safetensors, and transformers for a published T5.
 
 from pipeline_motionaura import MotionAuraPipeline, export_to_video
 
@@ -25,16 +25,16 @@ from motionaura_jax.exporters.pytorch.scheduling_absorbing import AbsorbingSched
 
 
 class Tokenizer(Protocol):
-    """Texts to ids `(b, l)`, with `pad` where there is no text."""
+    """Tokenizer from texts to ids `(b, l)`, filled up with `pad`."""
 
     pad: int
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids of texts."""
+        """Return the ids of `texts`."""
 
 
 class MotionAuraOutput(NamedTuple):
-    """`frames` uint8 `(b, frames, height, width, 3)`, a torch tensor or a NumPy array; `tokens` `(b, t, h, w)`."""
+    """Generated videos: `frames` uint8 `(b, frames, height, width, 3)`, torch or NumPy, and their `tokens` `(b, t, h, w)`."""
 
     frames: Any
     tokens: Tensor
@@ -42,7 +42,7 @@ class MotionAuraOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What the model was trained on: clip size, frame rate, and how many frames it sees at once."""
+    """Clip size, frame rate and window length that the model was trained on."""
 
     num_frames: int
     height: int
@@ -53,14 +53,14 @@ class Defaults:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where the transformer was read, and the hash that adapters know its weights by."""
+    """Source folder of the transformer, and the hash of its weights, which adapters are checked against."""
 
     folder: Path
     weights_hash: str
 
 
 class MotionAuraPipeline:
-    """Tokenizer, text encoder, transformer, sampler and video tokenizer of one model."""
+    """Text-to-video pipeline: tokenizer, text encoder, transformer, scheduler and video tokenizer."""
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class MotionAuraPipeline:
         fold: bool = True,
         text_encoder: str | Path | None = None,
     ) -> Self:
-        """Opens an exported folder on the CPU; `to` moves the networks.
+        """Load an exported folder on the CPU; move the networks with `to`.
 
         Args:
-          folder, revision: a folder here, or an id on the Hugging Face hub with the commit or tag to take.
-          torch_dtype: of weights and activations.
-          fold: merges transforms along the embedding into kernels: the same function with less work.
-          text_encoder: folder of the published T5 that `model_index.json` names, where it is not to be fetched.
+          folder, revision: a local folder, or a Hugging Face hub id with a commit or tag.
+          torch_dtype: dtype of weights and activations.
+          fold: merge transforms along the embedding into the attention kernels, which computes the same outputs faster.
+          text_encoder: local folder of the published T5 named in `model_index.json`; None downloads it.
         """
         folder = model_folder(folder, revision)
         transformer = SpectralTransformer.from_pretrained(folder / "transformer", torch_dtype=torch_dtype)
@@ -108,27 +108,27 @@ class MotionAuraPipeline:
         )
 
     def load_lora_weights(self, folder: str | Path) -> None:
-        """Puts the adapter in `folder`, from `motionaura export --format=adapter`, on the transformer.
+        """Add an adapter to the transformer; `folder` comes from `motionaura export --format=adapter`.
 
         Raises:
           FileNotFoundError: a file is missing.
           ValueError: the adapter was trained on other weights, or the model was exported with adapters.
-          RuntimeError: tensors that are missing, superfluous or of another shape.
+          RuntimeError: tensors are missing, unexpected or of the wrong shape.
         """
-        old = self.transformer  # which may be folded, and then has no kernels left to put it on
+        old = self.transformer  # if folded, it no longer has the kernels to adapt, so reload it
         place = self.origin
         network = SpectralTransformer.adapted(place.folder, folder, place.weights_hash, old.dtype).to(old.device)
         self.transformer = network.fold() if old.is_folded else network
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the networks, as `torch.nn.Module.to`."""
+        """Move the networks; takes the arguments of `torch.nn.Module.to`."""
         for network in (self.text_encoder, self.transformer, self.vae):
             network.to(*args, **kwargs)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Return the device of the networks."""
         return self.transformer.device
 
     @torch.inference_mode()
@@ -150,17 +150,17 @@ class MotionAuraPipeline:
         noise: Noise | None = None,
         output_type: Literal["pt", "np"] = "np",
     ) -> MotionAuraOutput:
-        """Draws videos.  What is None is as in training, or as `scheduler` says.
+        """Generate videos.  Arguments that are None default to the training settings or to those of `scheduler`.
 
         Args:
-          prompt: one text, or several.
-          negative_prompt: what to guide away from; empty is the learned null text.
-          num_frames, height, width, fps: of the video.
-          window_frames: frames drawn at once; longer videos are continued, half of each window being known already.
-          guidance_scale: 1 is no guidance.
-          seed: video i draws from `seed` + i.
-          generator: one CPU generator for each video, in place of `seed`.
-          noise: source of all random numbers, in place of both.
+          prompt: one prompt or several.
+          negative_prompt: text to guide away from; "" stands for the learned null text.
+          num_frames, height, width, fps: size and frame rate of the video.
+          window_frames: frames sampled at once; longer videos continue in windows that overlap by half.
+          guidance_scale: 1 disables guidance.
+          seed: video i uses `seed` + i.
+          generator: one CPU generator per video, in place of `seed`.
+          noise: source of all random numbers, in place of `seed` and `generator`.
         """
         prompts = [
             one for one in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_videos_per_prompt)
@@ -176,7 +176,7 @@ class MotionAuraPipeline:
         return MotionAuraOutput(videos if output_type == "pt" else videos.numpy(), tokens.cpu())
 
     def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features `(b, l, d)` of texts, and a mask `(b, l)`, True where there is text."""
+        """Return text features `(b, l, d)` and a mask `(b, l)`, True at text."""
         ids = self.tokenizer(prompts).to(self.device)
         mask = ids != self.tokenizer.pad
         return self.text_encoder(ids, mask), mask
@@ -185,11 +185,11 @@ class MotionAuraPipeline:
         given = {"num_frames": num_frames, "height": height, "width": width}
         size = tuple(getattr(self.defaults, name) if value is None else value for name, value in given.items())
         if min(size) < 1:
-            raise ValueError(f"a video of {size} (frames, height, width) has no pixels")
+            raise ValueError(f"(frames, height, width) = {size}: a video with no pixels; all must be at least 1")
         return size  # type: ignore[return-value]
 
     def _denoiser(self, prompts: Sequence[str], negative: str, fps: float, scale: float) -> Denoise:
-        """Both halves of the guidance in one call of the transformer; without guidance the conditional one alone."""
+        """Return the denoiser; with guidance, one transformer call computes both the conditional and unconditional logits."""
         texts = [*prompts, *[negative] * len(prompts)] if scale != 1 else list(prompts)
         memory = self.transformer.encode_text(*self.encode_prompt(texts))
         rates = torch.full((len(texts),), fps, device=self.device)
@@ -203,7 +203,7 @@ class MotionAuraPipeline:
         return denoise
 
     def _draw(self, denoise: Denoise, noise: Noise, count: int, size: Size, window: int, steps: int | None) -> Tensor:
-        """Draws window after window; tokens of the window before are known to the next one."""
+        """Sample window by window; each window keeps the tokens that the previous one has sampled."""
         grid = self.vae.config.latent_shape(*size)
         length = self.vae.config.latent_shape(min(window, size[0]), *size[1:])[0]
         tokens = self.scheduler.prior((count, *grid)).to(self.device)
@@ -214,7 +214,7 @@ class MotionAuraPipeline:
         return tokens
 
     def _decode(self, tokens: Tensor, size: Size) -> Tensor:
-        """Frames uint8 `(1, t, h, w, 3)` on the CPU."""
+        """Decode tokens to uint8 frames `(1, t, h, w, 3)` on the CPU."""
         video = self.vae.decode_tokens(tokens, size).movedim(1, -1)
         return ((video + 1.0) * 127.5 + 0.5).to(torch.uint8).cpu()
 
@@ -222,10 +222,10 @@ class MotionAuraPipeline:
 def _open_text(
     folder: Path, index: dict[str, Any], other: str | Path | None, dtype: torch.dtype
 ) -> tuple[Tokenizer, torch.nn.Module]:
-    """Opens the text encoder that trained along, or the published one, in the folder, in `other`, or on the hub."""
+    """Load the jointly trained text encoder, or the published one from `other`, the folder or the hub."""
     if index["text_encoder"][1] == "TextEncoder":
         if other is not None:
-            raise ValueError("this model has a text encoder of its own; leave text_encoder out")
+            raise ValueError("this model comes with its own text encoder; leave out text_encoder")
         encoder = TextEncoder.from_pretrained(folder / "text_encoder", torch_dtype=dtype)
         return WordTokenizer.from_pretrained(folder / "tokenizer"), encoder
     from motionaura_jax.exporters.pytorch.modeling_published_text import PublishedT5, PublishedTokenizer
@@ -238,13 +238,13 @@ def _open_text(
 
 
 def window_starts(total: int, length: int) -> list[int]:
-    """First latent frame of each window: steps of half a window, the last one flush with the end."""
+    """Return the first latent frame of each window; windows advance by half their length and the last ends with the video."""
     step = max(1, length - length // 2)
     return [*range(0, max(0, total - length), step), max(0, total - length)]
 
 
 def export_to_video(frames: Any, path: str | Path, fps: float = 8.0) -> None:
-    """Writes frames uint8 `(t, h, w, 3)` as H.264 in yuv420p, which has no odd sizes: a last odd row or column is dropped.
+    """Write uint8 frames `(t, h, w, 3)` as H.264.  yuv420p requires even sizes, so an odd last row or column is dropped.
 
     Raises:
       ImportError: PyAV is not installed (`pip install av`).

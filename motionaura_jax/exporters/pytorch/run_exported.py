@@ -1,4 +1,4 @@
-"""Runs the networks of an exported folder on given inputs, with the modules in that folder and nothing of ours.
+"""Run the networks of an exported folder on given inputs, using only the modules in that folder.
 
 python -I run_exported.py FOLDER INPUTS.safetensors OUTPUTS.safetensors
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 def run_tokenizer(vae: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder outputs and codes of `video`, and the video decoded from `values`."""
+    """Return encoder outputs and codes of `video`, and the video decoded from `values`."""
     features = vae.features(given["video"])
     codes = {} if vae.config.quantizer == "none" else {"codes": vae.quantizer.codes(features.movedim(1, -1))}
     return {"features": features, "decoded": vae.decode(given["values"]), **codes}
 
 
 def run_denoiser(pipeline: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Word ids, text features and logits, plain and folded."""
+    """Return word ids, text features, and logits of the plain and the folded network."""
     texts = bytes(given["texts"].tolist()).decode().split("\n")
     features, mask = pipeline.encode_prompt(texts)
     inputs = (given["tokens"], given["level"], given["fps"], features, mask)
@@ -31,7 +31,7 @@ def run_denoiser(pipeline: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main(folder: str, inputs: str, outputs: str) -> None:
-    """Opens the folder as a user does and writes what its networks return."""
+    """Load the folder as a user would and write the outputs of its networks."""
     sys.path.insert(0, folder)
     given = load_file(inputs)
     with torch.inference_mode():

@@ -1,9 +1,9 @@
-"""Samplers of absorbing-state diffusion: from MASK to tokens.  MotionAura section 3.2; MaskGIT (2202.04200).
+"""Samplers for absorbing-state diffusion, from MASK to tokens.  MotionAura section 3.2; MaskGIT (2202.04200).
 
     scheduler = AbsorbingScheduler.from_pretrained("FOLDER/scheduler")
     tokens = scheduler.sample(denoise, scheduler.prior((1, 4, 8, 8)), SeededNoise([0]), steps=32)
 
-`denoise(tokens, masked_fraction, progress)` returns logits; with guidance it calls `guide`.
+`denoise(tokens, masked_fraction, progress)` returns logits; apply guidance inside it with `guide`.
 """
 
 import dataclasses
@@ -22,28 +22,28 @@ Denoise = Callable[[Tensor, Tensor, float], Tensor]
 """`(x_t (b t h w), m (b,), progress) -> logits (b t h w k)`; progress rises from 0 at the first step to 1 at the last."""
 
 _PRIMES = (2, 3, 5, 7)
-_ROUNDING = 1e-3  # tokens; rounding of a whole number of tokens must not leave one more masked
+_ROUNDING = 1e-3  # tokens; keeps float error from raising the ceil of a whole number of tokens by one
 _DISCRETE_ROUNDING = 1.0 - 2.0**-20
 
 
 class Noise(Protocol):
-    """Random numbers by purpose and step, with the samples of a batch leading; each sample has its own stream."""
+    """Source of random numbers, by purpose and step.  The batch axis leads; each sample has its own stream."""
 
     def uniform(self, name: str, step: int, shape: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1), `(b, *shape)`, float32."""
+        """Sample uniform numbers in [0, 1), `(b, *shape)`, float32."""
 
     def gumbel(self, name: str, step: int, shape: Sequence[int]) -> Tensor:
-        """Standard Gumbel numbers, `(b, *shape)`, float32."""
+        """Sample standard Gumbel noise, `(b, *shape)`, float32."""
 
     def integers(self, name: str, sizes: Sequence[int]) -> Tensor:
-        """Uniform integers below each of `sizes`, `(b, len(sizes))`."""
+        """Sample uniform integers below each of `sizes`, `(b, len(sizes))`."""
 
 
 class SeededNoise:
-    """Noise of one generator for each sample: what is drawn for a sample does not depend on the batch around it.
+    """Noise from one generator per sample, so that a sample does not depend on the rest of its batch.
 
     Args:
-      seeds: seed or CPU generator of each sample.
+      seeds: a seed or a CPU generator for each sample.
     """
 
     def __init__(self, seeds: Sequence[int | torch.Generator]):
@@ -52,25 +52,27 @@ class SeededNoise:
         ]
 
     def uniform(self, name: str, step: int, shape: Sequence[int]) -> Tensor:
-        """See `Noise`."""
+        """Sample uniform numbers; see `Noise`."""
         return torch.stack([torch.rand(*shape, generator=generator) for generator in self._generators])
 
     def gumbel(self, name: str, step: int, shape: Sequence[int]) -> Tensor:
-        """See `Noise`; from double precision, as the upper tail of float32 is cut off early."""
+        """Sample Gumbel noise from float64 uniforms: float32 ones would cut off the upper tail."""
         rows = [torch.rand(*shape, generator=generator, dtype=torch.float64) for generator in self._generators]
         return -torch.log(-torch.log(torch.stack(rows).clamp(min=1e-300))).float()
 
     def integers(self, name: str, sizes: Sequence[int]) -> Tensor:
-        """See `Noise`."""
+        """Sample uniform integers; see `Noise`."""
         rows = [[int(torch.randint(size, (), generator=one)) for size in sizes] for one in self._generators]
         return torch.tensor(rows)
 
 
 def masked_fraction(schedule: str, u: float) -> float:
-    """Share of masked tokens m(u) at time u in [0, 1]: "linear", "cosine", or either in T steps, "linear:1000".
+    """Return the masked fraction m(u) at time u in [0, 1].
+
+    `schedule` is "linear", "cosine", or either in T discrete steps, e.g. "linear:1000".
 
     Raises:
-      ValueError: no such schedule.
+      ValueError: unknown schedule.
     """
     base, _, steps = schedule.partition(":")
     if base not in ("linear", "cosine"):
@@ -88,16 +90,16 @@ def draw(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Draws one code per token from softmax(logits / temperature), among `top_k` codes, then those of mass `top_p`.
+    """Sample one code per token from softmax(logits / temperature), restricted to `top_k` codes, then to mass `top_p`.
 
-    Gumbel-max in two stages: a block of about sqrt(k) codes by its mass, then a code within it.  The law is that of one
-    stage, with far fewer random numbers.
+    Gumbel-max in two stages: first a block of about sqrt(k) codes by its total mass, then a code within the block.  The
+    distribution is that of plain Gumbel-max, with far fewer random numbers.
 
     Args:
       logits: `(b, t, h, w, k)`, float32.
-      noise: shape of a sample to Gumbel numbers.
-      temperature: 0 takes the most likely code.
-      top_k, top_p: None keeps all; codes as likely as the last one kept are kept too.
+      noise: function from the shape of one sample to batched Gumbel noise.
+      temperature: 0 picks the most likely code.
+      top_k, top_p: None disables the filter; codes tied with the last one kept are kept too.
     """
     scaled = logits / (temperature or 1.0)
     if top_k is not None and top_k < scaled.shape[-1]:
@@ -122,23 +124,24 @@ def draw(
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float, progress: float, ramp: str) -> Tensor:
-    """Classifier-free guidance of logits: (1 + w) conditional - w unconditional.
+    """Apply classifier-free guidance: (1 + w) conditional - w unconditional.
 
-    w is `scale` - 1, with `ramp` "linear" times `progress`, which keeps samples diverse early and faithful late.
+    w is `scale` - 1.  With `ramp` "linear" it is multiplied by `progress`, which keeps samples diverse early and faithful
+    late.
     """
     w = (scale - 1) * (progress if ramp == "linear" else 1.0)
     return (1 + w) * conditional - w * unconditional
 
 
 def halton_ranks(shape: Sequence[int]) -> Tensor:
-    """Rank (0 first) of each cell of a grid by when the Halton sequence first visits it: every prefix is spread evenly."""
+    """Rank the cells of a grid (0 first) by the Halton sequence's first visit, so that every prefix is spread evenly."""
     size = math.prod(shape)
     axes = sorted((axis for axis, length in enumerate(shape) if length > 1), key=lambda axis: -shape[axis])
     for doubling in itertools.count(3):
         points = torch.arange(1, (size << doubling) + 1)
         cells = torch.zeros(len(points), dtype=torch.long)
         for axis, length in enumerate(shape):
-            # The longest axis has the smallest base, whose points are the most even.
+            # The longest axis gets the smallest base, whose points are the most even.
             base = _PRIMES[axes.index(axis)] if axis in axes else 0
             cells = cells * length + (_radical_inverse(points, base) * length).long() if base else cells * length
         first = torch.full((size,), len(points)).scatter_reduce(0, cells, points - 1, "amin")
@@ -148,7 +151,7 @@ def halton_ranks(shape: Sequence[int]) -> Tensor:
 
 
 def _radical_inverse(points: Tensor, base: int) -> Tensor:
-    """Mirrors the digits of `points` in `base` at the point: 6 = 110 in base 2 becomes 0.011 = 0.375."""
+    """Reflect the base-`base` digits of `points` about the radix point: 6 = 110 in base 2 becomes 0.011 = 0.375."""
     value, scale = torch.zeros(len(points), dtype=torch.float64), 1.0
     while points.any():
         scale /= base
@@ -158,11 +161,11 @@ def _radical_inverse(points: Tensor, base: int) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same in all `steps` of a drawing.
+    """Constants of one sampling run of `steps` steps.
 
     Attributes:
-      free: positions that are drawn; the others keep their tokens.
-      order: rank of each position (small first), where it does not depend on the logits.
+      free: positions to sample; the others keep their tokens.
+      order: rank of each position (small first); None if it depends on the logits.
     """
 
     denoise: Denoise
@@ -174,17 +177,17 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AbsorbingScheduler:
-    """Reveals masked tokens step by step; MASK is the id `vocab_size`.
+    """Scheduler that reveals masked tokens step by step; MASK is the id `vocab_size`.
 
     Attributes:
-      sampler: "ancestral" reverses the process itself; the others keep, after step k of n, all but ceil(N m(1 - k/n))
-        tokens: those of the highest log p(x) + choice temperature * Gumbel noise ("confidence"), or the next ones of a
-        low-discrepancy order ("halton") or of a random one ("random").
+      sampler: "ancestral" simulates the reverse process.  The others leave ceil(N m(1 - k/n)) of N tokens masked after step
+        k of n.  They keep the tokens with the highest log p(x) + choice temperature * Gumbel noise ("confidence"), or the
+        next ones in a low-discrepancy ("halton") or random ("random") order.
       schedule: see `masked_fraction`.
       num_inference_steps, guidance_scale, guidance_ramp: defaults of the pipeline.
-      temperature, top_k, top_p: of the drawn tokens, see `draw`.
-      choice_temperature: of the choice of positions by confidence, at the start; falls linearly to 0.
-      remask: late steps before the last one in which revealed tokens compete with new ones ("confidence" only).
+      temperature, top_k, top_p: control token sampling; see `draw`.
+      choice_temperature: initial temperature for choosing positions by confidence; falls linearly to 0.
+      remask: number of steps before the last one in which revealed tokens compete with new ones ("confidence" only).
     """
 
     vocab_size: int
@@ -201,15 +204,15 @@ class AbsorbingScheduler:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads `scheduler_config.json`."""
+        """Read `scheduler_config.json`."""
         return cls(**read_settings(Path(folder) / "scheduler_config.json"))
 
     def prior(self, shape: Sequence[int]) -> Tensor:
-        """MASK everywhere."""
+        """Return tokens of this shape, all MASK."""
         return torch.full(tuple(shape), self.vocab_size)
 
     def sample(self, denoise: Denoise, x: Tensor, noise: Noise, *, steps: int) -> Tensor:
-        """Reveals what is MASK in tokens `(b, t, h, w)` in `steps` steps, and never touches other tokens.
+        """Reveal the MASK positions of tokens `(b, t, h, w)` in `steps` steps; all other tokens stay unchanged.
 
         Raises:
           ValueError: fewer than one step, or an unknown sampler.
@@ -217,7 +220,7 @@ class AbsorbingScheduler:
         if steps < 1:
             raise ValueError(f"steps={steps}: at least 1 is needed")
         if self.sampler not in ("confidence", "halton", "random", "ancestral"):
-            raise ValueError(f"sampler={self.sampler!r} is none of confidence, halton, random, ancestral")
+            raise ValueError(f"sampler={self.sampler!r}: must be one of confidence, halton, random, ancestral")
         run = Run(denoise, noise, x == self.vocab_size, self._order(noise, x), steps)
         step = self._ancestral_step if self.sampler == "ancestral" else self._counted_step
         for index in range(steps):
@@ -228,7 +231,7 @@ class AbsorbingScheduler:
         return masked_fraction(self.schedule, 1.0 - index / steps)
 
     def _order(self, noise: Noise, x: Tensor) -> Tensor | None:
-        """Rank of each position (small first) where it does not depend on the logits."""
+        """Return the rank of each position (small first), or None if it depends on the logits."""
         grid = tuple(x.shape[1:])
         if self.sampler == "random":
             return noise.uniform("order", 0, grid).to(x.device)
@@ -246,7 +249,7 @@ class AbsorbingScheduler:
         return draw(logits, source, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def _counted_step(self, run: Run, x: Tensor, index: int) -> Tensor:
-        """Draws every masked token, keeps the best ones and masks the rest again."""
+        """Sample every masked token, keep the best ones and mask the rest again."""
         masked = x == self.vocab_size
         if not masked.any():
             return x
@@ -266,7 +269,7 @@ class AbsorbingScheduler:
         return torch.where(candidates, torch.where(kept, proposal, self.vocab_size), x)
 
     def _ancestral_step(self, run: Run, x: Tensor, index: int) -> Tensor:
-        """From u to s reveals each masked token with probability (m_u - m_s) / m_u."""
+        """Step from u to s: reveal each masked token with probability (m_u - m_s) / m_u."""
         now, after = self._level(index, run.steps), self._level(index + 1, run.steps)
         chance = run.noise.uniform("reveal", index, x.shape[1:]).to(x.device)
         revealed = (x == self.vocab_size) & (chance < (now - after) / now)
@@ -276,8 +279,8 @@ class AbsorbingScheduler:
 
 
 def _best(score: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
-    """Marks the `count` (b,) candidates with the highest scores in each sample; equal scores go by position."""
-    # Finite, so that a token without probability still ranks before what is no candidate.
+    """Mark the `count` (b,) candidates with the highest scores in each sample; position breaks ties."""
+    # Clamp to finite values, so that a candidate of zero probability still ranks before non-candidates.
     cost = torch.where(candidates, -score.clamp(min=torch.finfo(torch.float32).min), torch.inf).flatten(1)
     rank = cost.argsort(dim=-1, stable=True).argsort(dim=-1)
     return (rank < count[:, None]).reshape(score.shape) & candidates

@@ -1,4 +1,4 @@
-"""What `config.json` of each exported network says: the settings that its function depends on, without torch."""
+"""Settings that the exporter writes to the `config.json` of each network: all that its outputs depend on.  No torch."""
 
 import dataclasses
 from typing import Any
@@ -48,19 +48,19 @@ _DENOISER = (
 
 
 def tokenizer_settings(config: MBQVAEConfig) -> dict[str, Any]:
-    """Settings of `modeling_mbq_vae.MBQVAE`."""
+    """Return the settings of `modeling_mbq_vae.MBQVAE`."""
     return _chosen(config, _TOKENIZER)
 
 
 def denoiser_settings(config: SpectralTransformerConfig) -> dict[str, Any]:
-    """Settings of `modeling_spectral_transformer.SpectralTransformer`; `rope` is resolved, and adapters that are off left out."""
+    """Return the settings of `SpectralTransformer`, with `rope` resolved and without the settings of disabled adapters."""
     lora = dataclasses.asdict(config.lora) if config.lora.rank else {}
     adapters = {f"lora_{name}": value for name, value in lora.items()}
     return {**_chosen(config, _DENOISER), **adapters, "rope": config.rotary}
 
 
 def text_settings(config: TextEncoderConfig, vocab_size: int, width: int) -> dict[str, Any]:
-    """Settings of `modeling_text_encoder.TextEncoder`."""
+    """Return the settings of `modeling_text_encoder.TextEncoder`."""
     return {"vocab_size": vocab_size, "width": width, **dataclasses.asdict(config)}
 
 

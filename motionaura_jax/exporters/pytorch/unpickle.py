@@ -1,6 +1,6 @@
-"""Turns one pickled file of tensors into safetensors: `python -m motionaura_jax.exporters.pytorch.unpickle SOURCE TARGET`.
+"""Conversion of a pickled PyTorch file to safetensors: `python -m motionaura_jax.exporters.pytorch.unpickle SOURCE TARGET`.
 
-A process of its own, started by `motionaura convert_weights`, so that a hostile or huge file ends nothing else.
+`motionaura convert_weights` runs it in a separate process, so that a hostile or huge file cannot take the command down.
 """
 
 import sys
@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 
 
 def unpickle(source: str, target: str) -> None:
-    """Reads tensors and nothing else (`weights_only`), and writes each as a copy of its own.
+    """Load the tensors of `source` with `weights_only` and save each as an independent copy.
 
     Raises:
-      ValueError: the file holds no tensors by name.
-      pickle.UnpicklingError: it asks for anything that is no tensor; nothing of that runs.
+      ValueError: the file is not a dict of named tensors.
+      pickle.UnpicklingError: the pickle refers to anything but tensors; none of that code runs.
     """
     found = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError("holds no tensors by name")
+        raise ValueError("is not a dict of named tensors")
     save_file({name: value.contiguous().clone() for name, value in found.items()}, target, {"format": "pt"})
 
 

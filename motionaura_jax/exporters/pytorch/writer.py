@@ -1,4 +1,4 @@
-"""PyTorch exports: component folders, `model_index.json`, the modules that read them, and a model card."""
+"""Writer of PyTorch exports: component folders, `model_index.json`, the modules that load them, and a model card."""
 
 import pathlib
 from collections.abc import Mapping
@@ -39,10 +39,10 @@ _PUBLISHED = {
 
 
 def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) -> None:
-    """Write a text-to-video model with its tokenizer into an empty folder, and compare it in torch.
+    """Write a text-to-video model with its tokenizer into an empty folder and compare it with JAX.
 
     Raises:
-      UserError: torch is not there to compare, the disk is full, or the modules compute something else.
+      UserError: torch is not installed, the disk is full, or the outputs differ from JAX.
     """
     _require_torch(options)
     model, vae = opened.model, opened.parts["tokenizer"]
@@ -74,7 +74,7 @@ def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) 
 
 
 def write_tokenizer(folder: pathlib.Path, opened: Opened, options: Options) -> None:
-    """Write a tokenizer alone into an empty folder, and compare it in torch; raises as `write_text_to_video`."""
+    """Write a tokenizer into an empty folder and compare it with JAX; raise as `write_text_to_video` does."""
     _require_torch(options)
     _copy_modules(folder, _COMMON)
     _write_vae(folder, opened, options)
@@ -84,20 +84,20 @@ def write_tokenizer(folder: pathlib.Path, opened: Opened, options: Options) -> N
 def _require_torch(options: Options) -> None:
     if options.check and not compare.can_compare():
         raise UserError(
-            "torch is not installed, so that the exported modules cannot be compared with this model; pip install torch, "
-            "or add --no_check to write them without"
+            "torch is not installed, so the export cannot be compared with this model; pip install torch, or skip the "
+            "comparison with --no_check"
         )
 
 
 def _finish(folder: pathlib.Path, opened: Opened, vae: Opened, meta: Mapping[str, Any], options: Options) -> None:
-    """Read the weights back, compare the networks in torch, and write the model card."""
+    """Read the weights back, compare the networks with JAX, and write the model card."""
     check(opened.model, folder)
     deviations = compare.compare(folder, opened.model, vae.model) if options.check else None
     (folder / "README.md").write_text(model_card(folder, meta, deviations), "utf-8")
 
 
 def _write_text(folder: pathlib.Path, recipe: Any) -> Mapping[str, Any]:
-    """Write the text tokenizer and the settings of a text encoder of our own; return the entries of `model_index.json`."""
+    """Write the text tokenizer and the config of a jointly trained encoder; return entries for `model_index.json`."""
     text = make_text(recipe.text, recipe.model)
     text.words.save(folder / "tokenizer")
     if isinstance(text, TrainedText):
@@ -131,7 +131,7 @@ def _origin(name: str) -> dict[str, str]:
 
 
 def _copy_modules(folder: pathlib.Path, names: tuple[str, ...]) -> None:
-    """Copy modules so that they import each other from the folder they are in."""
+    """Copy modules into `folder`, with their imports of each other made local to it."""
     for name in names:
         text = pathlib.Path(__file__).with_name(f"{name}.py").read_text("utf-8")
         (folder / f"{name}.py").write_text(text.replace(f"{__package__}.", ""), "utf-8")

@@ -1,4 +1,4 @@
-"""The contract of every denoiser."""
+"""Interface of denoisers."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -13,11 +13,11 @@ Size = tuple[int, int, int]
 
 
 class Denoiser(nn.Module):
-    """Network that predicts what a diffusion process asks for, from corrupted latents under a condition.
+    """Network that predicts the target of a diffusion process from corrupted latents and a condition.
 
-    A network may compute the same function in several forms, with other parameters for each: `training` and `inference`
-    are the forms to run, `for_training` and `for_inference` turn parameters, as they are initialized and saved, into
-    theirs.
+    A network may compute the same function in several forms, each with its own parameters.  `training` and `inference`
+    return the forms to run; `for_training` and `for_inference` convert parameters to them from the form in which they are
+    initialized and saved.
     """
 
     def __call__(self, x_t: Array, level: Float[Array, " b"], cond: Cond, memory: Any = None) -> Prediction:
@@ -25,13 +25,13 @@ class Denoiser(nn.Module):
 
         Args:
           x_t: corrupted latents, `(b, t, h, w)` tokens or `(b, t, h, w, c)` values.
-          level: what the process conditions on (`Process.level`).
-          memory: what `encode_cond` returned for `cond`, whose parts in it are then not read again.
+          level: noise level, as returned by `Process.level`.
+          memory: result of `encode_cond(cond)`; the parts of `cond` that it encodes are then not read again.
         """
         raise NotImplementedError
 
     def encode_cond(self, cond: Cond) -> Any:
-        """Return all that depends on the condition alone, computed once per sample; None if there is nothing."""
+        """Compute everything that depends on the condition alone, once per sample; return None if there is nothing."""
         return None
 
     @property
@@ -56,7 +56,7 @@ class Denoiser(nn.Module):
 
     @nn.nowrap
     def example(self) -> tuple[Array, Float[Array, " 1"], Cond]:
-        """Return the smallest arguments of a call, from which parameters are initialized."""
+        """Return minimal call arguments, for initializing the parameters."""
         raise NotImplementedError
 
     @nn.nowrap

@@ -1,4 +1,4 @@
-"""One block of the spectral transformer, and the text that it reads.  MotionAura equations 2-5."""
+"""Block of the spectral transformer, and the text memory it attends to.  MotionAura equations 2-5."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,11 +27,11 @@ _EPSILON = 1e-6
 
 
 class TextMemory(NamedTuple):
-    """Keys and values that cross-attention reads: all that depends on a text, computed once per prompt.
+    """Keys and values of a text for the cross-attention of all blocks, computed once per prompt.
 
     Attributes:
       keys, values: `(block, batch, length, head, channel)`; keys are normalized.
-      mask: True where a position holds content, `(batch, length)`; None where padding takes part as zeros.
+      mask: True at content, `(batch, length)`; None if padding takes part as zeros.
     """
 
     keys: Float[Array, "n b l h c"]
@@ -67,9 +67,9 @@ class KeysValues(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Split of the condition into `count` vectors of width d: shifts, scales and gates of one block.
+    """Modulation of one block: `count` vectors of width d (shifts, scales and gates), computed from the condition.
 
-    All start at zero, so that scales are 1 and gates 0.
+    All vectors start at zero, so a block starts with shift 0, scale factor 1 and gate 0.
     """
 
     config: SpectralTransformerConfig
@@ -89,20 +89,20 @@ class Modulation(nn.Module):
 
 
 def _evaluated(x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    """Compute `x` once on a CPU, where XLA would fuse it into all that reads it and slice and add anew for each token.
+    """Materialize `x` on a CPU, where XLA would otherwise fuse its computation into every consumer and repeat it per token.
 
-    XLA drops a mere barrier before it fuses; it does not fuse across a loop.
+    A barrier alone does not help: XLA drops it before fusion.  XLA does not fuse across a loop.
     """
     return jax.lax.map(jax.lax.optimization_barrier, x) if on_cpu() else x
 
 
 def modulation_count(config: SpectralTransformerConfig) -> int:
-    """Return how many vectors condition a block: shift and scale of three norms, and the gates that `residual` has."""
+    """Return the number of modulation vectors of a block: shift and scale of three norms, plus the gates of `residual`."""
     return 9 if config.residual == "identity" else 7
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear, and an adapter that reads the output and adds to it."""
+    """Linear, GELU, Linear; the adapter reads the output and is added to it."""
 
     hidden: int
     dtype: jnp.dtype
@@ -119,9 +119,9 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to text and MLP, each behind an adaptive norm.
+    """Transformer block: self-attention, cross-attention to text and MLP, each after an adaptive norm.
 
-    With `folded` the attention layers hold the kernels made by `fold`; nothing else differs.
+    With `folded`, the attention layers hold the kernels made by `fold`; nothing else changes.
     """
 
     config: SpectralTransformerConfig
@@ -185,12 +185,12 @@ class Block(nn.Module):
 
 
 def remat(block: type[nn.Module], what: str) -> type[nn.Module]:
-    """Wrap `block` so that the backward pass recomputes what `config.remat` says."""
+    """Wrap `block` so that the backward pass recomputes what `config.remat` selects."""
     return block if what == "none" else nn.remat(block, prevent_cse=False, policy=_policy(what))
 
 
 def _policy(what: str) -> Callable[..., Any] | None:
-    """Return the policy for what a block keeps for the backward pass next to its inputs.
+    """Return the policy for what a block saves for the backward pass besides its inputs.
 
     Raises:
       UserError: no host memory to offload to.

@@ -1,4 +1,4 @@
-"""Settings and presets of the spectral transformer, free of jax imports.  MotionAura table 2, section 3.3."""
+"""Settings and presets of the spectral transformer.  No jax imports.  MotionAura table 2, section 3.3."""
 
 import dataclasses
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpectralTransformerConfig(Checked):
-    """Settings that fix the network; the defaults are those we recommend, `FAITHFUL` restores the paper's.
+    """Settings of the spectral transformer.  The defaults are our recommendation; `FAITHFUL` restores the paper's block.
 
     Attributes:
       vocab_size: number of codes K of the tokenizer; MASK is id K.
@@ -23,10 +23,10 @@ class SpectralTransformerConfig(Checked):
       heads, blocks: attention heads per block, number of blocks.
       mlp_ratio: hidden width of the MLP over d.
       attention_ratio: width of all heads together over d.
-      spectral: transform around attention: `re_fft2` is the paper's, the Hartley kinds lose nothing,
-        `filter` learns a weight for each embedding frequency, `none` is the ablation without FFT.
+      spectral: transform around attention: `re_fft2` as in the paper, the invertible Hartley kinds, `filter` with a
+        learned weight for each embedding frequency, or `none`, the ablation without FFT.
       cross_spectral: learned transforms around cross-attention (equation 4); text padding is then zero, not masked.
-      residual: `paper` has only LN(T^-1(A)) + AdLN(z) (equations 3 and 5), `identity` adds gated updates to z.
+      residual: `paper` computes LN(T^-1(A)) + AdLN(z) (equations 3 and 5); `identity` adds gated updates to z.
       rope: `flat1d` (0..S-1, as in the paper), `signed` (frequencies), `axial` (t, h, w), `sinusoidal` (no rotation,
         flat positions added to the embedding: ablation D.4), `auto` (`axial` with the grid, else `signed`).
       abs_pos: adds absolute t, h, w positions to the embedding.
@@ -35,17 +35,17 @@ class SpectralTransformerConfig(Checked):
         per block, or a full one per block.
       time_cond: condition the network on the masked fraction; the frame rate always conditions it.
       text_dim, text_len: width of text features and number of text positions.
-      lora: adapters, which train in place of all other weights.
+      lora: adapters; if enabled, only they train.
       remat: what the backward pass recomputes: nothing (`none`), each block (`full`), or each block except its matrix
         products, which are kept on the device (`dots`) or in host memory (`offload`).
-      folded_training: train in the folded form too, as sampling always runs: the same values and gradients with less
-        work on long sequences (`denoisers.fold`); the kernels are folded in every step.
-      loss_chunk: codes whose logits the loss holds at a time, so that those of all codes never exist; 0 holds all.
-      scan: one compiled block in a loop; False writes all blocks out. The parameters are the same.
+      folded_training: train in the folded form, in which sampling always runs: the same values and gradients with less
+        work on long sequences (`denoisers.fold`).  Every step folds the kernels.
+      loss_chunk: number of codes whose logits the loss computes at a time, to save memory; 0 computes all at once.
+      scan: compile one block and loop over it; False unrolls all blocks. The parameters are the same.
       dtype: compute precision; parameters, FFT, softmax, norms and logits are float32.
 
     Raises:
-      UserError: a value that is not among the choices, or values that contradict each other.
+      UserError: a value is not among the choices, or values contradict each other.
     """
 
     vocab_size: Count
@@ -80,7 +80,7 @@ class SpectralTransformerConfig(Checked):
             )
         if self.lora.rank >= (channels := min(self.width, self.inner)):
             raise UserError(
-                f"SpectralTransformerConfig.lora.rank={self.lora.rank}: must be below the {channels} channels that it adapts"
+                f"SpectralTransformerConfig.lora.rank={self.lora.rank}: must be below the {channels} channels it adapts"
             )
         grid_kind = self.spectral in ("none", "hartley3d")
         if (self.rope == "axial" and not grid_kind) or (self.rope == "signed" and self.spectral == "none"):
@@ -119,7 +119,7 @@ class SpectralTransformerConfig(Checked):
     def check_mesh(self, sizes: Mapping[str, int], grid: Sequence[int]) -> None:
         """Check a mesh with axes of `sizes` for clips of `grid` (t, h, w) tokens.
 
-        Warns of heads that do not divide: their devices then all attend with every head.
+        Warn if the heads do not divide over the devices: some devices then repeat the attention of others.
 
         Raises:
           UserError: `sequence` does not divide the tokens, or the transform cannot be split along them.
@@ -147,7 +147,7 @@ class SpectralTransformerConfig(Checked):
 
 
 FAITHFUL: Mapping[str, Any] = {"spectral": "re_fft2", "residual": "paper", "rope": "flat1d", "abs_pos": False}
-"""Overrides that turn any preset into the block that the paper describes (spec section 0, item 6)."""
+"""Overrides that turn any preset into the block described in the paper (spec section 0, item 6)."""
 
 _S: dict[str, Any] = {"vocab_size": 8192, "width": 1760, "heads": 16, "blocks": 17}
 _M: dict[str, Any] = {"vocab_size": 8192, "width": 2048, "heads": 16, "blocks": 28}
@@ -168,7 +168,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "S_paper_width_fat": {**_S, "width": 1024, "mlp_ratio": 20.0},
     "L_paper_width_slim": {**_L_WIDE, "attention_ratio": 0.25, "mlp_ratio": 1.25},
 }
-"""Each states the vocabulary that its parameter count was fitted at; the tokenizer of a recipe decides the real one."""
+"""`vocab_size` is the size that the published parameter counts were fitted at; a recipe takes it from its tokenizer."""
 
 
 def preset(name: str, **overrides: Any) -> SpectralTransformerConfig:

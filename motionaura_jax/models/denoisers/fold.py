@@ -1,4 +1,4 @@
-"""Folding: the transform along the embedding, merged into the attention kernels."""
+"""Folding of the transform along the embedding into the attention kernels."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,8 @@ Kernel = Float[Array, "*n i o"]
 def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
     """Return the parameters of `SpectralTransformer(config, folded=True)` equal to the given ones.
 
-    Linear in the kernels and differentiable, so that a training step may fold inside its loss.  Sampling folds once.
-    Kinds outside `spectral.FOLDED_KINDS` come back unchanged.
+    Folding is linear in the kernels and differentiable, so a training step may fold inside its loss.  Sampling folds once.
+    Kernels of kinds outside `spectral.FOLDED_KINDS` stay unchanged.
     """
     flat = dict(traverse_util.flatten_dict(params))
     for layer, kind in (("self_attention", config.spectral), ("cross_attention", config.cross_kind)):
@@ -26,7 +26,7 @@ def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
         path = ("trunk", "blocks", layer)
         weight = flat.pop((*path, "into", "filter"), None)
         names = ("q", "k", "v") if layer == "self_attention" else ("q",)
-        # Only the map of an adapter that touches the transform is folded; the activation separates the other one.
+        # Fold only the adapter map next to the transform; the activation separates the other map from it.
         inputs, outputs = [part for name in names for part in (name, f"{name}_lora_down")], ["o", "o_lora_up"]
         folded = {
             ("into", name): _fold_input(flat.pop((*path, "into", name)), weight, kind)
@@ -46,7 +46,8 @@ def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
 def _fold_input(kernel: Kernel, weight: Float[Array, "*n 2 i"] | None, kind: str) -> tuple[Kernel, Kernel]:
     """Return E = Re(F diag(w) W) and O = -Im(F diag(w) W), for which T(x) W has rows re(u) E +- im(u) O.
 
-    Without learned weight `re_fft2` sees the point-even half of x, where columns d and -d are conjugates: 0..d/2 do.
+    Without a learned weight, `re_fft2` reads only the point-even half of x.  There columns d and -d are conjugates, so
+    columns 0..d/2 suffice.
     """
     if weight is not None:
         real, imaginary = (part[..., None] for part in jnp.moveaxis(weight, -2, 0))
@@ -62,7 +63,7 @@ def _fold_input(kernel: Kernel, weight: Float[Array, "*n 2 i"] | None, kind: str
 
 
 def _fold_output(kernel: Kernel, kind: str) -> tuple[Kernel, Kernel]:
-    """Return Re(W F w) / 2 and -Im(W F w) / 2, which meet sums and differences of rows n and -n."""
+    """Return Re(W F w) / 2 and -Im(W F w) / 2, which multiply the sums and differences of rows n and -n."""
     even, odd = (0.5 * part for part in _weigh(fft.dft(kernel, -1), kind))
     if kind != "hartley":
         columns = kernel.shape[-1] // 2 + 1

@@ -1,4 +1,4 @@
-"""The spectral transformer: predicts clean tokens from partly masked ones and a text.  MotionAura 3.3."""
+"""Spectral transformer, which predicts clean tokens from partly masked ones and a text.  MotionAura 3.3."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -38,11 +38,11 @@ rules.declare(
     # Multilayer perceptrons and embeddings of scalars.
     (r"(mlp|fps|time)/in/kernel$", rules.COLUMNS),
     (r"(mlp|fps|time)/out/kernel$", rules.ROWS),
-    # Without a partner, but for one vector a clip: what is gathered is small next to them.
+    # Unpaired, but applied to one vector per clip: gathering the activations costs little next to the kernels.
     (r"(condition/project|modulation/(down|up))/kernel$", rules.ROWS),
     # Adapters: small next to the kernels that they adapt, so each device computes them whole.
     (r"([qkvo]_)?lora_(down|up)(_even|_odd)?$", rules.STORED),
-    # Whole along `tensor`: split by rows, the head would gather gradients of all tokens; a split table would gather logits.
+    # Whole along `tensor`: a row-split head would gather the gradients of all tokens, a split table the logits.
     (r"(embedding/table|head/dense/kernel)$", rules.STORED),
     (r"(filter|null|position/kernel)$", rules.VECTOR),
     (r"(embedding/mask|modulation/table)$", rules.VECTOR),
@@ -50,11 +50,11 @@ rules.declare(
 
 
 class SpectralTransformer(Denoiser):
-    """Denoiser over token grids of any size.
+    """Denoiser for token grids of any size.
 
-    With `folded` it takes the parameters that `fold` returns and computes the same values with less work.  Sampling always
-    runs that form.  Training runs it with `config.folded_training`, and on a mesh that splits the tokens: there, only
-    transforms along the sequence alone leave channels to split.
+    With `folded`, it takes the parameters returned by `fold` and computes the same values with less work.  Sampling always
+    uses this form.  Training uses it with `config.folded_training`, and on meshes that split the tokens, where only
+    transforms along the sequence alone leave the channels free to be split.
     """
 
     config: SpectralTransformerConfig
@@ -75,10 +75,10 @@ class SpectralTransformer(Denoiser):
 
         Args:
           x_t: tokens in [0, K]; K is MASK.
-          level: masked fraction in [0, 1] that the process aims at.
-          cond: `scalars["fps"]` (frames a second, positive), `tokens` (text features) and `token_mask`.  A sample
-            whose mask is False everywhere, or `tokens` of None, means the learned null text.
-          memory: what `encode_cond` made of `cond`, which is then not read for text; batch 1 serves any batch.
+          level: expected masked fraction, in [0, 1].
+          cond: `scalars["fps"]` (frames per second, positive), `tokens` (text features) and `token_mask`.  `tokens` of
+            None, or a mask that is False throughout a sample, stands for the learned null text.
+          memory: result of `encode_cond(cond)`, used in place of the text in `cond`; batch size 1 serves any batch.
 
         Raises:
           UserError: no fps, or text features that do not fit the settings.
@@ -123,7 +123,7 @@ class SpectralTransformer(Denoiser):
         config = self.config
         text = jnp.zeros((1, config.text_len, config.text_dim), config.dtype)
         cond = Cond(tokens=text, token_mask=jnp.zeros(text.shape[:2], bool), scalars={"fps": jnp.ones(1)})
-        devices = constraints.axis_size("sequence")  # which have to divide the tokens of any clip
+        devices = constraints.axis_size("sequence")  # must divide the number of tokens
         return jnp.zeros((1, 2, 2, 2 * devices), jnp.int32), jnp.ones(1), cond
 
     @nn.nowrap
@@ -147,7 +147,7 @@ class TokenEmbedding(nn.Module):
     def __call__(self, tokens: Int[Array, "b t h w"]) -> Float[Array, "b t h w d"]:
         config = self.config
         _, t, h, w = tokens.shape
-        # MASK has a vector of its own, which keeps the number of rows of the table divisible for sharding.
+        # MASK has its own parameter, so that the number of table rows stays divisible for sharding.
         z = jnp.take(self.table, jnp.minimum(tokens, config.vocab_size - 1), axis=0)
         z = jnp.where((tokens == config.vocab_size)[..., None], self.mask, z)
         if config.rope == "sinusoidal":
@@ -167,7 +167,7 @@ class Conditioning(nn.Module):
         config = self.config
         if "fps" not in cond.scalars:
             raise UserError("Cond.scalars has no 'fps'; give the frame rate of each clip")
-        # One unit of a sinusoid's argument is 1/1000 of the masked fraction, and 1/64 octave of the frame rate.
+        # One unit of the sinusoid's argument is 1/1000 in masked fraction and 1/64 octave in frame rate.
         condition = ScalarEmbedding(config.width, name="fps")(64 * jnp.log2(cond.scalars["fps"]))
         if config.time_cond:
             condition = condition + ScalarEmbedding(config.width, name="time")(1000 * m)
@@ -178,7 +178,7 @@ class Conditioning(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Projection of text features to the width of the network once, and from there to keys and values of every block."""
+    """Projection of text features to the network's width, and from there to the keys and values of every block."""
 
     config: SpectralTransformerConfig
 
@@ -199,11 +199,11 @@ class TextEncoder(nn.Module):
             unroll=1 if config.scan else config.blocks,
         )
         _, (keys, values) = scanned(config, name="blocks")(text, None)
-        # A transform mixes padding into every bin whatever the mask says, so there padding is zeros and all bins count.
+        # The transform mixes padding into every bin, where no mask can remove it.  So padding is zero and all bins are visible.
         return TextMemory(keys, values, None if config.cross_kind != "none" else mask | ~given)
 
     def _content(self, cond: Cond) -> tuple[Float[Array, "b l d"], Array]:
-        """Return text features padded to `text_len`, and where they hold content."""
+        """Return text features padded to `text_len`, and a mask that is True at content."""
         config = self.config
         if cond.tokens is None:
             empty = jnp.zeros((1, config.text_len, config.text_dim), config.dtype)

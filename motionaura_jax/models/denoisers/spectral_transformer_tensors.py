@@ -52,7 +52,7 @@ ADAPTERS = TensorMap(
         *_low_rank("blocks.{i}.mlp", "trunk/blocks/mlp/"),
     ),
 )
-"""Adapters alone, under the names that PEFT gives them."""
+"""Rules for adapters alone, under their PEFT names."""
 
 _MODULATION, _OURS = "blocks.{i}.modulation", "trunk/blocks/modulation"
 

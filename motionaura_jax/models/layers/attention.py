@@ -20,11 +20,11 @@ def normalize(x: Heads) -> Heads:
 class Attention(nn.Module):
     """Attention of `into(x)` to itself or to the keys and values of a context.
 
-    `into`, the input projection, returns (query, key, value) for self-attention and (query,) for cross-attention; `out` is
-    the output projection.  Flax names parameters after these fields, so that checkpoints depend on them.
+    The input projection `into` returns (query, key, value) for self-attention and (query,) for cross-attention; `out` is
+    the output projection.  Flax names parameters after these fields, so checkpoints depend on the names.
 
-    Queries and keys have unit mean square, so that |logit| <= gain * sqrt(head width): attention cannot saturate.  Each head
-    learns its gain, which starts at `gain`.
+    Queries and keys have unit mean square, so |logit| <= gain * sqrt(head width) and attention cannot saturate.  Each head
+    learns its gain, starting from `gain`.
     """
 
     heads: int
@@ -41,11 +41,11 @@ class Attention(nn.Module):
         context: tuple[Heads, Heads] | None = None,
         mask: Bool[Array, "b k"] | None = None,
     ) -> Float[Array, "b s d"]:
-        """Attend.
+        """Attend to `context`, or to `x` itself.
 
         Args:
           angle: rotary angles of queries and keys.
-          context: keys, already normalized, and values; by default those of `x`.
+          context: normalized keys, and values; None uses those of `x`.
           mask: False where a key is absent.
         """
         query, *own = (split_heads(y, self.heads) for y in self.into(x))

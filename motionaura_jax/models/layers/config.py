@@ -1,4 +1,4 @@
-"""Settings of layers that several networks share, without jax imports."""
+"""Settings of shared layers.  No jax imports."""
 
 import dataclasses
 from typing import Literal
@@ -9,17 +9,16 @@ from motionaura_jax.core.limits import Checked, Natural
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig(Checked):
-    """Low-rank adapters of frozen weights; with a rank above 0 they alone train.
+    """Settings of low-rank adapters; with a rank above 0 only adapters train.
 
     Attributes:
       rank: width between the two maps of an adapter, 64 in the paper; 0 means no adapters.
-      targets: projections of self- and cross-attention that have an adapter: query, key, value, output.
+      targets: adapted projections of self- and cross-attention: query, key, value, output.
       mlp: add an adapter after the MLP of each block.
-      activation: function between the two maps: `gelu` as in the paper; `none` makes the adapter a linear map of low rank, as
-        in PEFT.
+      activation: function between the two maps: `gelu` as in the paper; `none` makes the adapter linear, as in PEFT.
 
     Raises:
-      UserError: a value that is not among the choices, or a rank without targets.
+      UserError: a value is not among the choices, or a rank is set without targets.
     """
 
     rank: Natural = 0

@@ -22,10 +22,10 @@ _EPSILON = 1e-6
 
 
 class Conv3d(nn.Module):
-    """Dense 3-D convolution with bias, for sizes that strides divide exactly.
+    """Dense 3-D convolution with bias, for sizes that the strides divide.
 
-    Symmetric: k * stride frames become k, and windows are centered on multiples of the stride.  Causal: 1 + k * stride
-    frames become 1 + k, and windows end at multiples of the stride, so that result i sees no frame after i * stride.
+    Symmetric: k * stride frames become k, with windows centered on multiples of the stride.  Causal: 1 + k * stride frames
+    become 1 + k, with windows that end at multiples of the stride, so output i depends on no frame after i * stride.
     """
 
     features: int
@@ -71,7 +71,7 @@ class DepthwiseConv3d(nn.Module):
 class SubpixelConv3d(nn.Module):
     """Upsampling by `factors`: 3x3x3 convolution to prod(factors) * features channels, then depth to space (Shi et al. 2016).
 
-    All phases start equal, so that the first outputs have no grid pattern (ICNR, Aitken et al. 2017).
+    All phases are initialized equally, which avoids checkerboard patterns early in training (ICNR, Aitken et al. 2017).
     """
 
     features: int
@@ -131,7 +131,7 @@ def num_groups(channels: int) -> int:
 class GroupNorm(nn.Module):
     """Normalization of groups of channels, computed in float32.  Wu and He 2018; group rule in docs/fidelity.md.
 
-    With `per_frame` the statistics of frame t come from frame t alone, as causal and chunked coding need it.
+    With `per_frame`, each frame has its own statistics, as causal and chunked coding require.
     """
 
     per_frame: bool = False
@@ -143,7 +143,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         axes = (2, 3) if self.per_frame else (1, 2, 3)
         values = x.astype(jnp.float32)
-        # Means of channels first, of groups second: the large reductions then keep channels innermost, which vectorizes.
+        # Average over positions first, then over groups: the large reduction keeps channels innermost, which vectorizes.
         centered = values - _over_groups(values.mean(axes, keepdims=True))
         variance = _over_groups(jnp.square(centered).mean(axes, keepdims=True))
         return (centered * (jax.lax.rsqrt(variance + _EPSILON) * scale) + bias).astype(x.dtype)

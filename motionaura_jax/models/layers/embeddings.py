@@ -19,7 +19,7 @@ def sinusoid(x: Float[Array, "*n"], features: int) -> Float[Array, "*n f"]:
 class ScalarEmbedding(nn.Module):
     """Embedding of one number per sample: sinusoid, Linear, SiLU, Linear, in float32.
 
-    The caller scales the number so that a meaningful difference is about 1.
+    Scale the number so that a meaningful difference is about 1.
     """
 
     features: int
@@ -33,7 +33,7 @@ class ScalarEmbedding(nn.Module):
 class GridEmbedding(nn.Module):
     """Absolute position of each cell of a (t, h, w) grid of any size: three sinusoids through a linear map.
 
-    Its entries start with the standard deviation `stddev`, that of the token embedding they are added to.
+    Entries start with standard deviation `stddev`, like those of the token embedding they are added to.
     """
 
     features: int
@@ -42,7 +42,7 @@ class GridEmbedding(nn.Module):
     @nn.compact
     def __call__(self, grid: tuple[int, int, int]) -> Float[Array, "t h w d"]:
         axes = [sinusoid(jnp.arange(size), _FEATURES) for size in grid]
-        # A cosine or sine has mean square 1/2, and each result sums 3 * _FEATURES of them.
+        # A cosine or sine has mean square 1/2, and each output sums 3 * _FEATURES of them.
         init = nn.initializers.normal(self.stddev * (2 / (3 * _FEATURES)) ** 0.5)
         kernel = self.param("kernel", init, (3, _FEATURES, self.features))
         t, h, w = (axis @ kernel[i] for i, axis in enumerate(axes))
@@ -54,8 +54,8 @@ def rotary_positions(kind: str, grid: tuple[int, int, int], *, signed: bool) -> 
 
     Args:
       kind: `flat1d` counts tokens 0..s-1, as the paper does; `axial` gives (t, h, w).
-      signed: index u means bin u of a Fourier transform of length n, that is frequency u up to n // 2 and u - n above.
-        Neighbors in frequency then are neighbors in position.
+      signed: treat index u as a Fourier bin: its position is the signed frequency, u up to n // 2 and u - n above, so
+        that neighbors in frequency are neighbors in position.
     """
     sizes = (int(np.prod(grid)),) if kind == "flat1d" else grid
     axes = [np.arange(n) for n in sizes]
@@ -77,7 +77,7 @@ def rotary_angles(coordinates: np.ndarray, head_dim: int) -> Float[Array, "s hal
 
 
 def rotate(x: Float[Array, "b s h d"], angle: Float[Array, "s half"]) -> Float[Array, "b s h d"]:
-    """Rotate the pairs (x[i], x[i + d/2]) by `angle`: products then depend on differences of positions alone."""
+    """Rotate the pairs (x[i], x[i + d/2]) by `angle`, so that query-key products depend only on position differences."""
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
     first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""Initial weights, and all of a network from one call of the random generator.
+"""Weight initializers, and initialization of a whole network from one call of the random generator.
 
 XLA compiles a separate generator for every call of `jax.random`.  With one call per weight, `init` of the tiny tokenizer took
-22 CPU seconds to compile; with one call for all of them it takes 1.
+22 CPU seconds to compile; with a single call it takes 1.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ def centered_orthogonal(
 ) -> Array:
     """Return a kernel that is orthogonal between channels at its center tap, and zero at the others (Xiao et al. 2018).
 
-    A causal kernel has its center at the last tap in time.  The variance of activations stays.  Linear layers next to the
-    latent need this: a random spatial kernel there blurs, no norm follows, and the decoder would have to learn to undo it.
+    A causal kernel has its center at the last tap in time.  The kernel preserves the variance of activations.  Linear layers
+    next to the latent need it: a random spatial kernel blurs, no norm follows, and the decoder would have to undo the blur.
     """
     rows, columns = shape[-2:]
     noise = fan_in_normal(key, (max(rows, columns), min(rows, columns)))
@@ -47,10 +47,10 @@ def centered_orthogonal(
 
 
 def from_one_draw(init: Callable[[Key[Array, ""]], Result], key: Key[Array, ""]) -> Result:
-    """Return `init(key)`, in which every `fan_in_normal` takes a slice of one array of noise.
+    """Run `init(key)` so that every `fan_in_normal` in it takes a slice of one noise array.
 
-    `init` is traced twice, the first time to add up the sizes.  It must ask for the same shapes in the same order both
-    times, and not from inside its own `jax.jit`, which would reuse the first trace.
+    `init` is traced twice, the first time to add up the sizes.  It must request the same shapes in the same order both
+    times, and not inside its own `jax.jit`, which would reuse the first trace.
     """
     sizes: list[int] = []
 
@@ -59,7 +59,7 @@ def from_one_draw(init: Callable[[Key[Array, ""]], Result], key: Key[Array, ""])
         return jnp.zeros(shape)
 
     with _drawing_from(measure):
-        # A new lambda each time, because `eval_shape` does not trace a function again that it has seen.
+        # Use a new lambda each time: `eval_shape` caches traces by function.
         jax.eval_shape(lambda key: init(key), key)
     pieces = iter(jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1]))
     with _drawing_from(lambda shape: next(pieces).reshape(shape)):

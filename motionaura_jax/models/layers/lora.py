@@ -1,7 +1,7 @@
 """Low-rank adapters.  MotionAura section 4, "sketch-guided video inpainting", and D.5; Hu et al. 2021.
 
-A frozen linear map L becomes L'(x) = L(x) + W_up GELU(W_down x).  W_up starts at zero, so that training starts at the frozen
-network; W_down starts with the mean and deviation of the frozen kernel.
+A frozen linear map L becomes L'(x) = L(x) + W_up GELU(W_down x).  W_up starts at zero, so training starts from the frozen
+network; W_down is sampled with the mean and standard deviation of the frozen kernel.
 """
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ def low_rank(
     """Return W_up GELU(W_down x), with the parameters NAMElora_down and NAMElora_up of `module`.
 
     Args:
-      kernel: the frozen kernel, whose output has the width of the adapter's.
+      kernel: the frozen kernel, with the same output width as the adapter.
     """
     down = module.param(f"{name}lora_down", _like(kernel), (x.shape[-1], config.rank))
     up = module.param(f"{name}lora_up", nn.initializers.zeros, (config.rank, kernel.shape[-1]))

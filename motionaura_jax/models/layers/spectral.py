@@ -3,12 +3,12 @@
 A transform is T(x) = Re(w * F x), with the unitary Fourier transform F over the axes of its kind and a weight w: 1 for
 `re_fft2`, 1 + i for the Hartley kinds, learned for `filter` and for cross-attention.
 
-Every layer exists in two forms that compute equal values.  `SpectralInput` and `SpectralOutput` apply T to activations.
-`FoldedInput` and `FoldedOutput` use that a transform along the embedding is a matrix: it is multiplied into the kernels once
-(`denoisers.fold`), and only the transform along the sequence is left to do.  Their rows are in `paired_order`.
+Every layer exists in two forms that compute the same values.  `SpectralInput` and `SpectralOutput` apply T to activations.
+`FoldedInput` and `FoldedOutput` exploit that the transform along the embedding is a matrix: it is multiplied into the kernels
+once (`denoisers.fold`), and only the transform along the sequence remains.  Their rows are in `paired_order`.
 
-On a mesh that splits tokens, operations on single tokens keep that split.  A transform along the sequence needs whole
-sequences, so channels are split there instead, and heads in attention; devices exchange their parts all to all in between.
+On a mesh that splits tokens, per-token operations keep that split.  A transform along the sequence needs whole sequences, so
+channels are split there instead, and heads in attention, with all-to-all exchanges in between.
 """
 
 import flax.linen as nn
@@ -28,16 +28,16 @@ Sequence = Float[Array, "b s d"]
 _NO_ADAPTERS = LoraConfig()
 
 FOLDED_KINDS = ("re_fft2", "hartley", "filter")
-"""Kinds whose transform along the embedding merges into kernels; the others have none or need the (t, h, w) grid."""
+"""Kinds whose transform along the embedding folds into kernels; the others have none or need the (t, h, w) grid."""
 
-_TILE = 8  # matrix products are fast if widths are multiples of this
+_TILE = 8  # matrix products are fast at multiples of this width
 
 
 def transform(x: Sequence, kind: str, grid: Grid) -> Sequence:
-    """Apply the fixed transform T of `kind`, which is its own inverse for the orthogonal (Hartley) kinds.
+    """Apply the fixed transform T of `kind`; the orthogonal (Hartley) kinds are their own inverses.
 
-    `filter` means its transform without the learned weight, Re(fft2).  Applied twice, Re(fft2) gives the point-even half
-    (x[s, d] + x[-s, -d]) / 2.
+    For `filter` this is the transform without the learned weight, Re(fft2).  Applied twice, Re(fft2) gives the point-even
+    half (x[s, d] + x[-s, -d]) / 2.
     """
     if kind == "none":
         return x
@@ -61,7 +61,7 @@ def weighted_transform(x: Sequence, weight: Float[Array, "2 d"], kind: str, grid
 
 
 def initial_weight(kind: str) -> nn.initializers.Initializer:
-    """Return an initializer: the fixed weight of `kind`, with noise of deviation 0.02 on the imaginary part."""
+    """Return an initializer: the fixed weight of `kind` plus noise of standard deviation 0.02 on the imaginary part."""
     imaginary = 1.0 if "hartley" in kind else 0.0
 
     def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
@@ -72,7 +72,7 @@ def initial_weight(kind: str) -> nn.initializers.Initializer:
 
 
 def paired_order(length: int) -> np.ndarray:
-    """Return the bins in the order 0, 1, ..., length // 2, -1, -2, ..., so that n and -n are in separate halves."""
+    """Return the bins ordered 0, 1, ..., length // 2, -1, -2, ..., which puts n and -n in separate halves."""
     return np.concatenate([np.arange(length // 2 + 1), np.arange(length - 1, length // 2, -1)])
 
 
@@ -84,7 +84,7 @@ def folded_width(width: int) -> int:
 class SpectralInput(nn.Module):
     """Linear maps of T(x) to `features` channels, one for each of `names` (query, key, value), without biases.
 
-    With `learned` the weight of the transform is the parameter `filter`.  Adapters get T(x), as the kernels do.
+    With `learned`, the weight of the transform is the parameter `filter`.  Adapters read T(x), like the kernels.
     """
 
     names: tuple[str, ...]
@@ -137,10 +137,10 @@ class SpectralOutput(nn.Module):
 class FoldedInput(nn.Module):
     """`SpectralInput` with folded kernels: bins u and -u of a projection are re(u) E +- im(u) O.
 
-    re and im are the transform of x along the sequence, shared by all `names`; it is conjugate-symmetric, so that bins
-    0..s/2 suffice.  The kernels E and O are the parameters NAME_even and NAME_odd.  With `half` (a transform of weight 1)
-    columns 0..d/2 of the point-even half of x suffice, and E and O have half the rows.  The first map of an adapter is
-    folded like the kernels.
+    re and im are the parts of the transform of x along the sequence, shared by all `names`.  The transform is
+    conjugate-symmetric, so bins 0..s/2 suffice.  The kernels E and O are the parameters NAME_even and NAME_odd.  With `half`
+    (a transform of weight 1), columns 0..d/2 of the point-even half of x suffice, and E and O have half the rows.  The first
+    map of an adapter is folded like the kernels.
     """
 
     names: tuple[str, ...]
@@ -154,7 +154,7 @@ class FoldedInput(nn.Module):
     def __call__(self, x: Sequence) -> tuple[Float[Array, "b s n"], ...]:
         length, width = x.shape[1:]
         if self.half:
-            # The point-even half, (x[s, d] + x[-s, -d]) / 2: Re drops the other one.  `seq_mirror` needs whole sequences.
+            # Keep the point-even half, (x[s, d] + x[-s, -d]) / 2; Re drops the other half.  `seq_mirror` needs whole sequences.
             width = folded_width(width)
             pairs = fft.column_pairs(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
             columns, opposite = (_tokens_to_channels(part, width) for part in pairs)
@@ -235,17 +235,17 @@ def _seq_parts(x: Sequence) -> tuple[Sequence, Sequence]:
 
 
 def _tokens_to_channels(x: Sequence, width: int) -> Sequence:
-    """Split channels instead of tokens: `width` or more of them, padded with zeros until the devices divide them.
+    """Split channels instead of tokens, after padding `width` channels or more with zeros until the devices divide them.
 
-    These four exchanges also constrain their argument to its present split.  Otherwise the compiler moves the exchange to
-    another place, where it costs more.
+    These four exchanges also constrain their argument to its current split.  Otherwise the compiler moves the exchange to
+    a place where it costs more.
     """
     devices = constraints.axis_size("sequence")
     return x if devices == 1 else constraints.channels(_fill(constraints.tokens(x), -1, -(-width // devices) * devices))
 
 
 def _channels_to_tokens(x: Sequence, width: int) -> Sequence:
-    """Split tokens or frequencies, padded likewise, instead of channels; keep `width` channels."""
+    """Split tokens or frequencies instead of channels, padded likewise; keep `width` channels."""
     devices = constraints.axis_size("sequence")
     return x if devices == 1 else constraints.tokens(_fill_rows(constraints.channels(x), devices))[..., :width]
 
@@ -256,7 +256,7 @@ def _tokens_to_heads(x: Sequence, heads: int) -> Sequence:
 
 
 def _heads_to_tokens(x: Sequence, heads: int) -> Sequence:
-    """Split tokens or frequencies, padded likewise, instead of heads."""
+    """Split tokens or frequencies instead of heads, padded likewise."""
     devices = constraints.axis_size("sequence")
     return constraints.tokens(_fill_rows(constraints.heads(x, heads), devices), "tensor")
 
@@ -273,5 +273,5 @@ def _fill(x: Sequence, axis: int, size: int) -> Sequence:
 
 
 def _domain(x: Sequence, kind: str, grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shape that `kind` transforms x in, and the axes it transforms; not for `seq_hartley`."""
+    """Return the shape of x and the axes for the transform of `kind`; not for `seq_hartley`."""
     return ((x.shape[0], *grid, x.shape[-1]), (1, 2, 3, 4)) if kind == "hartley3d" else (x.shape, (1, 2))

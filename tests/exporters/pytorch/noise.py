@@ -1,4 +1,4 @@
-"""The random numbers of our samplers, in the form that the exported ones take: what both draw is then equal."""
+"""The random numbers of our samplers in the form the exported ones take, so that both sample the same tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from motionaura_jax.diffusion.categorical import gumbel
 
 
 class OurNoise:
-    """Follows the keys through `diffusion.samplers`: `sampler` says how they are split."""
+    """Noise that splits keys as `diffusion.samplers` does for `sampler`."""
 
     def __init__(self, keys, sampler):
         self._keys, self._order = keys, None
@@ -16,16 +16,16 @@ class OurNoise:
             self._keys, self._order = _split(keys)
 
     def uniform(self, name, step, shape):
-        """Reveals of the ancestral sampler, or the order at random."""
+        """Return reveal noise of the ancestral sampler, or the random order."""
         keys = self._order if name == "order" else self._of(step)[1]
         return _tensor(jax.vmap(lambda key: jax.random.uniform(key, tuple(shape)))(keys))
 
     def gumbel(self, name, step, shape):
-        """Of drawn tokens, or of the choice of positions."""
+        """Return noise for token sampling, or for choosing positions."""
         return _tensor(gumbel(self._of(step)[0 if name == "draw" else 1], tuple(shape)))
 
     def integers(self, name, sizes):
-        """Shifts of the Halton order."""
+        """Return shifts of the Halton order."""
         one = lambda key: jax.random.randint(key, (len(sizes),), 0, jnp.asarray(tuple(sizes)))  # noqa: E731
         return _tensor(jax.vmap(one)(self._order))
 

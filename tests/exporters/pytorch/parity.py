@@ -1,4 +1,4 @@
-"""The same weights in both worlds: networks of ours with random weights, and their exported modules."""
+"""The same weights in both frameworks: our networks with random weights, and their exported modules."""
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,24 @@ from tests.systems.tiny import perturb
 
 
 def tokenizer(config, noise=0.05):
-    """A tokenizer whose weights are off their start everywhere."""
+    """Return a tokenizer with every weight perturbed."""
     params, extra = jax.jit(lambda: init_tokenizer(config, jax.random.key(0)))()
     return Tokenizer(config=config, params=perturb(params, noise), extra=extra)
 
 
 def denoiser(config):
-    """Random weights of a denoiser."""
+    """Return random weights of a denoiser."""
     cond = Cond(tokens=jnp.zeros((1, 2, config.text_dim)), scalars={"fps": jnp.ones(1)})
     return _random(SpectralTransformer(config), jnp.zeros((1, 2, 2, 2), jnp.int32), jnp.ones(1), cond)
 
 
 def text_encoder(config, vocab_size, width):
-    """Random weights of a text encoder."""
+    """Return random weights of a text encoder."""
     return _random(T5Encoder(config.t5(vocab_size, width), scanned=False), jnp.ones((1, 3), jnp.int32))
 
 
 def _random(network, *inputs):
-    """Scales about 1, everything else about 0; drawn here, because a compiled start takes longer than the comparison."""
+    """Sample scales around 1 and other weights around 0; NumPy avoids compiling an init that takes longer than the test."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -47,7 +47,7 @@ def _random(network, *inputs):
 
 
 def torch_tokenizer(ours):
-    """The exported module with the weights of a `Tokenizer`."""
+    """Return the exported module with the weights of a `Tokenizer`."""
     from motionaura_jax.exporters.pytorch.modeling_mbq_vae import MBQVAE
 
     tree = {"params": {"tokenizer": ours.params}, "extra": ours.extra}
@@ -55,14 +55,14 @@ def torch_tokenizer(ours):
 
 
 def torch_denoiser(config, params):
-    """The exported module with the weights of a denoiser."""
+    """Return the exported module with the weights of a denoiser."""
     from motionaura_jax.exporters.pytorch.modeling_spectral_transformer import SpectralTransformer as Module
 
     return filled(Module, settings.denoiser_settings(config), export_tensors(SPECTRAL_TRANSFORMER, params))
 
 
 def torch_text_encoder(config, vocab_size, width, params):
-    """The exported module with the weights of a text encoder."""
+    """Return the exported module with the weights of a text encoder."""
     from motionaura_jax.exporters.pytorch.modeling_text_encoder import TextEncoder as Module
 
     values = settings.text_settings(config, vocab_size, width)
@@ -70,7 +70,7 @@ def torch_text_encoder(config, vocab_size, width, params):
 
 
 def filled(module, values, tensors):
-    """A module of torch with weights from names and arrays, each used once."""
+    """Fill a torch module with named arrays, each used exactly once."""
     import torch
 
     network = module(module.Config(**values))
@@ -79,7 +79,7 @@ def filled(module, values, tensors):
 
 
 def assert_close(theirs, ours, limit=1e-4):
-    """Asserts that arrays agree within `limit` of the largest value."""
+    """Assert that arrays agree within `limit` of the largest value."""
     theirs, ours = np.asarray(theirs), np.asarray(ours)
     assert theirs.shape == ours.shape
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=limit * np.abs(ours).max())

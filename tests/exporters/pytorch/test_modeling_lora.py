@@ -1,4 +1,4 @@
-"""An adapter on an exported pipeline: the adapted network of JAX, and refusals."""
+"""An adapter on an exported pipeline: equality with the adapted JAX network, and refusals."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """An exported model, an adapter, and the model in JAX with that adapter."""
+    """Return an exported model, an adapter, and the JAX model with that adapter."""
     folder = tmp_path_factory.mktemp("lora")
     tokenizer = tiny.save_tokenizer(folder / "tokenizer")
     tiny.save_untrained(folder / "base", noise=0.3, **tiny.text_to_video(tokenizer))
@@ -79,7 +79,7 @@ def test_an_adapter_of_another_model_is_refused(folders, pipe, tmp_path):
 
     with pytest.raises(ValueError, match="trained on the weights 0000, but these are"):
         opened.load_lora_weights(told(base_model_hash="0000"))
-    with pytest.raises(ValueError, match="lora_alpha is r"):
+    with pytest.raises(ValueError, match="lora_alpha must equal r"):
         opened.load_lora_weights(told(lora_alpha=1))
     with pytest.raises(RuntimeError, match=r"size mismatch for .*lora_A"):
         opened.load_lora_weights(told(r=4, lora_alpha=4))

@@ -1,4 +1,4 @@
-"""The exported tokenizer computes what ours does, for every quantizer and every setting that changes the function."""
+"""The exported tokenizer matches ours, for every quantizer and every setting that affects the output."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The exported denoiser computes what ours does, plain and folded, for every transform and every kind of block."""
+"""The exported denoiser matches ours, plain and folded, for every transform and every kind of block."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ TIE = 1e-3
 
 
 def inputs(config, grid, batch=3):
-    """Tokens, level, frame rate, text and its mask: one sample without text, one with a short one."""
+    """Return tokens, level, frame rate, text and its mask; one sample has no text and one a short text."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size + 1, (batch, *grid)).astype(np.int32)
     text = rng.normal(size=(batch, config.text_len - 1, config.text_dim)).astype(np.float32)
@@ -63,7 +63,7 @@ def assert_equal(config, grid, batch=3):
 
 
 def assert_same_choice(found, wanted):
-    """Argmax at least 99.9 % equal, and different only where the two best are nearly tied."""
+    """Assert that the argmax agrees for at least 99.9 %, and differs only in near ties."""
     differ = found.argmax(-1) != wanted.argmax(-1)
     best = np.sort(wanted, -1)
     assert differ.mean() <= 1e-3 and (best[..., -1] - best[..., -2])[differ].max(initial=0) < TIE
@@ -108,7 +108,7 @@ def test_halves_are_close():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "S_paper_width_fat", "M"])  # all others pass as well, in minutes
+@pytest.mark.parametrize("name", ["tiny", "S_paper_width_fat", "M"])  # all others pass too, but take minutes
 def test_presets_at_full_width(name):
     assert_equal(dataclasses.replace(preset(name), blocks=1), (2, 8, 8), batch=2)
 

@@ -1,4 +1,4 @@
-"""The exported text encoder computes what ours does, and its tokenizer splits as the one of training."""
+"""The exported text encoder matches ours, and its tokenizer splits words as in training."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_transformers_reads_the_tokenizer_too(tokenizers, tmp_path):
     ours, _ = tokenizers
     ours.save(tmp_path)
     fast = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    texts = [text for text in TEXTS if "<pad>" not in text]  # which transformers takes for padding
+    texts = [text for text in TEXTS if "<pad>" not in text]  # which transformers treats as padding
     found = fast(texts, padding="max_length", truncation=True, max_length=24)["input_ids"]
     np.testing.assert_array_equal(found, ours.batch(texts))
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"] == 24

@@ -1,4 +1,4 @@
-"""An exported folder on its own: it runs in a process that has only torch, equals JAX, and draws what JAX draws."""
+"""An exported folder alone: it runs in a process with only torch, matches JAX, and samples the same videos."""
 
 import json
 import subprocess
@@ -73,7 +73,7 @@ def test_equal_noise_draws_equal_videos(scenes):
     settings = Settings(size=size, fps=8.0, seed=3, sample=ours.recipe.sample, window=size[0], batch_size=1)
     tokens = ours.latents([Job(prompt=Prompt(text=PROMPT))], settings)
     key = jax.random.key(3)
-    for part in (0, 0, 0):  # position of the prompt, number of the video, window
+    for part in (0, 0, 0):  # prompt index, video index, window
         key = jax.random.fold_in(key, part)
     pipe = MotionAuraPipeline.from_pretrained(scenes)
     found = pipe(PROMPT, noise=OurNoise(key[None], ours.recipe.sample.sampler), output_type="np")
@@ -120,10 +120,10 @@ def test_wrong_weights_are_found_out_and_leave_no_folder(runs, tmp_path, capsys,
             yield name, np.ascontiguousarray(array.T) if square else array
 
     monkeypatch.setattr("motionaura_jax.weights.exported.export_tensors", wrong)
-    monkeypatch.setattr(export, "_check", lambda *_: None)  # which would find it before torch does
+    monkeypatch.setattr(export, "_check", lambda *_: None)  # which would catch it before torch does
     flags = [f"--checkpoint={runs / 'model'}", f"--output={tmp_path / 'there'}", "--format=pytorch"]
     assert export.main(flags) == 2
-    assert "'logits' differs" in capsys.readouterr().err
+    assert "'logits' deviates" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Models that read prompts with a published T5: releases and exports take it along or name it, and draw the same."""
+"""Models with a published T5: releases and exports include or name it, and generate the same videos."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ PROMPT, ID = "a red circle moves up", "me/t5"
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A T5 with a decoder that no one needs, a model that reads with it, and one trained from features of a cache."""
+    """Return a T5 with an unneeded decoder, a model that uses it, and a model trained on cached features."""
     folder = tmp_path_factory.mktemp("published")
     tokenizer = tiny.save_tokenizer(folder / "tokenizer")
     published.write_t5(folder / "t5")
@@ -84,7 +84,7 @@ def test_a_folder_here_goes_along_and_draws_the_same_where_the_first_one_is_gone
 
 
 def test_a_run_starts_from_the_export_with_its_encoder(folder, places):
-    assert "lies in `text_encoder/`" in (folder / "README.md").read_text()
+    assert "`text_encoder/` holds" in (folder / "README.md").read_text()
     values = {**tiny.text_to_video(places / "tokenizer"), "tokenizer": "", "init_from": str(folder), "text": {}}
     recipe = TextToVideoSystem(config.build(TextToVideoRecipe, values)).recipe
     assert recipe.text.tower == str(folder / "text_encoder") and recipe.text.tower_hash
@@ -165,14 +165,14 @@ def test_torch_reads_and_draws_what_jax_does(places, tmp_path, monkeypatch, caps
     assert json.loads(capsys.readouterr().out)["compared_in_torch"]
     pipe = MotionAuraPipeline.from_pretrained(there)
     tower = load(there).recipe.text.tower
-    # Both in float32: the features of training are bfloat16, in which rounding decides near ties.
+    # Both in float32: with bfloat16 features, as in training, rounding would decide near ties.
     monkeypatch.setattr(conditioners, "DTYPE", "float32")
     values = tiny.text_to_video(places / "tokenizer")
     values["text"] = {"tower": tower, "limit": 9}
     tiny.save_untrained(tmp_path / "run", noise=0.3, **values)
     wanted, recipe = drawn(tmp_path / "run")
     key = jax.random.key(3)
-    for part in (0, 0, 0):  # position of the prompt, number of the video, window
+    for part in (0, 0, 0):  # prompt index, video index, window
         key = jax.random.fold_in(key, part)
     found = pipe(PROMPT, noise=OurNoise(key[None], recipe.sample.sampler)).tokens
     np.testing.assert_array_equal(found, wanted)

@@ -1,4 +1,4 @@
-"""The exported samplers draw what ours do when they are given the same random numbers, and sample as well without them."""
+"""The exported samplers match ours given the same random numbers, and sample equally well with their own."""
 
 import math
 
@@ -37,7 +37,7 @@ def scheduler(**settings):
 
 
 def table():
-    """Logits that depend on what is revealed, on the level and on the progress, the same in both worlds."""
+    """Return logits that depend on revealed tokens, level and progress, in both frameworks."""
     rng = np.random.default_rng(0)
     return [rng.normal(size=(CODES + 1, CODES)).astype(np.float32) for _ in range(3)]
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_sampled_is_refused():
     x = np.full((1, *GRID), CODES, np.int32)
     with pytest.raises(ValueError, match="at least 1"):
         theirs(scheduler(), None, x, 0)
-    with pytest.raises(ValueError, match="none of"):
+    with pytest.raises(ValueError, match="must be one of"):
         theirs(scheduler(sampler="sorted"), None, x, 2)
     with pytest.raises(ValueError, match="neither"):
         theirs(scheduler(schedule="square"), None, x, 2)

@@ -1,4 +1,4 @@
-"""Exported folders without torch: what lies in them, that they are checkpoints, and that nothing is lost or half-written."""
+"""Exported folders without torch: their content, their use as checkpoints, and complete, atomic writes."""
 
 import ast
 import json
@@ -80,7 +80,7 @@ def test_the_folder_is_what_a_diffusers_user_knows(folder):
     assert "Not compared" in (folder / "README.md").read_text()
 
 
-# What a user needs for videos, for an id on the hub, or for a published text encoder.
+# Packages for videos, for hub ids, or for a published text encoder.
 OPTIONAL = {"pipeline_motionaura": "av", "modeling_utils": "huggingface_hub", "modeling_published_text": "transformers"}
 
 
@@ -130,7 +130,7 @@ def test_a_tokenizer_comes_back_bit_by_bit(model, tmp_path):
 
 
 def assert_comes_back(folder, values, shard_bytes):
-    """Writes random weights of a recipe and reads every bit of them again."""
+    """Write random weights of a recipe and assert that every bit reads back."""
     recipe = config.build(registry.system_class(values["system"]).Recipe, values)
     shapes = jax.eval_shape(registry.system_class(recipe.system)(recipe).init, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -258,7 +258,7 @@ def test_outputs_of_torch_that_differ_leave_no_folder(runs, tmp_path, capsys, mo
     names = ("features", "decoded", "codes")
     monkeypatch.setattr(compare, "_run", lambda folder, given: dict.fromkeys(names, np.zeros(1)))
     line = error_of(lambda: export.main(command(runs / "tokenizer", tmp_path / "there")), capsys)
-    assert "'features' differs" in line and "nothing was written" in line
+    assert "'features' deviates" in line and "nothing was written" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Goodput against a clock of its own, and over the restarts of a run."""
+"""Goodput against a fake clock, and across the restarts of a run."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_work_beyond_the_checkpoint_is_lost_by_a_restart_or_a_rollback(tmp_path)
         clock.now += 30
     goodput.write()
 
-    clock.now += 1000  # nobody runs
+    clock.now += 1000  # no run is active
     again = Goodput(tmp_path, now=clock)
     again.resume(10)  # step 20 was never committed
     assert again.shares()["goodput"] == pytest.approx(50 / 130)

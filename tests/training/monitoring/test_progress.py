@@ -1,4 +1,4 @@
-"""What people are told of the speed of a run."""
+"""The speed that a run reports."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from motionaura_jax.training.monitoring import progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on by two seconds at every look."""
+    """Make the clock advance by two seconds per reading."""
     seconds = itertools.count(0.0, 2.0)
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
 
@@ -23,7 +23,7 @@ def test_speed_is_that_of_the_steps_since_the_last_report(clock):
 
 @pytest.mark.parametrize("paused_at", [20, 21])
 def test_a_report_of_a_step_that_was_not_timed_repeats_the_last_speed(clock, paused_at):
-    """Logs are a step late, so that the stopwatch may have been started anew behind the step that they tell of."""
+    """Logs lag by a step, so the stopwatch may have restarted after the step that they report."""
     shown = progress.TrainingProgress(total=100, start=0)
     shown.report(10, {"loss": 1.0}, clips_per_step=4)
     shown.pause(paused_at)

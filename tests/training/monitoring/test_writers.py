@@ -1,4 +1,4 @@
-"""Metrics: what is written can be read again, and a disk that fails is one line with a file, never a wait."""
+"""Metrics: they can be read back, and a failing disk gives a one-line error that names the file, without blocking."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from tests.training.test_guards import toy
 
 
 def crc32c(data):
-    """Bit by bit, from the polynomial."""
+    """Compute CRC-32C bit by bit from its polynomial."""
     value = 0xFFFFFFFF
     for byte in data:
         value ^= byte
@@ -35,7 +35,7 @@ def checked(data, checksum):
 
 
 def events(folder):
-    """The events of all files, by the definition of TFRecord."""
+    """Parse the events of all files by the definition of TFRecord."""
     found = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
@@ -53,7 +53,7 @@ def test_numbers_and_pictures_reach_tensorboard(tmp_path, caplog):
     writer.picture(4, "held out", tmp_path / "a.png")
     writer.flush()
     version, start, row, picture = events(tmp_path / "tensorboard")
-    assert not caplog.records  # of a step that is not finite the log has its own word
+    assert not caplog.records  # the log reports non-finite steps separately
     writer.close()
     assert version.file_version == "brain.Event:2"
     assert start.session_log.status == SessionLog.START and start.step == 4
