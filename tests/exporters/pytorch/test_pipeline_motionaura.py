@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax import assets, export
-from motionaura_jax.exporters.pytorch import compare
+from motionaura_jax.exporters.pytorch import compare, writer
 from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
@@ -120,7 +120,7 @@ def test_wrong_weights_are_found_out_and_leave_no_folder(runs, tmp_path, capsys,
             yield name, np.ascontiguousarray(array.T) if square else array
 
     monkeypatch.setattr("motionaura_jax.weights.exported.export_tensors", wrong)
-    monkeypatch.setattr(export, "_check", lambda *_: None)  # which would catch it before torch does
+    monkeypatch.setattr(writer, "check", lambda *_: None)  # which would catch it before torch does
     flags = [f"--checkpoint={runs / 'model'}", f"--output={tmp_path / 'there'}", "--format=pytorch"]
     assert export.main(flags) == 2
     assert "'logits' deviates" in capsys.readouterr().err
