@@ -170,7 +170,9 @@ def check(model: Loaded, folder: pathlib.Path) -> None:
     """
     again = load(folder, model.recipe.system)
     compare(model, again, folder)
-    system_class(again.recipe.system)(again.recipe).frozen()
+    cls = system_class(again.recipe.system)
+    if cls.parts:  # other frozen networks, such as those of feature losses, serve training alone
+        cls(again.recipe).frozen()
 
 
 def compare(model: Loaded, again: Loaded, folder: pathlib.Path) -> None:
