@@ -23,11 +23,12 @@ from motionaura_jax.core.types import Cond, PyTree
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.diffusion import sampling
 from motionaura_jax.diffusion.process import Latents, Mask, Predict, Process
+from motionaura_jax.models.autoencoders.geometry import Size
 from motionaura_jax.models.denoisers.base import Denoiser
 from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.diffusion_recipe import SampleConfig
-from motionaura_jax.systems.latent import LatentSystem, Size
+from motionaura_jax.systems.latent import LatentSystem
 
 _TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers
 _EXAMPLE = 2**32 - 2  # of the keys of a sample, the one for `example` and `start`

@@ -18,6 +18,7 @@ from motionaura_jax.data.fields import Field
 from motionaura_jax.data.latents import CachedLatents
 from motionaura_jax.diffusion.process import Latents
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
+from motionaura_jax.models.autoencoders.geometry import Size
 from motionaura_jax.parallel.mesh import by_rows
 from motionaura_jax.systems import loading
 from motionaura_jax.systems.base import Batch, System
@@ -26,8 +27,6 @@ from motionaura_jax.weights.load import load_recipe
 
 PLANNED = "planned"
 """Place of an autoencoder that is not there yet, while a run is only planned."""
-
-Size = tuple[int, int, int]
 
 
 class LatentSystem(System):
