@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from motionaura_jax.conditioning.base import Conditioners
 from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.array_cache import MemoryCache, clip_content, recall
 from motionaura_jax.data.fields import Field
@@ -204,7 +205,16 @@ class LatentSystem(System):
 
     @classmethod
     def planned_autoencoder(cls, recipe: Any) -> tuple[Any, VideoAutoencoder]:
-        """Return the complete recipe and its autoencoder; by default the trained one, which has to be there."""
+        """Return the complete recipe and its autoencoder; by default the trained one, which has to be there.
+
+        Raises:
+          UserError: the config names no autoencoder, or it cannot be opened.
+        """
+        if recipe.autoencoder_place == PLANNED:
+            role = recipe.autoencoder_role
+            raise UserError(
+                f"config.{role}: name the workdir of a trained {role}; a plan of this system needs its shapes"
+            )
         autoencoder = cls.open_autoencoder(recipe.autoencoder_place, recipe.latent_space)
         return recipe.with_autoencoder(autoencoder), autoencoder
 
