@@ -11,6 +11,7 @@ from motionaura_jax.systems.base import System
 from motionaura_jax.systems.registry import system_class
 from motionaura_jax.weights import steps
 from motionaura_jax.weights.load import Checkpoint, Loaded, load_as, load_recipe, open_checkpoint
+from motionaura_jax.weights.release import at_key
 
 
 def load(path: steps.Location, system: str | None = None) -> Loaded:
@@ -95,5 +96,7 @@ def planned_autoencoder(path: steps.Location, latent_space: str) -> VideoAutoenc
 def _autoencoder_class(source: Checkpoint) -> type:
     cls = system_class(source.system)
     if not hasattr(cls, "autoencoder"):
-        raise UserError(f"{source.path}: holds a {source.system}; an autoencoder is needed here{source.parts()}")
+        places = [(part.role, at_key(source.meta["recipe"], part.key)) for part in cls.parts if part.latent_space]
+        hint = "".join(f"; its {role} is {place}" for role, place in places if place)
+        raise UserError(f"{source.path}: holds a {source.system}; an autoencoder is needed here{hint}")
     return cls
