@@ -110,6 +110,12 @@ def test_a_tokenizer_alone_without_an_average(runs, tmp_path):
     assert not (tmp_path / "release" / "tokenizer").exists()
 
 
+def test_an_export_does_not_need_what_only_training_reads(tmp_path):
+    loss = {"perceptual": 0.1, "perceptual_weights": str(tmp_path / "gone.npz")}
+    tiny.save_untrained(tmp_path / "run", system="mbq_vae", model=tiny.TOKENIZER, loss=loss)
+    assert export.main([f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'release'}"]) == 0
+
+
 def test_a_tokenizer_that_moved_is_named(runs, tmp_path, capsys):
     model = tmp_path / "model"
     values = tiny.text_to_video(shutil.copytree(runs / "tokenizer", tmp_path / "before"))

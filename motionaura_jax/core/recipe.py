@@ -114,7 +114,7 @@ class ParamGroup(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Checked):
-    """Optimizer with gradient clipping, a learning-rate schedule and parameter groups (recipes: spec section E).
+    """Optimizer with gradient clipping, a learning-rate schedule and parameter groups.
 
     Attributes:
       name: "adafactor" keeps sums of squares per row and column instead of one per weight; "muon" orthogonalizes the

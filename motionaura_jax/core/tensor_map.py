@@ -48,7 +48,7 @@ def depthwise(leaf: np.ndarray) -> np.ndarray:
 
 
 def conv_transpose(leaf: np.ndarray) -> np.ndarray:
-    """View `(*window, in, out)` as `(in, out, *window)`; the window is not mirrored, see `ops.transpose`."""
+    """View `(*window, in, out)` as `(in, out, *window)`; the window is not mirrored."""
     window = leaf.ndim - 2
     return leaf.transpose(window, window + 1, *range(window))
 
@@ -76,6 +76,21 @@ class Rule:
         """Compile the expression that matches the leaf paths of this rule."""
         parts = _FIELD.split(self.target)  # text and field names alternate
         return re.compile("".join(f"(?P<{p}>\\d+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+
+
+def layer(source: str, target: str, view: View) -> tuple[Rule, Rule]:
+    """Return the rules of a layer with a bias; `view` is that of its kernel."""
+    return Rule(f"{source}.weight", f"{target}/kernel", view), Rule(f"{source}.bias", f"{target}/bias")
+
+
+def dense(source: str, target: str) -> tuple[Rule, Rule]:
+    """Return the rules of a Dense layer with a bias."""
+    return layer(source, target, linear())
+
+
+def norm(source: str, target: str) -> tuple[Rule, Rule]:
+    """Return the rules of a normalization with scale and bias."""
+    return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -131,14 +131,10 @@ def open_model(checkpoint: str, kind: str, options: Options) -> Opened:
         if role not in roles:
             raise UserError(f"--{role}={place}: a {recipe.system} uses no {role.replace('_', ' ')}; leave it out")
         recipe = cls.with_part(recipe, role, place)
-    recipe = cls.standalone(recipe)
     model = dataclasses.replace(model, recipe=recipe)
     if options.provenance is not None:
         model = dataclasses.replace(model, provenance=options.provenance)
-    ours = {part.role: _open_part(part, recipe, options.dtype) for part in cls.parts if not part.published}
-    published = {part.role: str(recipe.at(part.key)) for part in cls.parts if part.published}
-    copied = tuple(role for role, place in published.items() if place and pathlib.Path(place).is_dir())
-    return Opened(system=cls(recipe), model=rounded(model, options.dtype), parts=ours, copied=copied)
+    return _with_parts(model, options.dtype)
 
 
 def read_provenance(path: pathlib.Path) -> dict[str, Any]:
@@ -174,7 +170,9 @@ def check(model: Loaded, folder: pathlib.Path) -> None:
     """
     again = load(folder, model.recipe.system)
     compare(model, again, folder)
-    system_class(again.recipe.system)(again.recipe).frozen()
+    cls = system_class(again.recipe.system)
+    if cls.parts:  # other frozen networks, such as those of feature losses, serve training alone
+        cls(again.recipe).frozen()
 
 
 def compare(model: Loaded, again: Loaded, folder: pathlib.Path) -> None:
@@ -184,20 +182,29 @@ def compare(model: Loaded, again: Loaded, folder: pathlib.Path) -> None:
         raise UserError(f"{folder}: reads back differently from what was written; check the disk and export again")
 
 
+def _with_parts(model: Loaded, dtype: str) -> Opened:
+    """Open the parts of a model, and the parts of these, and round all weights to `dtype`."""
+    cls = system_class(model.recipe.system)
+    recipe = cls.standalone(model.recipe)
+    ours = {part.role: _open_part(part, recipe, dtype) for part in cls.parts if not part.published}
+    published = {part.role: str(recipe.at(part.key)) for part in cls.parts if part.published}
+    copied = tuple(role for role, place in published.items() if place and pathlib.Path(place).is_dir())
+    model = rounded(dataclasses.replace(model, recipe=recipe), dtype)
+    return Opened(system=cls(recipe), model=model, parts=ours, copied=copied)
+
+
 def _open_part(part: Part, recipe: Any, dtype: str) -> Opened:
     place = str(recipe.at(part.key))
     if not part.latent_space:
-        loaded = rounded(load(place), dtype)
-        return Opened(system=system_class(loaded.recipe.system)(loaded.recipe), model=loaded)
-    wanted = recipe.at(part.latent_space)
-    _, loaded = load_autoencoder(place, wanted)
-    narrow = rounded(loaded, dtype)
-    system: Any = system_class(loaded.recipe.system)(loaded.recipe)
-    if system.autoencoder(narrow.params, narrow.extra).latent_space != wanted:
+        return _with_parts(load(place), dtype)
+    autoencoder, loaded = load_autoencoder(place, recipe.at(part.latent_space))
+    opened = _with_parts(loaded, dtype)
+    system: Any = opened.system
+    if system.autoencoder(opened.model.params, opened.model.extra).latent_space != autoencoder.latent_space:
         raise UserError(
             f"--dtype={dtype}: rounding changes the latent space of the {part.role}; before training, export it with this --dtype"
         )
-    return Opened(system=system, model=narrow)
+    return opened
 
 
 def _writer(cls: type[System], name: str, kind: str) -> Writer:

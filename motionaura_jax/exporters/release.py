@@ -2,7 +2,7 @@
 
 import pathlib
 
-from motionaura_jax.exporters.base import SHARD_BYTES, Opened, Options, check
+from motionaura_jax.exporters.base import Opened, Options, check
 from motionaura_jax.weights import release
 
 
@@ -12,7 +12,7 @@ def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
     Raises:
       UserError: the disk is full or not writable, or a weight reads back differently.
     """
-    opened.copy_published(folder, SHARD_BYTES)
+    opened.copy_published(folder, options.shard_bytes)
     for role, part in opened.parts.items():
         (folder / role).mkdir()
         write(folder / role, part, options)

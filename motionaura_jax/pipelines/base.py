@@ -15,6 +15,7 @@ from jaxtyping import Array, Key, Num, UInt8, UInt32
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
+from motionaura_jax.models.autoencoders.geometry import Size
 from motionaura_jax.parallel import rules
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import batch_shards, make_mesh
@@ -23,8 +24,6 @@ from motionaura_jax.systems.diffusion import DiffusionSystem
 from motionaura_jax.weights import hub, steps
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import Loaded
-
-Size = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ generated, which part (`example`, `start`).
 """
 
 import abc
+import dataclasses
 import functools
 import itertools
 import operator
@@ -23,14 +24,15 @@ from motionaura_jax.core.types import Cond, PyTree
 from motionaura_jax.data.frames import to_uint8
 from motionaura_jax.diffusion import sampling
 from motionaura_jax.diffusion.process import Latents, Mask, Predict, Process
+from motionaura_jax.models.autoencoders.geometry import Size
 from motionaura_jax.models.denoisers.base import Denoiser
 from motionaura_jax.parallel import constraints
 from motionaura_jax.systems.base import Batch, Evaluation
 from motionaura_jax.systems.diffusion_recipe import SampleConfig
-from motionaura_jax.systems.latent import LatentSystem, Size
+from motionaura_jax.systems.latent import LatentSystem
 
 _TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers
-_EXAMPLE = 2**32 - 2  # of the keys of a sample, the one for `example` and `start`
+_EXAMPLE = 2**32 - 2  # the key of a sample for `example` and `start`
 
 
 class DiffusionSystem(LatentSystem):
@@ -221,7 +223,7 @@ class DiffusionSystem(LatentSystem):
 
         def model(x_t: Latents, level: Float[Array, " n"]) -> Array:
             x_t, level, scalars = constraints.batch((x_t, level, cond.scalars))
-            prediction: Any = network.apply(weights, x_t, level, _with_scalars(cond, scalars), memory)
+            prediction: Any = network.apply(weights, x_t, level, dataclasses.replace(cond, scalars=scalars), memory)
             return constraints.tokens(prediction.dense())
 
         return sampling.guided(model, guidance)
@@ -331,7 +333,3 @@ def _keys(key: Key[Array, ""], sample: Int[Array, " b"]) -> Key[Array, " b"]:
 
 def _folded(keys: Key[Array, " b"], data: int) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
-
-
-def _with_scalars(cond: Cond, scalars: Mapping[str, Array]) -> Cond:
-    return Cond(**{**vars(cond), "scalars": scalars})

@@ -12,12 +12,14 @@ from jaxtyping import Array
 
 from motionaura_jax.conditioning.base import Conditioners
 from motionaura_jax.core import config
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.array_cache import MemoryCache, clip_content, recall
 from motionaura_jax.data.fields import Field
 from motionaura_jax.data.latents import CachedLatents
 from motionaura_jax.diffusion.process import Latents
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
+from motionaura_jax.models.autoencoders.geometry import Size
 from motionaura_jax.parallel.mesh import by_rows
 from motionaura_jax.systems import loading
 from motionaura_jax.systems.base import Batch, System
@@ -26,8 +28,6 @@ from motionaura_jax.weights.load import load_recipe
 
 PLANNED = "planned"
 """Place of an autoencoder that is not there yet, while a run is only planned."""
-
-Size = tuple[int, int, int]
 
 
 class LatentSystem(System):
@@ -205,7 +205,16 @@ class LatentSystem(System):
 
     @classmethod
     def planned_autoencoder(cls, recipe: Any) -> tuple[Any, VideoAutoencoder]:
-        """Return the complete recipe and its autoencoder; by default the trained one, which has to be there."""
+        """Return the complete recipe and its autoencoder; by default the trained one, which has to be there.
+
+        Raises:
+          UserError: the config names no autoencoder, or it cannot be opened.
+        """
+        if recipe.autoencoder_place == PLANNED:
+            role = recipe.autoencoder_role
+            raise UserError(
+                f"config.{role}: name the workdir of a trained {role}; a plan of this system needs its shapes"
+            )
         autoencoder = cls.open_autoencoder(recipe.autoencoder_place, recipe.latent_space)
         return recipe.with_autoencoder(autoencoder), autoencoder
 

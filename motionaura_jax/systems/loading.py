@@ -11,6 +11,7 @@ from motionaura_jax.systems.base import System
 from motionaura_jax.systems.registry import system_class
 from motionaura_jax.weights import steps
 from motionaura_jax.weights.load import Checkpoint, Loaded, load_as, load_recipe, open_checkpoint
+from motionaura_jax.weights.release import at_key
 
 
 def load(path: steps.Location, system: str | None = None) -> Loaded:
@@ -23,7 +24,7 @@ def load(path: steps.Location, system: str | None = None) -> Loaded:
       UserError: no weights there, damaged ones, those of another system, or some that do not fit their own config.
     """
     source = open_checkpoint(path)
-    cls = system_class(source.system)
+    cls = _class_of(source)
     source.recipe(cls.Recipe, system)
     return load_as(cls, source)[1]
 
@@ -92,8 +93,17 @@ def planned_autoencoder(path: steps.Location, latent_space: str) -> VideoAutoenc
     return system.bind(*jax.eval_shape(system.init, jax.random.key(0)), latent_space)
 
 
+def _class_of(source: Checkpoint) -> type[System]:
+    try:
+        return system_class(source.system)
+    except UserError as error:
+        raise UserError(f"{source.path}: its saved {error}") from None
+
+
 def _autoencoder_class(source: Checkpoint) -> type:
-    cls = system_class(source.system)
+    cls = _class_of(source)
     if not hasattr(cls, "autoencoder"):
-        raise UserError(f"{source.path}: holds a {source.system}; an autoencoder is needed here{source.parts()}")
+        places = [(part.role, at_key(source.meta["recipe"], part.key)) for part in cls.parts if part.latent_space]
+        hint = "".join(f"; its {role} is {place}" for role, place in places if place)
+        raise UserError(f"{source.path}: holds a {source.system}; an autoencoder is needed here{hint}")
     return cls

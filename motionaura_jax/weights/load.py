@@ -72,7 +72,7 @@ class Checkpoint:
           UserError: the checkpoint holds another system than `system`, or its config is damaged.
         """
         if system and self.system != system:
-            raise UserError(f"{self.path}: holds a {self.system}; a {system} is needed here{self.parts()}")
+            raise UserError(f"{self.path}: holds a {self.system}; a {system} is needed here")
         try:
             return config.build(recipe_class, self.meta["recipe"])
         except UserError as error:
@@ -88,11 +88,6 @@ class Checkpoint:
           UserError: damaged weights, or weights of another architecture.
         """
         return jax.tree.map(np.asarray, self.reader(components, params, extra))
-
-    def parts(self) -> str:
-        """Return a hint for messages that names the autoencoder this model was trained with, or ""."""
-        part = self.meta["recipe"].get("tokenizer")
-        return f"; its tokenizer is {part}" if part else ""
 
 
 def open_checkpoint(path: steps.Location) -> Checkpoint:

@@ -5,6 +5,7 @@ release is self-contained. `parts` in `config.json` maps the recipe keys of the 
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -50,7 +51,7 @@ def read_meta(folder: pathlib.Path, name: str = CONFIG) -> dict[str, Any]:
     `weights` is "averaged" or "raw". The values of part keys become paths that start with `folder`.
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: the file is missing or damaged, or a part is outside the folder.
     """
     path = folder / name
     if not path.is_file():
@@ -217,11 +218,17 @@ def _fault(meta: Any) -> str:
     if not isinstance(parts, dict) or not all(isinstance(value, str) for value in parts.values()):
         return "'parts' must map keys of the recipe to folders"
     for key in {**_OLD_PARTS, **parts}:
-        section = key.partition(".")[0]
-        if "." in key and not isinstance(meta["recipe"].get(section, {}), dict):
-            return f"recipe: {section} must be an object"
+        *sections, _ = itertools.accumulate(key.split("."), "{}.{}".format)
+        for section in sections:
+            if not isinstance(at_key(meta["recipe"], section) or {}, dict):
+                return f"recipe: {section} must be an object"
         if not isinstance(at_key(meta["recipe"], key) or "", str):
             return f"recipe: {key} must be a path"
+    for key, inside in _parts(meta).items():
+        # A release may come from strangers: it must not make us read other folders of this machine.
+        path = pathlib.PureWindowsPath(inside)  # knows both kinds of slashes
+        if path.anchor or ".." in path.parts:
+            return f"{key} is at {inside!r}, outside the folder"
     if meta["recipe"].get("system") != meta["system"]:
         return "'system' and the recipe differ"
     if meta["weights"] not in ("averaged", "raw"):

@@ -99,5 +99,6 @@ def test_only_conditions_that_training_drops_are_guided_away_from():
 def test_the_latent_space_is_filled_in_and_the_place_is_required():
     assert make().recipe.latent_space == "pooling"
     assert make().planned(VALUES).recipe.latent_space == "pooling"
-    with pytest.raises(UserError, match=r"config\.autoencoder: name the workdir of a trained autoencoder"):
-        make(autoencoder="")
+    for build in (make, lambda **values: ToySystem.planned({**VALUES, **values})):
+        with pytest.raises(UserError, match=r"config\.autoencoder: name the workdir of a trained autoencoder"):
+            build(autoencoder="")

@@ -62,7 +62,7 @@ def test_the_system_of_the_page_trains_resumes_exports_and_is_estimated(next_fra
     released = load(tmp_path / "release", "next_frame")
     np.testing.assert_array_equal(released.params["map"]["kernel"], trained.params["map"]["kernel"])
     assert released.extra["clips_seen"] == trained.extra["clips_seen"] == 4 * released.recipe.data.batch_size
-    with pytest.raises(UserError, match="a next_frame is not exported as that, only as release"):
+    with pytest.raises(UserError, match="a next_frame cannot be exported in this format, only as release"):
         exporters.export(str(tmp_path / "run"), tmp_path / "torch", "pytorch", exporters.Options())
 
     estimate = measure(question({**next_frame, "data": data}))

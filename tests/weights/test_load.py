@@ -82,6 +82,12 @@ def test_a_release_of_another_system_or_of_other_settings_is_one_line(places, tm
     place = re.escape(f"{places['release']}/tokenizer")
     with pytest.raises(UserError, match=f"an autoencoder is needed here; its tokenizer is {place}$"):
         load_autoencoder(places["release"])
+    folder = shutil.copytree(places["release"], tmp_path / "foreign")
+    config_file = folder / "config.json"
+    config_file.write_text(config_file.read_text().replace('"text_to_video"', '"video_to_text"'))
+    for name in (None, "text_to_video"):
+        with pytest.raises(UserError, match=r"foreign: its saved config.system=video_to_text: no such system"):
+            load(folder, name)
     folder = shutil.copytree(places["release"], tmp_path / "changed")
     meta = json.loads((folder / "config.json").read_text())
     meta["recipe"]["model"]["wide"] = 3

@@ -82,6 +82,10 @@ def test_a_damaged_weights_file_is_one_line(folder, damage):
         ({**META, "system": "other"}, "'system' and the recipe differ"),
         ({**META, "weights": "best"}, "'weights' is 'best'"),
         ({**META, "recipe": {"system": "toy", "tokenizer": 3}}, "tokenizer must be a path"),
+        ({**META, "recipe": {"system": "toy", "text": "t5"}}, "text must be an object"),
+        ({**META, "parts": ["tokenizer"]}, "'parts' must map keys of the recipe to folders"),
+        ({**META, "parts": {"tokenizer": 3}}, "'parts' must map keys of the recipe to folders"),
+        ({**META, "recipe": {"system": "toy", "a": "b"}, "parts": {"a.b.c": "folder"}}, "a must be an object"),
     ],
 )
 def test_a_damaged_config_is_one_line(folder, content, fault):
@@ -97,12 +101,29 @@ def test_a_missing_config_is_one_line(folder):
         release.read_meta(folder)
 
 
-def test_parts_lie_inside_the_folder(tmp_path):
-    for number, path in enumerate(["tokenizer", "/elsewhere/tokenizer"]):
-        meta = {**META, "recipe": {"system": "toy", "tokenizer": path}}
-        folder = tmp_path / str(number)
-        release.write_folder(folder, meta, PARAMS, EXTRA)
-        assert release.read_meta(folder)["recipe"]["tokenizer"] == str(folder / path)
+def with_part(folder, path, *, listed):
+    """Write a release whose part `tokenizer` is at `path`; older releases do not list their parts."""
+    parts = {"parts": {"tokenizer": path}} if listed else {}
+    release.write_folder(folder, {**META, "recipe": {"system": "toy", "tokenizer": path}, **parts}, PARAMS, EXTRA)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_parts_lie_inside_the_folder(tmp_path, listed):
+    for path in ("tokenizer", "parts/tokenizer"):
+        with_part(tmp_path / "toy", path, listed=listed)
+        assert release.read_meta(tmp_path / "toy")["recipe"]["tokenizer"] == str(tmp_path / "toy" / path)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    "path", ["../../x", "tokenizer/../../x", "..", "/etc/x", "C:\\x", "C:x", "..\\x", "\\\\host\\x"]
+)
+def test_parts_outside_the_folder_are_refused_in_one_line(tmp_path, path, listed):
+    with_part(tmp_path / "toy", path, listed=listed)
+    with pytest.raises(UserError) as error:
+        release.read_meta(tmp_path / "toy")
+    line = str(error.value)
+    assert f"config.json: is damaged (tokenizer is at {path!r}, outside the folder)" in line and "\n" not in line
 
 
 def test_a_draft_takes_the_name_only_when_it_is_complete(tmp_path):

@@ -49,7 +49,7 @@ def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) 
     recipe: Any = model.recipe
     for name in ("tokenizer", "transformer", "scheduler", VAE):
         (folder / name).mkdir()
-    text = _write_text(folder, recipe)
+    text = _write_text(folder, opened)
     _write_config(folder / "transformer", settings.denoiser_settings(recipe.model))
     sampler = {"vocab_size": recipe.model.vocab_size, **recipe.sample.sampling}
     _write_config(folder / "scheduler", sampler, "scheduler_config.json")
@@ -96,8 +96,9 @@ def _finish(folder: pathlib.Path, opened: Opened, vae: Opened, meta: Mapping[str
     (folder / "README.md").write_text(model_card(folder, meta, deviations), "utf-8")
 
 
-def _write_text(folder: pathlib.Path, recipe: Any) -> Mapping[str, Any]:
+def _write_text(folder: pathlib.Path, opened: Opened) -> Mapping[str, Any]:
     """Write the text tokenizer and the config of a jointly trained encoder; return entries for `model_index.json`."""
+    recipe: Any = opened.model.recipe
     text = make_text(recipe.text, recipe.model)
     text.words.save(folder / "tokenizer")
     if isinstance(text, TrainedText):
@@ -105,8 +106,7 @@ def _write_text(folder: pathlib.Path, recipe: Any) -> Mapping[str, Any]:
         place.mkdir()
         _write_config(place, settings.text_settings(recipe.text.encoder, text.words.size, recipe.model.text_dim))
         return {}
-    here = pathlib.Path(recipe.text.tower).is_dir()
-    return _PUBLISHED if here else {**_PUBLISHED, "text_encoder_id": recipe.text.tower}
+    return _PUBLISHED if "text_encoder" in opened.copied else {**_PUBLISHED, "text_encoder_id": recipe.text.tower}
 
 
 def _write_vae(folder: pathlib.Path, opened: Opened, options: Options) -> None:

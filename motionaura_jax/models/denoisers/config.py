@@ -147,7 +147,7 @@ class SpectralTransformerConfig(Checked):
 
 
 FAITHFUL: Mapping[str, Any] = {"spectral": "re_fft2", "residual": "paper", "rope": "flat1d", "abs_pos": False}
-"""Overrides that turn any preset into the block described in the paper (spec section 0, item 6)."""
+"""Overrides that turn any preset into the block described in the paper; see docs/fidelity.md."""
 
 _S: dict[str, Any] = {"vocab_size": 8192, "width": 1760, "heads": 16, "blocks": 17}
 _M: dict[str, Any] = {"vocab_size": 8192, "width": 2048, "heads": 16, "blocks": 28}
