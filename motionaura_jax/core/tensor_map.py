@@ -48,7 +48,7 @@ def depthwise(leaf: np.ndarray) -> np.ndarray:
 
 
 def conv_transpose(leaf: np.ndarray) -> np.ndarray:
-    """View `(*window, in, out)` as `(in, out, *window)`; the window is not mirrored, see `ops.transpose`."""
+    """View `(*window, in, out)` as `(in, out, *window)`; the window is not mirrored, see `ops.upsample`."""
     window = leaf.ndim - 2
     return leaf.transpose(window, window + 1, *range(window))
 
