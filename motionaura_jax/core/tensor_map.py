@@ -78,6 +78,16 @@ class Rule:
         return re.compile("".join(f"(?P<{p}>\\d+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
 
 
+def layer(source: str, target: str, view: View | None = None) -> tuple[Rule, Rule]:
+    """Return the rules of a layer with a bias; `view` shows its kernel, by default that of a Dense layer."""
+    return Rule(f"{source}.weight", f"{target}/kernel", view or linear()), Rule(f"{source}.bias", f"{target}/bias")
+
+
+def norm(source: str, target: str) -> tuple[Rule, Rule]:
+    """Return the rules of a norm with scale and bias."""
+    return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorMap:
     """Rules of one network. The patterns in `ignored` and `new` are those of `fnmatch`.

@@ -1,14 +1,6 @@
 """The spectral transformer: `exporters.pytorch.modeling_spectral_transformer` <-> `denoiser` of text to video."""
 
-from motionaura_jax.core.tensor_map import Rule, TensorMap, linear
-
-
-def _dense(source: str, target: str) -> tuple[Rule, Rule]:
-    return Rule(f"{source}.weight", f"{target}/kernel", linear()), Rule(f"{source}.bias", f"{target}/bias")
-
-
-def _norm(source: str, target: str) -> tuple[Rule, Rule]:
-    return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
+from motionaura_jax.core.tensor_map import Rule, TensorMap, layer, linear, norm
 
 
 def _attention(name: str) -> tuple[Rule, ...]:
@@ -61,26 +53,26 @@ SPECTRAL_TRANSFORMER = TensorMap(
         Rule("token_embedding.weight", "embedding/table"),
         Rule("mask_embedding", "embedding/mask"),
         Rule("position_embedding", "embedding/position/kernel"),
-        *_dense("fps_embedding.linear_1", "condition/fps/in"),
-        *_dense("fps_embedding.linear_2", "condition/fps/out"),
-        *_dense("time_embedding.linear_1", "condition/time/in"),
-        *_dense("time_embedding.linear_2", "condition/time/out"),
-        *_dense("condition_projection", "condition/project"),
+        *layer("fps_embedding.linear_1", "condition/fps/in"),
+        *layer("fps_embedding.linear_2", "condition/fps/out"),
+        *layer("time_embedding.linear_1", "condition/time/in"),
+        *layer("time_embedding.linear_2", "condition/time/out"),
+        *layer("condition_projection", "condition/project"),
         Rule("null_text", "text/null"),
-        *_dense("text_projection", "text/project"),
+        *layer("text_projection", "text/project"),
         *_context("key"),
         *_context("value"),
         Rule(f"{_MODULATION}.table", f"{_OURS}/table"),
         Rule(f"{_MODULATION}.down.weight", f"{_OURS}/down/kernel", linear()),
-        *_dense(f"{_MODULATION}.up", f"{_OURS}/up"),
+        *layer(f"{_MODULATION}.up", f"{_OURS}/up"),
         *_attention("self_attention"),
         *_attention("cross_attention"),
-        *_dense("blocks.{i}.mlp.linear_1", "trunk/blocks/mlp/in"),
-        *_dense("blocks.{i}.mlp.linear_2", "trunk/blocks/mlp/out"),
-        *_norm("blocks.{i}.self_norm", "trunk/blocks/self_norm"),
-        *_norm("blocks.{i}.cross_norm", "trunk/blocks/cross_norm"),
-        *_norm("head_norm", "head/norm"),
-        *_dense("head", "head/dense"),
+        *layer("blocks.{i}.mlp.linear_1", "trunk/blocks/mlp/in"),
+        *layer("blocks.{i}.mlp.linear_2", "trunk/blocks/mlp/out"),
+        *norm("blocks.{i}.self_norm", "trunk/blocks/self_norm"),
+        *norm("blocks.{i}.cross_norm", "trunk/blocks/cross_norm"),
+        *norm("head_norm", "head/norm"),
+        *layer("head", "head/dense"),
         *ADAPTERS.rules,
     )
 )

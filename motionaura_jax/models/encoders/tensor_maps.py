@@ -2,36 +2,26 @@
 
 from collections.abc import Collection
 
-from motionaura_jax.core.tensor_map import Rule, TensorMap, conv, linear, same
+from motionaura_jax.core.tensor_map import Rule, TensorMap, conv, layer, linear, norm
 
 _LAYER = "encoder.layers.{i}"
 
 
-def _dense(source: str, target: str) -> tuple[Rule, Rule]:
-    """Map kernel and bias."""
-    return Rule(f"{source}.weight", f"{target}/kernel", linear()), Rule(f"{source}.bias", f"{target}/bias")
-
-
-def _norm(source: str, target: str) -> tuple[Rule, Rule]:
-    """Map scale and bias."""
-    return Rule(f"{source}.weight", f"{target}/scale", same), Rule(f"{source}.bias", f"{target}/bias")
-
-
 # The transformer that SigLIP and CLIP share.
 _LAYERS = (
-    *_norm(f"{_LAYER}.layer_norm1", "transformer/blocks/attention_norm"),
-    *_dense(f"{_LAYER}.self_attn.q_proj", "transformer/blocks/query"),
-    *_dense(f"{_LAYER}.self_attn.k_proj", "transformer/blocks/key"),
-    *_dense(f"{_LAYER}.self_attn.v_proj", "transformer/blocks/value"),
-    *_dense(f"{_LAYER}.self_attn.out_proj", "transformer/blocks/output"),
-    *_norm(f"{_LAYER}.layer_norm2", "transformer/blocks/mlp_norm"),
-    *_dense(f"{_LAYER}.mlp.fc1", "transformer/blocks/mlp/up"),
-    *_dense(f"{_LAYER}.mlp.fc2", "transformer/blocks/mlp/down"),
+    *norm(f"{_LAYER}.layer_norm1", "transformer/blocks/attention_norm"),
+    *layer(f"{_LAYER}.self_attn.q_proj", "transformer/blocks/query"),
+    *layer(f"{_LAYER}.self_attn.k_proj", "transformer/blocks/key"),
+    *layer(f"{_LAYER}.self_attn.v_proj", "transformer/blocks/value"),
+    *layer(f"{_LAYER}.self_attn.out_proj", "transformer/blocks/output"),
+    *norm(f"{_LAYER}.layer_norm2", "transformer/blocks/mlp_norm"),
+    *layer(f"{_LAYER}.mlp.fc1", "transformer/blocks/mlp/up"),
+    *layer(f"{_LAYER}.mlp.fc2", "transformer/blocks/mlp/down"),
 )
 _TEXT = (
     Rule("embeddings.token_embedding.weight", "embedding/words"),
     Rule("embeddings.position_embedding.weight", "embedding/places"),
-    *_norm("final_layer_norm", "norm"),
+    *norm("final_layer_norm", "norm"),
     *_LAYERS,
 )
 _COUNTERS = ("*position_ids",)  # 0, 1, 2, ..., which old files hold
@@ -44,20 +34,20 @@ SIGLIP_VISION = TensorMap(
         Rule("embeddings.patch_embedding.bias", "patches/projection/bias"),
         Rule("embeddings.position_embedding.weight", "places"),
         *_LAYERS,
-        *_norm("post_layernorm", "norm"),
+        *norm("post_layernorm", "norm"),
         Rule("head.probe", "pool/probe"),
         Rule("head.attention.in_proj_weight", "pool/input_kernel", linear()),
         Rule("head.attention.in_proj_bias", "pool/input_bias"),
-        *_dense("head.attention.out_proj", "pool/output"),
-        *_norm("head.layernorm", "pool/norm"),
-        *_dense("head.mlp.fc1", "pool/mlp/up"),
-        *_dense("head.mlp.fc2", "pool/mlp/down"),
+        *layer("head.attention.out_proj", "pool/output"),
+        *norm("head.layernorm", "pool/norm"),
+        *layer("head.mlp.fc1", "pool/mlp/up"),
+        *layer("head.mlp.fc2", "pool/mlp/down"),
     ),
     prefixes=("vision_model.",),
     ignored=("text_model.*", *_SIGLIP_SCALES, *_COUNTERS),
 )
 SIGLIP_TEXT = TensorMap(
-    rules=(*_TEXT, *_dense("head", "head")),
+    rules=(*_TEXT, *layer("head", "head")),
     prefixes=("text_model.",),
     ignored=("vision_model.*", *_SIGLIP_SCALES, *_COUNTERS),
 )
@@ -67,9 +57,9 @@ CLIP_VISION = TensorMap(
         Rule("embeddings.class_embedding", "class"),
         Rule("embeddings.patch_embedding.weight", "patches/projection/kernel", conv),
         Rule("embeddings.position_embedding.weight", "places"),
-        *_norm("pre_layrnorm", "first_norm"),
+        *norm("pre_layrnorm", "first_norm"),
         *_LAYERS,
-        *_norm("post_layernorm", "norm"),
+        *norm("post_layernorm", "norm"),
         Rule("visual_projection.weight", "projection/kernel", linear()),
     ),
     prefixes=("vision_model.",),
