@@ -58,8 +58,7 @@ class DataConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        frames = [bucket.num_frames for bucket in self.all_buckets()]
-        span, longest = max(((count - 1) / rate, count) for count, rate in zip(frames, self.rates, strict=True))
+        span, longest = max(((shape.num_frames - 1) / shape.fps, shape.num_frames) for shape in self.shapes)
         if self.manifest == SCENES and span >= self.num_frames / self.fps:
             raise UserError(
                 f"DataConfig.buckets: {longest} frames, but the rendered scenes have num_frames={self.num_frames}; "
@@ -79,7 +78,7 @@ class DataConfig(Checked):
     @property
     def rates(self) -> tuple[float, ...]:
         """Return the frames per second of each of `all_buckets`."""
-        return tuple(bucket.fps or self.fps for bucket in self.all_buckets())
+        return tuple(shape.fps for shape in self.shapes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +284,6 @@ class Recipe(Checked):
           UserError: a key of `meaning` differs.
         """
         for key, remedy in self.meaning.items():
-            ours, theirs = (operator.attrgetter(key)(recipe) for recipe in (self, origin))
+            ours, theirs = self.at(key), origin.at(key)
             if ours != theirs:
                 raise UserError(f"config.{key}={shown(ours)}: {where} was trained with {shown(theirs)}; {remedy}")

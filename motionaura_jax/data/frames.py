@@ -133,31 +133,6 @@ def resize_area(frames: UInt8[np.ndarray, "t h w 3"], size: tuple[int, int]) -> 
     return np.stack([frame.to_ndarray() for frame in scaled])
 
 
-def resize_crop(
-    frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)
-) -> UInt8[np.ndarray, "t height width 3"]:
-    """Resize until the target is just covered, then crop.
-
-    Args:
-      frames: RGB, 0 to 255.
-      height, width: target size in pixels.
-      crop: position of the window in the surplus, (vertical, horizontal): 0 is top or left, 1 is bottom or right.
-
-    Raises:
-      ValueError: `frames` is not a uint8 RGB video, or a size or crop position is out of range.
-    """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
-    if height < 1 or width < 1 or not all(0 <= position <= 1 for position in crop):
-        raise ValueError(f"cannot crop to {height}x{width} at {crop}: sizes are positive, positions within 0 and 1")
-    covering = cover_size(frames.shape[1], frames.shape[2], (height, width))
-    if covering != frames.shape[1:3]:
-        frames = resize_area(frames, covering)
-    top = round((frames.shape[1] - height) * crop[0])
-    left = round((frames.shape[2] - width) * crop[1])
-    return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
-
-
 def to_float(frames: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Map 0 to 255 onto -1 to 1, both ends exact.  Raises ValueError for any type but uint8."""
     if frames.dtype != np.uint8:

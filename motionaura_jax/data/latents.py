@@ -58,9 +58,8 @@ class FileHashes:
     def __init__(self, folder: str | Path):
         self._path = Path(folder) / FILES
         self._known: dict[str, list[Any]] = {}
-        with contextlib.suppress(
-            OSError, ValueError, TypeError
-        ):  # without it, or if it is damaged, files are read again
+        # Without the file, or if it is damaged, all files are read again.
+        with contextlib.suppress(OSError, ValueError, TypeError):
             self._known = dict(json.loads(self._path.read_text("utf-8")))
 
     def content(self, record: Record) -> bytes:

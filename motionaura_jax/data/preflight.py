@@ -16,7 +16,7 @@ from motionaura_jax.data.video import VideoError, check_duration, probe
 
 
 class NoUsableFile(UserError):
-    """None of the files that were tried can be used."""
+    """Error for data in which every tried file is unusable."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

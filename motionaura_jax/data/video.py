@@ -30,21 +30,8 @@ from motionaura_jax.data.frames import (
     cover_size,
     orientation,
     over_background,
-    resize_crop,
 )
 from motionaura_jax.data.timeline import MARGINS, Clock, TimedDecoder, frames_from, hold
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "VideoError",
-    "VideoInfo",
-    "check_duration",
-    "probe",
-    "read_clip",
-    "read_video",
-    "resize_crop",
-]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts",

@@ -74,7 +74,7 @@ def find(wanted: Wanted, environment: Mapping[str, str] | None = None) -> Place 
         return None
     for name, value in told.items():
         if value is None:
-            raise UserError(f"--{name} is not given and no cluster tells it; pass --{name} or set {VARIABLES[name]}")
+            raise UserError(f"--{name} is not given and no cluster provides it; pass --{name} or set {VARIABLES[name]}")
     if not told["process_id"] < told["num_processes"]:
         raise UserError(
             f"process_id={told['process_id']} of num_processes={told['num_processes']}; processes count from 0"

@@ -14,15 +14,13 @@ from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import rules
 from motionaura_jax.parallel.mesh import BATCH, batch_shards
 
-Axes = str | tuple[str, ...] | None
-
 
 def axis_size(axis: str) -> int:
     """Return the number of devices along an axis of the current mesh; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
-def split(x: Array, *axes: Axes) -> Array:
+def split(x: Array, *axes: rules.Axes) -> Array:
     """Split the leading dimensions of `x` over mesh axes, one entry each; the other dimensions stay whole."""
     mesh = jax.sharding.get_abstract_mesh()
     if _nothing_to_split(mesh):
@@ -42,7 +40,7 @@ def batch(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: split(x, BATCH), tree)
 
 
-def tokens(x: Float[Array, "b s *f"], *features: Axes) -> Float[Array, "b s *f"]:
+def tokens(x: Float[Array, "b s *f"], *features: rules.Axes) -> Float[Array, "b s *f"]:
     """Split clips and tokens; `features` gives the split of the other axes, by default none."""
     return split(x, BATCH, "sequence", *features)
 

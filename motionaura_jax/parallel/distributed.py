@@ -1,7 +1,8 @@
 """One run on several processes: start together, agree on small values, end together.
 
 `membership` knows who takes part and who is gone. JAX's coordination service does the rest: it connects the devices,
-agrees on the step at which a preempted run saves (`training/signals.py`), and holds the values that processes exchange.
+agrees on the step at which a preempted run saves (`training/monitoring/monitor.py`), and holds the values that processes
+exchange.
 """
 
 import contextlib

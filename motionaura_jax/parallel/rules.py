@@ -158,7 +158,7 @@ def report(placements: Iterable[Placement], sizes: Mapping[str, int]) -> list[st
             example = max(whole, key=lambda one: math.prod(one.shape))
             lines.append(
                 f"{axis}={size} does not divide {len(whole)} of {len(placements)} arrays ({share:.2%} of the parameters), "
-                f"which every device of it holds whole, e.g. {example.path} {list(example.shape)}"
+                f"which every device along it holds whole, e.g. {example.path} {list(example.shape)}"
             )
     return lines
 

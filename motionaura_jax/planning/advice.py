@@ -115,7 +115,7 @@ def _clips(values: Mapping[str, Any]) -> int:
 def _at(values: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key, or None if the recipe has no such key."""
     section, _, name = key.partition(".")
-    return values[section].get(name)
+    return values.get(section, {}).get(name)
 
 
 def _with(question: Question, key: str, value: Any) -> Question:

@@ -1,4 +1,4 @@
-"""Measures the attributes of a rendered scene from its pixels; nothing here is learned.
+"""Measurement of the attributes of a rendered scene from its pixels; nothing here is learned.
 
 The background is a line in color space: shades of one color.  An object is a compact area that is nearer to a palette color
 than to that line.  Its shape is the silhouette with the best overlap over all rotations, and its motion comes from lines
@@ -29,9 +29,8 @@ _GRADIENT_CONTRAST = 0.4  # relative brightness change from bottom to top; rende
 _RADII = np.linspace(0.05, 1.85, 28)  # in radii of the disk with the same area; a triangle reaches 1.56
 _ANGLES = 120
 _BLURS = (0.0, 0.25)  # of half the nominal diameter; 2.75 pixels for a small object at 64
-_RATES = np.array(sorted(range(-12, 13), key=abs)) * (
-    vocabulary.TURN / 8
-)  # turns over a clip that are tried, none first
+# Turns over a clip that are tried, none first.
+_RATES = np.array(sorted(range(-12, 13), key=abs)) * (vocabulary.TURN / 8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Renders scenes with antialiased edges, and says where their objects are at every time."""
+"""Rendering of scenes with antialiased edges, and the pose of each object in every frame."""
 
 import functools
 

@@ -125,8 +125,9 @@ def readable(stored: PyTree, wanted: PyTree, params: PyTree) -> PyTree:
         if name in known:
             return known[name]
         parameter = parameters[owner(name)]
-        # A statistic of another shape, such as a sum over rows, is small: replicate it like the step.
-        alike = parameter if parameter.shape == tuple(leaf.shape) else wanted["step"]
+        # A statistic of another shape, such as a sum over rows, is small: replicate it like the step. An item without a step
+        # is the average: there, another shape means another architecture, which reading the parameters reports.
+        alike = parameter if parameter.shape == tuple(leaf.shape) else wanted.get("step", parameter)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=alike.sharding)
 
     return jax.tree_util.tree_map_with_path(describe, _in_order(stored, wanted))

@@ -21,8 +21,7 @@ from motionaura_jax.data.media import contact_sheet, write_video
 from motionaura_jax.data.windows import SkippedWindows
 from motionaura_jax.parallel import distributed
 from motionaura_jax.parallel import mesh as meshes
-from motionaura_jax.systems import base
-from motionaura_jax.systems.base import System
+from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.training import checkpoint, data, optimizer, state, step
 from motionaura_jax.training import workdir as workdirs
 from motionaura_jax.training.in_flight import Prefetch, Window
@@ -145,7 +144,7 @@ def _steps(run: Run, monitor: Monitor) -> dict[str, Any]:
     result: dict[str, Any] = {}
     save_due = False
 
-    def place(batch: Mapping[str, Any]) -> base.Batch:
+    def place(batch: Mapping[str, Any]) -> Batch:
         return meshes.spread_batch(mesh, run.system.to_arrays(batch))
 
     with Prefetch(run.data.batches(first), place) as batches:

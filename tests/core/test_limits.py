@@ -60,7 +60,7 @@ def build(cls, key, value):
     [*((MBQVAERecipe, *row) for row in TOKENIZER), *((TextToVideoRecipe, *row) for row in DENOISER)],
 )
 def test_a_value_outside_is_refused_with_its_key(cls, key, value):
-    with pytest.raises(UserError, match=rf"^config\.{re.escape(key)}(\[1\])?=.*: (must be|one of)"):
+    with pytest.raises(UserError, match=rf"^config\.{re.escape(key)}(\[1\])?=.*: (must be|expected one of)"):
         build(cls, key, value)
 
 

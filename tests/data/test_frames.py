@@ -1,11 +1,11 @@
-"""Antialiased and unbiased resizing, exact cropping, reversible conversion to floats."""
+"""Antialiased and unbiased resizing, reversible conversion to floats."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionaura_jax.data.frames import cover_size, over_background, resize_crop, to_float, to_uint8
+from motionaura_jax.data.frames import cover_size, over_background, resize_area, to_float, to_uint8
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -15,21 +15,21 @@ def noise(*shape: int) -> np.ndarray:
 def test_shrinking_averages_the_area_of_each_pixel() -> None:
     frames = noise(2, 48, 64, 3)
     means = frames.astype(np.float64).reshape(2, 12, 4, 16, 4, 3).mean((2, 4))
-    assert np.abs(resize_crop(frames, 12, 16) - means).max() <= 2
-    assert abs((resize_crop(frames, 12, 16) - means).mean()) < 0.6
+    assert np.abs(resize_area(frames, (12, 16)) - means).max() <= 2
+    assert abs((resize_area(frames, (12, 16)) - means).mean()) < 0.6
 
 
 def test_fine_patterns_do_not_alias() -> None:
     checkers = (np.indices((96, 96)).sum(0) % 2 * 255).astype(np.uint8)
     frames = np.repeat(checkers[None, ..., None], 3, axis=-1)
     for size in (48, 40, 31):
-        assert np.abs(resize_crop(frames, size, size).astype(int) - 127).max() < 32, size
+        assert np.abs(resize_area(frames, (size, size)).astype(int) - 127).max() < 32, size
 
 
 def test_enlarging_interpolates() -> None:
     ramp = np.linspace(0, 255, 16).round().astype(np.uint8)
     frames = np.broadcast_to(ramp[None, None, :, None], (1, 16, 16, 3)).copy()
-    steps = np.diff(resize_crop(frames, 64, 64)[0, 32, :, 0].astype(int))
+    steps = np.diff(resize_area(frames, (64, 64))[0, 32, :, 0].astype(int))
     assert steps.min() >= 0
     assert steps.max() <= 6
 
@@ -41,28 +41,7 @@ def test_cover_is_the_smallest_of_its_shape(height: int, width: int, to_height: 
     assert size[1] >= to_width
     assert size[0] == to_height or size[1] == to_width
     assert size[0] * width == pytest.approx(size[1] * height, abs=max(height, width))
-    assert resize_crop(np.zeros((1, height, width, 3), np.uint8), to_height, to_width).shape == (
-        1, to_height, to_width, 3)  # fmt: skip
-
-
-def test_crop_positions() -> None:
-    frames = noise(2, 10, 17, 3)
-    np.testing.assert_array_equal(resize_crop(frames, 10, 10, crop=(0.5, 0.0)), frames[:, :, :10])
-    np.testing.assert_array_equal(resize_crop(frames, 10, 10, crop=(0.5, 1.0)), frames[:, :, 7:])
-    np.testing.assert_array_equal(resize_crop(frames, 10, 9), frames[:, :, 4:13])
-    np.testing.assert_array_equal(resize_crop(frames, 10, 17), frames)
-
-
-@pytest.mark.parametrize("crop", [(-0.1, 0.5), (0.5, 1.1)])
-def test_crop_position_out_of_range(crop: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="positions within 0 and 1"):
-        resize_crop(noise(1, 8, 8, 3), 4, 4, crop=crop)
-
-
-@pytest.mark.parametrize("frames", [np.zeros((1, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3))])
-def test_only_uint8_videos_are_resized(frames: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="frames must be uint8"):
-        resize_crop(frames, 4, 4)
+    assert resize_area(np.zeros((1, height, width, 3), np.uint8), size).shape == (1, *size, 3)
 
 
 def test_floats_reach_both_ends_and_come_back() -> None:

@@ -156,7 +156,7 @@ def test_a_workdir_that_cannot_be_written_ends_both_with_one_line(root, tmp_path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--num_processes=2", "--coordinator_address is not given and no cluster tells it"),
+        ("--num_processes=2", "--coordinator_address is not given and no cluster provides it"),
         ("--coordinator_address=here --num_processes=2 --process_id=0", "coordinator_address=here: give HOST:PORT"),
         ("--coordinator_address=localhost:1 --num_processes=2 --process_id=2", "processes count from 0"),
         (

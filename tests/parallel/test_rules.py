@@ -1,5 +1,7 @@
 """Every parameter has a rule; placements match the table on file; state derived from parameters is placed with them."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,6 +9,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from motionaura_jax.core import config
+from motionaura_jax.models import encoders
+from motionaura_jax.models.encoders.config import T5Config
+from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.parallel import rules
 from motionaura_jax.systems import registry
 from tests.systems import tiny
@@ -78,6 +83,16 @@ def test_every_parameter_of_the_tokenizer_has_a_rule(model):
 def test_the_table_of_placements_is_the_one_on_file(name, built, root):
     """If a difference is intended, update the table on file."""
     assert rules.table(places(built()), SIZES) + "\n" == (root / f"tests/parallel/{name}.txt").read_text("utf-8")
+
+
+def test_a_published_t5_needs_no_rules_of_other_networks(monkeypatch):
+    monkeypatch.setattr(rules, "_declared", {})
+    importlib.reload(encoders)
+    network = T5Encoder(T5Config(num_layers=2, feed_forward_proj="gated-gelu"))
+    params = jax.eval_shape(network.init, jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
+    specs = {one.path: one.spec for one in rules.place(params, SIZES)}
+    assert specs["blocks/mlp/out/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert specs["blocks/mlp/gate/kernel"] == specs["blocks/mlp/up/kernel"] == PartitionSpec(None, "fsdp", "tensor")
 
 
 def test_stacked_layers_are_never_split_along_the_stack():

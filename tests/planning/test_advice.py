@@ -19,8 +19,8 @@ def ask(question):
     held = {"parameters": int(2 * GIB / split), "optimizer": int((means + squares) * GIB / split)}
     count = values["train"]["accumulation"]
     clips = values["data"]["batch_size"] / count / mesh["data"] / mesh["fsdp"]
-    activations = {"none": 4.0, "dots": 2.0, "full": 0.5}[values["model"].get("remat", "none")] * clips
-    logits = 3.0 * clips if values["model"].get("loss_chunk", 1024) == 0 else 0.0
+    activations = {"none": 4.0, "dots": 2.0, "full": 0.5}[values.get("model", {}).get("remat", "none")] * clips
+    logits = 3.0 * clips if values.get("model", {}).get("loss_chunk", 1024) == 0 else 0.0
     gradients = 2 * GIB / split * (1 if count == 1 else 2)
     temporary = int(gradients + (activations + logits) * GIB)
     return Estimate(devices=math.prod(mesh.values()), parameters=GIB // 2, held=held, temporary=temporary)
@@ -85,8 +85,10 @@ def test_hopeless_runs_are_told_so():
 
 
 def test_settings_that_a_recipe_does_not_have_are_left_alone():
-    found = advice(question(batch_size=4), 17)
-    assert found.changes == ("--config.train.accumulation=4",)
+    asked = question(batch_size=4)
+    assert advice(asked, 17).changes == ("--config.train.accumulation=4",)
+    del asked.values["model"]  # a recipe without such a section
+    assert advice(asked, 17).changes == ("--config.train.accumulation=4",)
 
 
 def test_every_mesh_axis_is_known_to_the_search():

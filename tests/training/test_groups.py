@@ -286,6 +286,14 @@ def test_another_optimizer_is_still_refused(tmp_path):
         restored(tmp_path, make({"pattern": "^matrix", "scale": 0}, optimizer={"name": "adafactor"}))
 
 
+def test_another_architecture_is_refused_although_the_groups_differ_too(tmp_path):
+    save(make(), tmp_path)
+    larger = make({"pattern": "^matrix", "scale": 0})
+    larger.init = lambda key: ({"color": jnp.zeros(3), "matrix": jnp.eye(4)}, {"seen": jnp.zeros((), jnp.int32)})
+    with pytest.raises(UserError, match="another architecture: params/matrix"):
+        restored(tmp_path, larger)
+
+
 def test_inference_reads_plain_values_of_parameters_without_an_average(tmp_path):
     current = save(make({"pattern": "^matrix", "averaged": False}), tmp_path)
     folder, meta = weights.read_meta(tmp_path)

@@ -14,7 +14,7 @@ rules.declare(
     (r"blocks/output/kernel$", rules.ROWS),
     # Multilayer perceptrons.
     (r"(mlp_\d+|mlp|blocks)/(gate|up)/kernel$", rules.COLUMNS),
-    (r"mlp_\d+/out/kernel$", rules.ROWS),
+    (r"(mlp_\d+|mlp)/out/kernel$", rules.ROWS),
     (r"(mlp|blocks)/down/kernel$", rules.ROWS),
     # By features, as no axis needs to divide a number of words.
     (r"text/embedding$", (None, "fsdp")),

@@ -165,6 +165,7 @@ class Monitor:
     def saved(self, step: int) -> None:
         """Record that a checkpoint of `step` was started: a rerun will continue the log from there."""
         self._goodput.saved(step)
+        self._goodput.mark()  # the file should include the time of this save
         self._goodput.write()
         self._writer.flush()
 
