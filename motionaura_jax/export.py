@@ -65,6 +65,10 @@ def _export(args: argparse.Namespace, given: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--{name}: not read by --format={args.format}, only by {formats}; leave it out")
     if args.format == "stablehlo":
         _trace_on_cpu()
+    if args.format == "pytorch" and not args.no_check:
+        from motionaura_jax.exporters.pytorch import compare
+
+        compare.require_torch()  # before anything is opened or fetched
     from motionaura_jax.exporters import base
     from motionaura_jax.weights import hub
 

@@ -1,6 +1,7 @@
 """The part of a recipe that every diffusion system has."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -57,6 +58,9 @@ class DiffusionRecipe(Recipe):
         back whole; 0 encodes within the step.
     """
 
+    meaning: ClassVar[Mapping[str, str]] = {
+        "latent_space": "leave it empty, and name the autoencoder that it was trained with",
+    }
     autoencoder_role: ClassVar[str] = "autoencoder"
 
     places = (*Recipe.places, "latent_cache")

@@ -12,6 +12,9 @@ from motionaura_jax.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+REMOVED = "elsewhere"
+"""First folder of a path that an export has removed (see `release.without_places`); never an id on the hub."""
+
 SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")
 _ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -112,8 +115,9 @@ def push(folder: Path, name: str, message: str) -> str:
 
 
 def _match(place: str) -> re.Match[str] | None:
-    """Match a hub id; return None for a path, or if `place` begins with an existing folder."""
-    return None if Path(place.split("/")[0]).is_dir() else _ID.fullmatch(place)
+    """Match a hub id; return None for a path, an existing first folder, or a path that an export has removed."""
+    first = place.split("/")[0]
+    return None if first == REMOVED or Path(first).is_dir() else _ID.fullmatch(place)
 
 
 def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:

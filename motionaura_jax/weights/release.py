@@ -24,6 +24,7 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.trees import leaf_types, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.media import write_json
+from motionaura_jax.weights import hub
 
 DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -146,7 +147,7 @@ def without_places(recipe: Mapping[str, Any], places: Iterable[str]) -> dict[str
 def _without_place(value: Any, names: Sequence[str]) -> Any:
     if not names:
         is_place = isinstance(value, str) and _is_place(value)
-        return f"elsewhere/{pathlib.PureWindowsPath(value).name}" if is_place else value
+        return f"{hub.REMOVED}/{pathlib.PureWindowsPath(value).name}" if is_place else value
     if isinstance(value, list):
         return [_without_place(item, names) for item in value]
     if isinstance(value, Mapping) and names[0] in value:

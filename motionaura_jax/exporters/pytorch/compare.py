@@ -36,6 +36,15 @@ def can_compare() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+def require_torch() -> None:
+    """Raise UserError if torch, which compares an export, is not installed."""
+    if not can_compare():
+        raise UserError(
+            "torch is not installed, so the export cannot be compared with this model; pip install torch, or skip the "
+            "comparison with --no_check"
+        )
+
+
 def compare(folder: pathlib.Path, model: Loaded, tokenizer: Loaded) -> dict[str, float]:
     """Compare PyTorch and JAX on random inputs in float32.
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import motionaura_jax
 from motionaura_jax.conditioning.text import TrainedText, make_text
-from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_json
 from motionaura_jax.exporters.base import Opened, Options, check
 from motionaura_jax.exporters.pytorch import compare, settings
@@ -44,7 +43,8 @@ def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) 
     Raises:
       UserError: torch is not installed, the disk is full, or the outputs differ from JAX.
     """
-    _require_torch(options)
+    if options.check:
+        compare.require_torch()
     model, vae = opened.model, opened.parts["tokenizer"]
     recipe: Any = model.recipe
     for name in ("tokenizer", "transformer", "scheduler", VAE):
@@ -75,18 +75,11 @@ def write_text_to_video(folder: pathlib.Path, opened: Opened, options: Options) 
 
 def write_tokenizer(folder: pathlib.Path, opened: Opened, options: Options) -> None:
     """Write a tokenizer into an empty folder and compare it with JAX; raise as `write_text_to_video` does."""
-    _require_torch(options)
+    if options.check:
+        compare.require_torch()
     _copy_modules(folder, _COMMON)
     _write_vae(folder, opened, options)
     _finish(folder, opened, opened, opened.meta(), options)
-
-
-def _require_torch(options: Options) -> None:
-    if options.check and not compare.can_compare():
-        raise UserError(
-            "torch is not installed, so the export cannot be compared with this model; pip install torch, or skip the "
-            "comparison with --no_check"
-        )
 
 
 def _finish(folder: pathlib.Path, opened: Opened, vae: Opened, meta: Mapping[str, Any], options: Options) -> None:

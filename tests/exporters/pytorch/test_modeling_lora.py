@@ -11,6 +11,7 @@ import pytest
 from motionaura_jax import export
 from motionaura_jax.core.trees import merge, partition
 from motionaura_jax.exporters import adapter
+from motionaura_jax.exporters import base as base_exporter
 from motionaura_jax.exporters.pytorch import compare
 from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.systems.loading import load
@@ -38,7 +39,8 @@ def folders(tmp_path_factory):
     drawn = jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape, np.float32), fresh)
     adapted = dataclasses.replace(base, recipe=recipe, params=merge(base.params, drawn))
     (folder / "adapter").mkdir()
-    adapter.write(folder / "adapter", adapted)
+    opened = base_exporter.Opened(system=TextToVideoSystem(recipe), model=adapted)
+    adapter.write(folder / "adapter", opened, base_exporter.Options())
     return folder, adapted
 
 

@@ -86,7 +86,7 @@ def test_the_head_that_finds_the_masked_frame():
     for causal in (False, True):
         ours, theirs, _ = assert_equal(config_of(causal=causal), (5, 8, 8))
         z = np.random.default_rng(1).normal(size=(2, 3, 4, 4, 4)).astype(np.float32)
-        wanted = jax.jit(lambda z: ours._apply("mfi_logits", z))(z)  # noqa: B023
+        wanted = jax.jit(lambda z: ours.apply("mfi_logits", z))(z)  # noqa: B023
         parity.assert_close(theirs.mfi_logits(first(z)).detach(), wanted)
 
 
