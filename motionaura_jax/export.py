@@ -18,13 +18,14 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.limits import Count
 
 SHARD_BYTES = 5 * 10**9
-FORMATS = ("release", "pytorch", "stablehlo", "adapter")
-PARTS = ("tokenizer", "text_encoder")
-# Flags that only these formats read.
+FORMATS = ("release", "pytorch", "stablehlo", "adapter")  # a system may declare more
+PARTS = ("tokenizer", "text_encoder")  # roles with a flag of their own; `--part` takes any
+# Flags that only some of `FORMATS` read.
 _READ_BY = {
     "dtype": ("release", "pytorch"),  # compiled graphs and adapters are float32
     "tokenizer": ("release", "pytorch", "stablehlo"),
     "text_encoder": ("release", "pytorch", "stablehlo"),
+    "part": ("release", "pytorch", "stablehlo"),
     "provenance": ("release", "pytorch", "stablehlo"),
     "max_shard_bytes": ("pytorch",),
     "no_check": ("pytorch",),
@@ -37,8 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, help="workdir, step folder, release, or ID@REVISION on the hub")
     parser.add_argument("--tokenizer", default="", help="its tokenizer, if it has moved")
     parser.add_argument("--text_encoder", default="", help="its published text encoder, if it has moved")
+    parser.add_argument(
+        "--part", action="append", metavar="ROLE=PLACE", default=[], help="any other part of the model, if it has moved"
+    )
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
-    parser.add_argument("--format", choices=FORMATS, default="release", help="format of the folder")
+    formats = f"{', '.join(FORMATS)}, or another format that the system declares"
+    parser.add_argument("--format", default="release", help=formats)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="dtype of the weights"
     )
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(args: argparse.Namespace, given: Sequence[str]) -> dict[str, Any]:
     for name in given:
-        if args.format not in _READ_BY[name]:
+        if args.format in FORMATS and args.format not in _READ_BY[name]:
             formats = " and ".join(_READ_BY[name])
             raise UserError(f"--{name}: not read by --format={args.format}, only by {formats}; leave it out")
     if args.format == "stablehlo":
@@ -75,7 +80,7 @@ def _export(args: argparse.Namespace, given: Sequence[str]) -> dict[str, Any]:
     if args.push_to_hub:
         hub.check_push(args.push_to_hub)
     options = base.Options(
-        places={role: place for role in PARTS if (place := getattr(args, role))},
+        places=_places(args),
         dtype=args.dtype,
         provenance=base.read_provenance(args.provenance) if args.provenance else None,
         shard_bytes=args.max_shard_bytes,
@@ -96,6 +101,17 @@ def _export(args: argparse.Namespace, given: Sequence[str]) -> dict[str, Any]:
         "bytes": size,
         "compared_in_torch": args.format == "pytorch" and not args.no_check,
     }
+
+
+def _places(args: argparse.Namespace) -> dict[str, str]:
+    """Return the current places of parts, by role."""
+    places = {role: place for role in PARTS if (place := getattr(args, role))}
+    for text in args.part:
+        role, separator, place = text.partition("=")
+        if not (role and separator and place):
+            raise UserError(f"--part={text}: write it as --part=ROLE=PLACE")
+        places[role] = place
+    return places
 
 
 def _trace_on_cpu() -> None:

@@ -126,6 +126,10 @@ def test_a_tokenizer_that_moved_is_named(runs, tmp_path, capsys):
     other = tiny.save_tokenizer(tmp_path / "other", codebook_size=8)
     assert "latent space" in error_of([*flags, f"--tokenizer={other}"], capsys)
     assert export.main([*flags, f"--tokenizer={tmp_path / 'after'}"]) == 0
+    assert export.main([*flags, f"--part=tokenizer={tmp_path / 'after'}", "--overwrite"]) == 0
+    assert "write it as --part=ROLE=PLACE" in error_of([*flags, "--part=tokenizer", "--overwrite"], capsys)
+    there = f"--tokenizer={tmp_path / 'after'}"
+    assert "stablehlo" in error_of([*flags, there, "--format=zip", "--overwrite"], capsys)
     assert "uses no tokenizer" in error_of(
         [f"--checkpoint={other}", f"--output={tmp_path / 'r'}", "--tokenizer=x"], capsys
     )
