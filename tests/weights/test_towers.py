@@ -61,7 +61,7 @@ def test_leaves_go_where_the_caller_says(folder):
         ({"model_type": ["t5"]}, "describes no model"),
         ({"num_layers": "many"}, "num_layers=many"),
         ({"num_layers": -1}, "num_layers=-1: must be at least 1"),
-        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj=gated-silu: one of relu, gated-gelu"),
+        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj=gated-silu: expected one of relu, gated-gelu"),
         ({"d_model": 17}, "shape"),
         ({"num_layers": 3}, "missing encoder.block.2."),
         ({"num_layers": 1}, "not used encoder.block.1."),
