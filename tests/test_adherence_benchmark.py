@@ -17,4 +17,4 @@ def test_a_checkpoint_is_measured_with_the_settings_asked_for(tmp_path, capsys):
     assert {row["n"] for row in result["adherence"]} == {4} and {row["n"] for row in result["tokenizer"]} == {2}
     assert "95 % interval" in shown.err and (tmp_path / "sheet.png").stat().st_size > 0
     assert adherence.main([*flags, "--sample.sampler=best"]) == 2
-    assert "sample.sampler=best: one of confidence" in capsys.readouterr().err
+    assert "sample.sampler=best: expected one of confidence" in capsys.readouterr().err

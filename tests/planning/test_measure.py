@@ -84,7 +84,7 @@ def test_a_published_text_encoder_that_is_not_here_is_left_out_and_named():
     ("values", "mesh", "message"),
     [
         ({"data": {"batch_size": 3}}, "data:2", "batch_size=3: does not divide"),
-        ({"model": {"remat": "ful"}}, "data:1", "config.model.remat=ful: one of none, dots, full, offload"),
+        ({"model": {"remat": "ful"}}, "data:1", "config.model.remat=ful: expected one of none, dots, full, offload"),
     ],
 )
 def test_what_would_not_train_is_not_estimated(values, mesh, message):

@@ -291,7 +291,7 @@ def test_another_tokenizer_is_refused(tokenizer, system, tmp_path):
         ({"tokenizer": ""}, "config.tokenizer: name the workdir"),
         ({"sample": {"num_inference_steps": -1}}, "config.sample.num_inference_steps=-1: must be at least 1"),
         ({"sample": {"guidance_scale": 0.5}}, "guidance_scale=0.5: must be at least 1"),
-        ({"sample": {"sampler": "greedy"}}, "sampler=greedy: one of confidence, halton, random, ancestral"),
+        ({"sample": {"sampler": "greedy"}}, "sampler=greedy: expected one of confidence, halton, random, ancestral"),
         ({"sample": {"schedule": "cosin"}}, "no such schedule; did you mean 'cosine'"),
         ({"sample": {"sampler": "halton", "remask": 2}}, "remask=2"),
         ({"sample": {"temperature": -1.0}}, "temperature=-1.0: must be at least 0"),
