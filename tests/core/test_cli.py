@@ -182,7 +182,7 @@ def test_json_result_is_the_only_line_on_stdout(capsys: pytest.CaptureFixture[st
 def test_messages_go_to_stderr() -> None:
     code = (
         "import logging\n"
-        "from motionaura_jax import cli\n"
+        "from motionaura_jax.core import cli\n"
         "def body():\n"
         "    logging.getLogger('motionaura_jax.x').info('ours [x]')\n"
         "    logging.getLogger('other').info('chatter')\n"
@@ -224,7 +224,7 @@ def test_a_command_that_is_run_as_a_module_says_as_much() -> None:
 
 def test_compiled_programs_are_kept(tmp_path: Path) -> None:
     code = (
-        "from motionaura_jax import cli\n"
+        "from motionaura_jax.core import cli\n"
         "def body():\n"
         "    import jax\n"
         "    return {'sum': jax.jit(lambda x: x + 1)(1).item()}\n"

@@ -29,7 +29,7 @@ def new_pages(call: str, **environment: str) -> int:
     """Return how many pages a fresh interpreter gets from the kernel for a second array of 256 MB after a first one."""
     code = (
         "import resource, numpy as np\n"
-        "from motionaura_jax import process\n"
+        "from motionaura_jax.core import process\n"
         f"{call}\n"
         "pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "np.ones(1 << 25).sum(); before = pages(); np.ones(1 << 25).sum(); print(pages() - before)\n"
