@@ -42,12 +42,12 @@ def slots(tensor_map: TensorMap, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     """
     found: dict[str, Slot] = {}
     for leaf, shape in shapes.items():
-        if _matches(leaf, tensor_map.new):
+        if matches(leaf, tensor_map.new):
             continue
-        matches = [(rule, match) for rule in tensor_map.rules if (match := rule.pattern.fullmatch(leaf))]
-        if len(matches) != 1:
-            raise ValueError(f"{len(matches)} rules for the leaf {leaf}")
-        ((rule, match),) = matches
+        found_rules = [(rule, match) for rule in tensor_map.rules if (match := rule.pattern.fullmatch(leaf))]
+        if len(found_rules) != 1:
+            raise ValueError(f"{len(found_rules)} rules for the leaf {leaf}")
+        ((rule, match),) = found_rules
         for index in range(shape[0]) if rule.stacked else (None,):
             source = rule.source.format(**match.groupdict(), **dict.fromkeys(rule.stacked, index))
             if source in found:
@@ -105,7 +105,7 @@ def export_tensors(tensor_map: TensorMap, params: PyTree) -> Iterator[tuple[str,
 
 def without_ignored(tensor_map: TensorMap, names: Iterable[str]) -> list[str]:
     """Return the `names` that the map does not ignore."""
-    return [name for name in names if not _matches(name, tensor_map.ignored)]
+    return [name for name in names if not matches(name, tensor_map.ignored)]
 
 
 def _match(
@@ -143,7 +143,8 @@ def _misfit(files: TensorFiles, name: str, slot: Slot, leaves: Mapping[str, Any]
     return "" if fits else f"{name} has the dtype {tensor.dtype}, which is not {np.dtype(leaf.dtype).name}"
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether `name` matches any of the patterns, as in `fnmatch`."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -4,7 +4,6 @@ Each network has a folder with safetensors under torch's names; its tensor map c
 rest: `training.json` is the `config.json` of a release, and `training.safetensors` has the leaves that only training reads.
 """
 
-import fnmatch
 import functools
 import operator
 import pathlib
@@ -21,7 +20,7 @@ from motionaura_jax.core.parts import Component
 from motionaura_jax.core.trees import leaf_types, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights import release
-from motionaura_jax.weights.convert import export_tensors, import_tensors
+from motionaura_jax.weights.convert import export_tensors, import_tensors, matches
 from motionaura_jax.weights.shards import save_tensors, write_shards
 from motionaura_jax.weights.tensors import TensorFiles
 
@@ -86,7 +85,7 @@ def write_weights(
         kept += component.tensors.new
         write_shards(folder / component.folder, WEIGHTS, tensors, shard_bytes)
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    rest = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items() if _is_new(name, kept)}
+    rest = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items() if matches(name, kept)}
     if rest:
         save_tensors(rest, folder / REST)
 
@@ -113,7 +112,3 @@ def _replaced(tree: PyTree, place: tuple[str, ...], part: PyTree) -> PyTree:
     if not place:
         return part
     return {**tree, place[0]: _replaced(tree[place[0]], place[1:], part)}
-
-
-def _is_new(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
