@@ -1,0 +1,141 @@
+"""Reading of paths, text and JSON that may come from strangers.
+
+Every reader of such files goes through this module: it opens regular files only, because a pipe or a device would hang or
+never end, and it bounds size and nesting before anything is built from the content.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from motionaura_jax.core.errors import UserError
+
+MAX_JSON_BYTES = 2**26
+"""Largest description, index or list in JSON that is read (64 MiB)."""
+MAX_TEXT_BYTES = 2**32
+"""Largest table or list of texts that is read (4 GiB)."""
+MAX_DEPTH = 64
+"""Deepest nesting of JSON objects and lists."""
+
+
+def expanded(text: str | os.PathLike[str]) -> Path:
+    """Return a path as the user wrote it, with a leading `~` or `~user` replaced by the home folder.
+
+    Raises:
+      UserError: the text is empty, holds a NUL character, or there is no such home folder.
+    """
+    written = os.fspath(text)
+    if not written.strip() or "\0" in written:
+        raise UserError(f"{written!r} is not a path; give the name of a file or folder")
+    try:
+        return Path(written).expanduser()
+    except RuntimeError:
+        raise UserError(f"{written}: there is no such home folder; write the path in full") from None
+
+
+def check_regular(path: Path, *, limit: int, remedy: str) -> os.stat_result:
+    """Return the status of a regular file of at most `limit` bytes, following links.
+
+    Raises:
+      UserError: "PATH: fault; remedy" for a missing file, a folder, pipe, socket or device, or a larger file.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+        raise UserError(f"{path}: is {kind}, not a file; {remedy}")
+    if status.st_size > limit:
+        raise UserError(f"{path}: is too large ({status.st_size} bytes, at most {limit}); {remedy}")
+    return status
+
+
+def read_bytes(path: Path, *, limit: int, remedy: str) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+      UserError: see `check_regular`, or the file cannot be read.
+    """
+    check_regular(path, limit=limit, remedy=remedy)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
+
+
+def read_text(path: Path, *, limit: int = MAX_TEXT_BYTES, remedy: str = "save the file with UTF-8 encoding") -> str:
+    """Read UTF-8 text, with or without a byte-order mark, and with line ends as newlines.
+
+    Raises:
+      UserError: see `read_bytes`; or the text is in another encoding or holds a NUL character, with the line.
+    """
+    data = read_bytes(path, limit=limit, remedy=remedy)
+    try:
+        text = data.decode("utf-8-sig")
+        fault = data.find(b"\0")
+    except UnicodeDecodeError as error:
+        fault = error.start
+    if fault >= 0:
+        line = data.count(b"\n", 0, fault) + 1
+        raise UserError(f"{path}: line {line} is not UTF-8 text (byte {fault}); {remedy}")
+    return text.replace("\r\n", "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse strict JSON: no NaN or Infinity, no half of a surrogate pair, at most `MAX_DEPTH` levels.
+
+    Raises:
+      ValueError: says in a few words what is wrong.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        _check_strings(value, MAX_DEPTH)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at line {error.lineno}") from None
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    return value
+
+
+def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, remedy: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+      UserError: "PATH: fault; remedy" for a file that cannot be read, that is not strict JSON, or that holds another value.
+    """
+    data = read_bytes(path, limit=limit, remedy=remedy)
+    try:
+        value = parse_json(data.decode("utf-8-sig"))
+    except ValueError as error:
+        fault = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise UserError(f"{path}: is damaged ({fault}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is damaged (holds a JSON {type(value).__name__}, an object was expected); {remedy}")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"not JSON: {name} is not a number")
+
+
+def _check_strings(value: Any, depth: int) -> None:
+    """Refuse nesting deeper than `depth`, and strings that UTF-8 cannot hold."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("a string holds half of a surrogate pair") from None
+    elif isinstance(value, (dict, list)):
+        if depth == 0:
+            raise ValueError("nested too deeply")
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            _check_strings(item, depth - 1)
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()

@@ -1,0 +1,88 @@
+"""Readers of core/files.py: every damaged or hostile file is one UserError, every sound one reads as written."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.files import MAX_DEPTH, expanded, parse_json, read_bytes, read_json, read_text
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_strict_json_reads_back_what_json_writes(value):
+    text = json.dumps(value, ensure_ascii=False)
+    assert parse_json(text) == parse_json(text.encode()) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1),
+        '{"a":' * (MAX_DEPTH + 1) + "1" + "}" * (MAX_DEPTH + 1),
+        "NaN",
+        "[-Infinity]",
+        '"\\ud800"',
+        '{"\\udfff": 1}',
+        "9" * 10_000,
+        "{'a': 1}",
+        b"\xff",
+        "",
+    ],
+)
+def test_other_json_is_a_short_value_error(text):
+    with pytest.raises(ValueError, match=r"^.{1,80}") as caught:
+        parse_json(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_allowed_depth_is_read():
+    parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'"x"', b"", b"\xff{}", b"{" * 5000, b'{"a": NaN}'])
+def test_a_file_without_one_json_object_is_one_line(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{path}: is damaged \(.*\); copy it again$"):
+        read_json(path, remedy="copy it again")
+
+
+def test_only_regular_files_of_bounded_size_are_opened(tmp_path):
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    large.write_bytes(bytes(11))
+    for path in (pipe, Path("/dev/zero"), tmp_path, large, tmp_path / "missing", tmp_path / ("n" * 400)):
+        with pytest.raises(UserError, match=r"; try another$"):
+            read_bytes(path, limit=10, remedy="try another")
+    assert read_bytes(large, limit=11, remedy="") == bytes(11)
+
+
+def test_text_is_utf8_without_nul(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbfa\r\nb\xc3\xa4\n")
+    assert read_text(path) == "a\nbä\n"
+    for content in ("a\nb".encode("utf-16"), b"a\n\xe4", b"a\n\0"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"line [12] is not UTF-8 text"):
+            read_text(path)
+
+
+def test_paths_are_taken_as_written_except_for_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/x") == tmp_path / "x"
+    for name in ("12:30.mp4", "a~b", "[exp]", "with space", "-x"):
+        assert str(expanded(name)) == name
+    for name in ("", " ", "a\0b", "~nobody-of-this-name/x"):
+        with pytest.raises(UserError):
+            expanded(name)
