@@ -120,7 +120,10 @@ PRESETS = {
     "paper_residual": {"model.residual": "paper"},
     "faithful": {f"model.{key}": value for key, value in FAITHFUL.items()},
     "elbo": {"diffusion.objective": "elbo", "diffusion.schedule": "linear"},
-    "remask": {"diffusion.corrupt_visible": 0.05, "sample.remask": 4},
+    "remask": {"diffusion.corrupt_visible": 0.05, "diffusion.visible_weight": 0.1, "sample.remask": 4},
+    "remdm": {"sample.sampler": "ancestral", "sample.num_inference_steps": 64, "sample.remask_rate": 0.2},
+    # Latent frames with masked fractions of their own, and clips with known frames, as in windows of long videos.
+    "per_frame": {"diffusion.per_frame": 0.5, "diffusion.known_frames": 0.25},
     "halton": {"sample.sampler": "halton"},
     "ancestral": {"sample.sampler": "ancestral", "sample.num_inference_steps": 64},
 }

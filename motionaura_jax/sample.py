@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import motionaura_jax
 from motionaura_jax import assets
 from motionaura_jax.core import cli
-from motionaura_jax.core.limits import Count, KeySeed, Natural, NonNegative, OneOrMore, Positive, PositiveShare
+from motionaura_jax.core.limits import Count, KeySeed, Natural, NonNegative, OneOrMore, Positive, PositiveShare, Share
 
 if TYPE_CHECKING:
     from motionaura_jax.pipelines.base import Settings
@@ -62,6 +62,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("--num_inference_steps", type=whole, help="number of sampling steps")
     parser.add_argument("--guidance_scale", type=cli.number(OneOrMore), help="strength of the guidance; 1 means none")
     parser.add_argument("--guidance_ramp", choices=("linear", "constant"), help="from 0 up to the scale, or constant")
+    share = cli.number(Share)
+    parser.add_argument("--guidance_start", type=share, help="share of the steps after which guidance begins")
+    parser.add_argument("--guidance_end", type=share, help="share of the steps after which guidance ends")
     parser.add_argument("--sampler", choices=SAMPLERS, help="order in which tokens are revealed")
     parser.add_argument("--temperature", type=real, help="of the sampled tokens; 0 takes the most likely token")
     parser.add_argument("--choice_temperature", type=real, help="of the choice of positions to reveal")
@@ -70,6 +73,8 @@ def _parser() -> cli.Parser:
         "--top_p", type=cli.number(PositiveShare), help="sample among the most likely tokens of this probability"
     )
     parser.add_argument("--remask", type=cli.number(Natural), help="number of late steps that may revise tokens")
+    parser.add_argument("--remask_rate", type=share, help="share of tokens that the ancestral sampler masks again")
+    parser.add_argument("--remask_rule", choices=("cap", "rescale"), help="what the rate is a share of")
     parser.add_argument("--seed", type=cli.number(KeySeed), default=0, help="equal seeds give equal videos")
     parser.add_argument("--batch_size", type=whole, help="videos generated together; does not change the videos")
     parser.add_argument("--mesh", default="", help="split of the work, e.g. data:2,sequence:4; by default by video")

@@ -16,6 +16,8 @@ from motionaura_jax.diffusion.schedules import Schedule
 from motionaura_jax.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from motionaura_jax.ops.prediction import Prediction
 
+_BIASED = ("label_smoothing", "corrupt_visible", "visible_weight", "per_frame")  # settings that "elbo" cannot have
+
 
 @dataclass(frozen=True, kw_only=True)
 class Absorbing:
@@ -31,8 +33,10 @@ class Absorbing:
         the exact bound of the negative log likelihood.
       min_masked: minimum number of masked tokens for "ce_masked"; "elbo" needs the exact marginals and ignores it.
       label_smoothing: share of the target spread over all codes, in [0, 1).
-      corrupt_visible: share of visible tokens replaced by random codes, in [0, 1]; teaches the model to doubt its context,
-        as a sampler with `remask` requires.
+      corrupt_visible: share of visible tokens replaced by random codes, in [0, 1]; teaches the model to doubt its context.
+      visible_weight: weight of the mean cross entropy over the visible tokens, replaced ones included, in "ce_masked".
+        Without it the logits at visible positions are untrained, and a sampler with `remask` would rank tokens by them.
+      per_frame: share of samples whose latent frames have different masked fractions, in [0, 1]; their mean is m.
       chunk: number of codes whose logits the loss computes at a time for a factored prediction; 0 computes all at once.
 
     Raises:
@@ -47,6 +51,8 @@ class Absorbing:
     min_masked: int = 1
     label_smoothing: float = 0.0
     corrupt_visible: float = 0.0
+    visible_weight: float = 0.0
+    per_frame: float = 0.0
     chunk: int = 0
 
     def __post_init__(self) -> None:
@@ -54,10 +60,15 @@ class Absorbing:
             raise UserError(f"diffusion: objective {self.objective!r} is neither 'ce_masked' nor 'elbo'")
         if self.vocab_size < 1 or self.min_masked < 1:
             raise UserError("diffusion: vocab_size and min_masked must be at least 1")
-        if not (0.0 <= self.label_smoothing < 1.0 and 0.0 <= self.corrupt_visible <= 1.0):
-            raise UserError("diffusion: label_smoothing and corrupt_visible are shares between 0 and 1")
-        if self.objective == "elbo" and (self.label_smoothing or self.corrupt_visible):
-            raise UserError("diffusion: 'elbo' is a bound only with label_smoothing=0 and corrupt_visible=0")
+        if not (
+            0.0 <= self.label_smoothing < 1.0 and 0.0 <= self.corrupt_visible <= 1.0 and 0.0 <= self.per_frame <= 1.0
+        ):
+            raise UserError("diffusion: label_smoothing, corrupt_visible and per_frame are shares between 0 and 1")
+        if self.visible_weight < 0:
+            raise UserError("diffusion: visible_weight must not be negative")
+        biased = [name for name in _BIASED if getattr(self, name)]
+        if self.objective == "elbo" and biased:
+            raise UserError(f"diffusion: 'elbo' is a bound only without {', '.join(biased)}; set it to 0")
 
     @property
     def mask_id(self) -> int:
@@ -76,12 +87,16 @@ class Absorbing:
         """Return the share of tokens that are masked."""
         return {"masked": jnp.mean(x_t == self.mask_id)}
 
-    def level(self, time: Float[Array, " b"], shape: Shape) -> Float[Array, " b"]:
-        """Return the masked fraction m at `time` for grids of `shape`.
+    def level(
+        self, time: Float[Array, " b"], shape: Shape, mask: Bool[Array, "b t h w"] | None = None
+    ) -> Float[Array, " b"]:
+        """Return the masked share of all tokens at `time` for grids of `shape`; tokens outside `mask` count as visible.
 
         For "ce_masked" it is at least 1 / tokens, the level at which one masked token is expected.
         """
         m = self.schedule.masked(time)
+        if mask is not None:
+            m = m * mask.mean((1, 2, 3), dtype=jnp.float32)
         return m if self.objective == "elbo" else jnp.maximum(m, 1.0 / math.prod(shape))
 
     def corrupt(
@@ -100,10 +115,12 @@ class Absorbing:
           mask: False at positions that stay clean.
         """
         allowed = jnp.ones(x0.shape, bool) if mask is None else mask
-        m = self.level(time, x0.shape[1:])
+        m = self.level(time, x0.shape[1:])  # of the tokens that may be masked
 
         def one(x: Array, m: Array, key: Array, allowed: Array) -> Array:
             mask_key, replace_key, code_key = jax.random.split(key, 3)
+            if self.per_frame:
+                m = self._frame_levels(jax.random.fold_in(key, 3), m, len(x))
             noise = jnp.where(allowed, jax.random.uniform(mask_key, x.shape), jnp.inf)
             masked = noise < m
             if self.objective == "ce_masked":
@@ -127,9 +144,10 @@ class Absorbing:
     ) -> Float[Array, " b"]:
         """Return one loss per sample, in nats per token, float32.
 
-        "ce_masked": mean over the masked tokens of the sample.  "elbo": m'(u) / m(u) times the sum over them, divided
-        by the number of tokens that may be masked; its mean over uniform u bounds -log p(x0) per token.  Both are
-        normalized within the sample, so the mean over equal microbatches is the mean over the whole batch.
+        "ce_masked": mean over the masked tokens of the sample, plus `visible_weight` times that over the visible ones.
+        "elbo": m'(u) / m(u) times the sum over the masked tokens, divided by the number of tokens that may be masked; its
+        mean over uniform u bounds -log p(x0) per token.  Both are normalized within the sample, so the mean over equal
+        microbatches is the mean over the whole batch.
         """
         entropy = self._entropy(prediction, target, self.label_smoothing)
         allowed = jnp.ones(x_t.shape, bool) if mask is None else mask
@@ -137,7 +155,12 @@ class Absorbing:
         total = _per_sample(jnp.where(masked, entropy, 0.0))
         if self.objective == "elbo":
             return self.schedule.weight(time) * total / jnp.maximum(_per_sample(allowed), 1.0)
-        return total / jnp.maximum(_per_sample(masked), 1.0)
+        loss = total / jnp.maximum(_per_sample(masked), 1.0)
+        if self.visible_weight:
+            visible = allowed & ~masked
+            rest = _per_sample(jnp.where(visible, entropy, 0.0)) / jnp.maximum(_per_sample(visible), 1.0)
+            loss += self.visible_weight * rest
+        return loss
 
     def loss_by_level(
         self,
@@ -154,6 +177,19 @@ class Absorbing:
             return self._entropy(predict(x_t, m), x0, 0.0)
 
         return nelbo(entropy, x0, keys, mask_id=self.mask_id, levels=levels, mask=mask)
+
+    def _frame_levels(self, key: Key[Array, ""], m: Float[Array, ""], frames: int) -> Float[Array, "t 1 1"]:
+        """Sample the masked fraction of each latent frame, whose mean is m; in 1 - `per_frame` of the cases all equal m.
+
+        Independent uniform values are scaled towards 0 or 1 until their mean is m, which keeps all of them in [0, 1].
+        """
+        choice_key, level_key = jax.random.split(key)
+        levels = 1.0 - jax.random.uniform(level_key, (frames,))  # in (0, 1]
+        mean = levels.mean()
+        low = levels * (m / mean)
+        high = 1.0 - (1.0 - levels) * ((1.0 - m) / jnp.maximum(1.0 - mean, jnp.finfo(m.dtype).tiny))
+        levels = jnp.where(m <= mean, low, high)
+        return jnp.where(jax.random.bernoulli(choice_key, self.per_frame), levels, m)[:, None, None]
 
     def _entropy(
         self, prediction: Prediction, target: Int[Array, "b t h w"], label_smoothing: float

@@ -24,7 +24,8 @@ def nelbo(
     far less noise than weighting at random times, and is exact in n if `levels` is S.
 
     Args:
-      entropy: `(x_t, m) -> -log p(x0)` of each token, called once per level with m = n / S.
+      entropy: `(x_t, m) -> -log p(x0)` of each token, called once per level; m is the masked share of all tokens, n / S
+        without a `mask`.
       keys: one key per sample; reuse them to compare models on the same masks.
       mask_id: id of MASK.
       levels: number of rows; each costs one forward pass.
@@ -40,7 +41,7 @@ def nelbo(
         noise = jnp.where(allowed, jax.random.uniform(order_key, x.shape), jnp.inf)
         rank = jnp.argsort(jnp.argsort(noise.ravel())).reshape(x.shape)
         masked = (rank < count) & allowed
-        return jnp.where(masked, mask_id, x), masked, count / jnp.maximum(size, 1)
+        return jnp.where(masked, mask_id, x), masked, count / x.size
 
     def one(row: Array) -> Array:
         x_t, masked, m = jax.vmap(corrupt, (0, 0, 0, 0, None))(keys, x0, allowed, size, row)

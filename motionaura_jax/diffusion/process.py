@@ -34,8 +34,11 @@ class Process(Protocol):
     def sample_time(self, key: Key[Array, ""], sample: Int[Array, " b"], batch_size: int) -> Float[Array, " b"]:
         """Sample training times in (0, 1]; arguments as in `stratified`."""
 
-    def level(self, time: Float[Array, " b"], shape: Shape) -> Float[Array, " b"]:
-        """Return the noise level at `time`, which conditions the denoiser; `shape` is the shape of one sample."""
+    def level(self, time: Float[Array, " b"], shape: Shape, mask: Mask | None = None) -> Float[Array, " b"]:
+        """Return the noise level at `time`, which conditions the denoiser; `shape` is the shape of one sample.
+
+        Training, held-out losses and samplers tell the denoiser the same level for the same latents, with a `mask` too.
+        """
 
     def corrupt(
         self, x0: Latents, time: Float[Array, " b"], keys: Key[Array, " b"], mask: Mask | None = None
@@ -92,6 +95,6 @@ def training_loss_by_level(
         time = jnp.full(len(x0), (row + 0.5) / levels)
         noise = jax.vmap(jax.random.fold_in, (0, None))(keys, row)
         x_t, target = process.corrupt(x0, time, noise, mask)
-        return process.loss(predict(x_t, process.level(time, x0.shape[1:])), target, x_t, time, mask)
+        return process.loss(predict(x_t, process.level(time, x0.shape[1:], mask)), target, x_t, time, mask)
 
     return jax.lax.map(one, jnp.arange(levels))

@@ -13,6 +13,7 @@ from motionaura_jax.core.types import PyTree
 from motionaura_jax.diffusion.process import Latents
 
 Scalar = float | Float[Array, ""]
+_ROUNDING = 1e-6  # of the progress, a quotient of small numbers
 Model = Callable[[Latents, Float[Array, " n"]], Float[Array, "n t h w c"]]
 """`(x_t, level) -> dense prediction`."""
 Denoise = Callable[[Latents, Float[Array, " b"], Float[Array, ""]], Float[Array, "b t h w c"]]
@@ -147,6 +148,9 @@ class Weights(Protocol):
     def weights(self, progress: Float[Array, ""]) -> Sequence[Float[Array, ""]]:
         """Return one weight per branch, in the order of `stacked`."""
 
+    def active(self, progress: Float[Array, ""]) -> Bool[Array, ""] | bool:
+        """Tell whether other branches than the first count; a Python bool decides it for all steps."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -157,15 +161,21 @@ class Guidance:
       scale: largest w, at least 0; diffusers' `guidance_scale` is 1 + w.
       ramp: "linear" raises w from 0 at the first step to `scale` at the last, which keeps samples diverse early and
         faithful late (Muse, section 2.7); "constant" uses `scale` throughout.
+      start, end: progress between which guidance applies, both included (Kynkäänniemi et al. 2024).  Other steps
+        run the conditional branch alone, at half the cost.
 
     Raises:
-      UserError: unknown `ramp`.
+      UserError: unknown `ramp`, or an interval outside [0, 1].
     """
 
     scale: Scalar = 3.0
     ramp: Literal["linear", "constant"] = field(metadata={"static": True}, default="linear")
+    start: float = field(metadata={"static": True}, default=0.0)
+    end: float = field(metadata={"static": True}, default=1.0)
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.start <= self.end <= 1.0:
+            raise UserError(f"guidance: from {self.start} to {self.end} is no interval within 0 to 1")
         if self.ramp not in ("linear", "constant"):
             raise UserError(f"guidance: ramp={self.ramp!r} is neither 'linear' nor 'constant'")
 
@@ -177,6 +187,12 @@ class Guidance:
         """Return the weights of the conditional and of the unconditional branch."""
         w = self.weight(progress)
         return 1.0 + w, -w
+
+    def active(self, progress: Float[Array, ""]) -> Bool[Array, ""] | bool:
+        """Tell whether `progress` is in the interval."""
+        if self.start == 0.0 and self.end == 1.0:
+            return True
+        return (progress >= self.start - _ROUNDING) & (progress <= self.end + _ROUNDING)
 
 
 def stacked(*branches: PyTree) -> PyTree:
@@ -192,17 +208,30 @@ def stacked(*branches: PyTree) -> PyTree:
     )
 
 
-def guided(model: Model, guidance: Weights | None = None) -> Denoise:
+def guided(model: Model, guidance: Weights | None = None, alone: Model | None = None) -> Denoise:
     """Return the `denoise` of a sampler: the weighted sum of the predictions of all branches, from one call of `model`.
 
     Args:
       model: called once per step, on the latents of all branches; it closes over their conditions (`stacked`).
       guidance: None runs a single branch, at half the cost of two, and predicts the same as w = 0.
+      alone: the first branch alone, for steps in which guidance is not active.
+
+    Raises:
+      ValueError: `guidance` has inactive steps, but there is no `alone`.
     """
     if guidance is None:
         return lambda x, level, _: model(x, level)
 
     def denoise(x: Latents, level: Float[Array, " b"], progress: Float[Array, ""]) -> Float[Array, "b t h w c"]:
+        active = guidance.active(progress)
+        if active is True:
+            return combined(x, level, progress)
+        if alone is None:
+            raise ValueError("guidance with inactive steps needs the model of the first branch alone")
+        one = alone
+        return jax.lax.cond(active, combined, lambda x, level, _: one(x, level).astype(jnp.float32), x, level, progress)
+
+    def combined(x: Latents, level: Float[Array, " b"], progress: Float[Array, ""]) -> Float[Array, "b t h w c"]:
         weights = guidance.weights(progress)
         count = len(weights)
         predictions = model(jnp.concatenate([x] * count), jnp.concatenate([level] * count)).astype(jnp.float32)

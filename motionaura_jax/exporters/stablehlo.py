@@ -24,7 +24,6 @@ from motionaura_jax.core.trees import path_name
 from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.data.media import write_json
 from motionaura_jax.diffusion.samplers.absorbing import State
-from motionaura_jax.diffusion.sampling import Guidance
 from motionaura_jax.exporters.base import Opened, Options
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.systems.text_to_video.recipe import make_sampler
@@ -169,7 +168,7 @@ def denoiser_graphs(loaded: Loaded, tokenizer: Loaded) -> dict[str, Graph]:
 
     def arguments(inputs: Mapping[str, Array]) -> tuple[Any, Any, tuple[PyTree, PyTree]]:
         sampler = dataclasses.replace(make_sampler(config, recipe.model.vocab_size), temperature=inputs["temperature"])
-        guidance = Guidance(scale=inputs["guidance_scale"] - 1, ramp=config.guidance_ramp)
+        guidance = config.guided(inputs["guidance_scale"])
         both = ({"text": text_of(inputs, prefix), "fps": inputs["fps"][None]} for prefix in ("", NEGATIVE))
         return sampler, guidance, (next(both), next(both))
 

@@ -33,6 +33,7 @@ from motionaura_jax.systems.latent import LatentSystem
 
 _TIMES = 2**32 - 2  # the key of the times, which belong to the step; rows of a batch have smaller numbers
 _EXAMPLE = 2**32 - 2  # the key of a sample for `example` and `start`
+_KNOWN = 2**32 - 3  # the key of a sample for `trained_positions`
 
 
 class DiffusionSystem(LatentSystem):
@@ -81,6 +82,13 @@ class DiffusionSystem(LatentSystem):
           keys: one per sample, for systems that choose at random what to generate.
         """
         return self.latents(frozen, batch), None, {name: batch[name] for name in self.conditioners}
+
+    def trained_positions(self, mask: Mask | None, shape: Sequence[int], keys: Key[Array, " b"]) -> Mask | None:
+        """Return where training corrupts latents of `shape`, given where `example` generates; by default the same.
+
+        Evaluations keep the mask of `example`, so that their losses compare whatever a run trains on.
+        """
+        return mask
 
     def start(
         self, frozen: PyTree, rows: Batch, size: Size, keys: Key[Array, " b"]
@@ -143,12 +151,13 @@ class DiffusionSystem(LatentSystem):
         """Return the mean over clips of the loss of the process; times are stratified over the step."""
         keys = _keys(key, batch["sample"])
         x0, mask, raw = self.example(frozen, batch, _folded(keys, _EXAMPLE))
+        mask = self.trained_positions(mask, x0.shape, _folded(keys, _KNOWN))
         corrupt_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         time = self.process.sample_time(jax.random.fold_in(key, _TIMES), batch["sample"], self._global_batch(batch))
         x_t, target = self.process.corrupt(x0, time, corrupt_keys, mask)
         dropped = self._dropped(drop_keys)
         cond = self.conditioners(params, frozen, self.conditioners.drop(raw, dropped))
-        prediction = self._predictor(params, cond)(x_t, self.process.level(time, x0.shape[1:]))
+        prediction = self._predictor(params, cond)(x_t, self.process.level(time, x0.shape[1:], mask))
         losses = self.process.loss(prediction, target, x_t, time, mask)
         shares = {
             f"dropped_{name}" if index else "dropped": w.mean() for index, (name, w) in enumerate(dropped.items())
@@ -215,18 +224,24 @@ class DiffusionSystem(LatentSystem):
         self, params: PyTree, raw: PyTree, negative: PyTree, guidance: sampling.Weights | None
     ) -> sampling.Denoise:
         """Return the guided denoiser of a sampler, which reads conditions once for all steps; arguments as in `sample`."""
-        branches = raw if guidance is None else sampling.stacked(raw, negative)
         network = self.denoiser.inference
         weights = {"params": constraints.gathered(params["denoiser"])}
-        cond = self.conditioners(params, {}, branches)
-        memory = network.apply(weights, cond, method="encode_cond")
 
-        def model(x_t: Latents, level: Float[Array, " n"]) -> Array:
-            x_t, level, scalars = constraints.batch((x_t, level, cond.scalars))
-            prediction: Any = network.apply(weights, x_t, level, dataclasses.replace(cond, scalars=scalars), memory)
-            return constraints.tokens(prediction.dense())
+        def under(conditions: PyTree) -> sampling.Model:
+            cond = self.conditioners(params, {}, conditions)
+            memory = network.apply(weights, cond, method="encode_cond")
 
-        return sampling.guided(model, guidance)
+            def model(x_t: Latents, level: Float[Array, " n"]) -> Array:
+                x_t, level, scalars = constraints.batch((x_t, level, cond.scalars))
+                prediction: Any = network.apply(weights, x_t, level, dataclasses.replace(cond, scalars=scalars), memory)
+                return constraints.tokens(prediction.dense())
+
+            return model
+
+        if guidance is None:
+            return sampling.guided(under(raw))
+        alone = None if guidance.active(jnp.zeros(())) is True else under(raw)
+        return sampling.guided(under(sampling.stacked(raw, negative)), guidance, alone)
 
     def without_conditions(self, frozen: PyTree, raw: PyTree, count: int) -> PyTree:
         """Return conditions to guide away from: null in place of those that training drops, the others unchanged."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.limits import Checked, Count, Natural, OneOrMore
+from motionaura_jax.core.limits import Checked, Count, Natural, OneOrMore, Share
 from motionaura_jax.core.recipe import Recipe
-from motionaura_jax.diffusion.sampling import Guidance
+from motionaura_jax.diffusion.sampling import Guidance, Scalar
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 
 
@@ -19,15 +19,26 @@ class SampleConfig(Checked):
     Attributes:
       guidance_scale: 1 + w as in diffusers; 1 is no guidance.
       guidance_ramp: "linear" raises w from 0 at the first step to its whole at the last one; "constant" does not.
+      guidance_start, guidance_end: share of the steps, from 0 (first) to 1 (last), between which guidance applies; the other
+        steps cost half.
       levels: rising noise levels at which the held-out loss is reported.
     """
 
     num_inference_steps: Count = 32
     guidance_scale: OneOrMore = 4.0
     guidance_ramp: Literal["linear", "constant"] = "linear"
+    guidance_start: Share = 0.0
+    guidance_end: Share = 1.0
     levels: Count = 4
 
     NOT_SAMPLING: ClassVar[tuple[str, ...]] = ("levels",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance_start > self.guidance_end:
+            raise UserError(
+                f"SampleConfig.guidance_start={self.guidance_start}: must not exceed guidance_end={self.guidance_end}"
+            )
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -37,9 +48,11 @@ class SampleConfig(Checked):
     @property
     def guidance(self) -> Guidance | None:
         """Return the guidance; None computes the conditional branch alone."""
-        if self.guidance_scale == 1:
-            return None
-        return Guidance(scale=self.guidance_scale - 1, ramp=self.guidance_ramp)
+        return None if self.guidance_scale == 1 else self.guided(self.guidance_scale)
+
+    def guided(self, scale: Scalar) -> Guidance:
+        """Return guidance with another `guidance_scale`, which may be traced."""
+        return Guidance(scale=scale - 1, ramp=self.guidance_ramp, start=self.guidance_start, end=self.guidance_end)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from scipy import special, stats
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.diffusion.absorbing import Absorbing
+from motionaura_jax.diffusion.known import known_frames
 from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.diffusion.schedules import Cosine, Discrete, Linear
 from motionaura_jax.ops.cross_entropy import cross_entropy
@@ -97,6 +98,69 @@ def test_positions_outside_the_mask_stay_clean_and_out_of_the_loss(process):
     spoiled = loss(process, jnp.where(mask[..., None], logits, 99.0), x0, x_t, u, mask)
     np.testing.assert_array_equal(losses, spoiled)
     assert losses[0] == 0.0  # nothing to learn from, and no 0 / 0
+
+
+def test_frames_have_masked_fractions_of_their_own_with_a_common_mean():
+    process = Absorbing(vocab_size=VOCAB, schedule=Linear(), per_frame=1.0)
+    grid, count = (4, 24, 24), 300
+    x0, u = jnp.zeros((count, *grid), jnp.int32), jnp.linspace(0.02, 1.0, count)
+    x_t, _ = corrupt(process, x0, u, keys(count))
+    frames = np.asarray(x_t == VOCAB).mean((2, 3))
+    assert (frames >= 0).all() and np.abs(frames.mean(1) - u).max() < 0.05
+    middle = np.abs(np.asarray(u) - 0.5) < 0.2
+    assert frames[middle].std(1).mean() > 0.12  # equal levels would have 0.02, from rounding to whole tokens
+    half = Absorbing(vocab_size=VOCAB, schedule=Linear(), per_frame=0.5)
+    x_t, _ = corrupt(half, x0, jnp.full(count, 0.5), keys(count))
+    equal = (np.asarray(x_t == VOCAB).mean((2, 3)).std(1) < 0.05).sum()
+    assert stats.binomtest(int(equal), count, 0.5).pvalue > 1e-3
+
+
+def test_visible_tokens_count_with_their_weight():
+    process = Absorbing(vocab_size=VOCAB, schedule=Linear(), corrupt_visible=0.5, visible_weight=0.3)
+    x0 = jnp.asarray(RNG.integers(0, VOCAB, (16, *GRID)))
+    u = jnp.linspace(0.1, 1.0, 16)
+    x_t, _ = corrupt(process, x0, u, keys(16))
+    entropy, masked = entropies(x_t, x0), np.asarray(x_t) == VOCAB
+
+    def mean(where):
+        return (entropy * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
+
+    found = loss(process, jnp.asarray(toy_logits(x_t), jnp.float32), x0, x_t, u)
+    np.testing.assert_allclose(found, mean(masked) + 0.3 * mean(~masked), rtol=1e-5)
+
+
+@pytest.mark.parametrize("process", [TRAIN, ELBO])
+def test_the_level_is_the_masked_share_of_all_tokens_in_training_and_in_the_bound(process):
+    grid = (4, 8, 8)
+    mask = jnp.zeros((2, *grid), bool).at[0, 2:].set(True).at[1, 1:].set(True)
+    x0, u = jnp.zeros(mask.shape, jnp.int32), jnp.array([0.5, 0.9])
+    shares = np.asarray(process.schedule.masked(u)) * [0.5, 0.75]
+    np.testing.assert_allclose(process.level(u, grid, mask), shares, rtol=1e-6)
+    x_t, _ = corrupt(process, x0, u, keys(2), mask)
+    np.testing.assert_allclose(np.asarray(x_t == VOCAB).mean((1, 2, 3)), shares, atol=0.08)
+
+    told = []
+
+    def predict(x_t, level):
+        jax.debug.callback(lambda *values: told.append(values), level, (x_t == VOCAB).mean((1, 2, 3)), ordered=True)
+        return Prediction(values=jnp.zeros((*x_t.shape, VOCAB)))
+
+    jax.block_until_ready(process.loss_by_level(predict, x0, keys(2), levels=4, mask=mask))
+    jax.effects_barrier()
+    np.testing.assert_allclose(*np.array(told).transpose(1, 0, 2), rtol=1e-6)
+
+
+def test_known_frames_are_prefixes_or_keyframes_in_the_given_share():
+    known = np.asarray(known_frames(keys(4000), 5, 0.5))
+    count = known.sum(1)
+    assert count.max() == 4  # something is left to generate
+    assert stats.binomtest(int((count > 0).sum()), 4000, 0.5).pvalue > 1e-3
+    prefix = (known[count > 0, :-1] >= known[count > 0, 1:]).all(1)
+    assert 0.5 < prefix.mean() < 0.75  # half by choice, and some keyframes happen to be a prefix
+    assert (known.mean(0) > 0.1).all()
+    np.testing.assert_array_equal(known_frames(keys(4000)[7:9], 5, 0.5), known[7:9])
+    with pytest.raises(ValueError, match="at least 2"):
+        known_frames(keys(1), 1, 0.5)
 
 
 def test_corruption_of_a_sample_depends_on_its_key_alone():
@@ -197,8 +261,8 @@ def test_nelbo_masks_only_what_it_may():
     jax.effects_barrier()
     for x, m in seen:
         np.testing.assert_array_equal(x[:, :, 1], x0[:, :, 1])
-        np.testing.assert_allclose((x[:, :, 0] == VOCAB).sum((1, 2)) / 4, m)
-    assert sorted(np.unique(m).tolist() for _, m in seen) == [[0.25, 0.5], [0.75, 1.0]]
+        np.testing.assert_allclose((x == VOCAB).mean((1, 2, 3)), m)
+    assert sorted(np.unique(m).tolist() for _, m in seen) == [[0.125, 0.25], [0.375, 0.5]]
 
 
 def test_gradient_is_softmax_minus_target_over_masked_tokens():

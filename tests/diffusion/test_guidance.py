@@ -117,6 +117,39 @@ def test_scale_is_traced_and_strengthens_the_condition():
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("sampler", [Confidence(vocab_size=VOCAB), Ancestral(vocab_size=VOCAB)])
+def test_outside_the_interval_the_condition_is_alone_and_half_as_much_is_computed(sampler):
+    sizes, cond, uncond = [], condition(0, 2), condition(1, 2)
+    guidance = Guidance(scale=3.0, ramp="constant", start=0.25, end=0.75)
+
+    def counted(branches):
+        def run(x, m):
+            jax.debug.callback(lambda: sizes.append(len(x)), ordered=True)
+            return model(x, m, branches)
+
+        return run
+
+    def masked(x, m, progress):
+        """Follow the interval without skipping anything."""
+        w = jnp.where((progress > 0.24) & (progress < 0.76), 3.0, 0.0)
+        return (1 + w) * model(x, m, cond) - w * model(x, m, uncond)
+
+    x, keys = jnp.full((2, 2, 8, 8), VOCAB), jax.random.split(jax.random.key(0))
+    skipping = guided(counted(stacked(cond, uncond)), guidance, counted(cond))
+    found = sample(skipping, sampler, keys, x, steps=5)
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    assert sizes == [2, 4, 4, 4, 2]
+    np.testing.assert_array_equal(found.x, sample(masked, sampler, keys, x, steps=5).x)
+
+
+def test_an_interval_needs_the_branch_alone():
+    with pytest.raises(ValueError, match="alone"):
+        guided(model, Guidance(start=0.5))(X, M, HALFWAY)
+    with pytest.raises(UserError, match=r"from 0\.8 to 0\.2"):
+        Guidance(start=0.8, end=0.2)
+
+
 def test_unknown_ramp_is_refused():
     with pytest.raises(UserError, match="ramp"):
         Guidance(ramp="quadratic")

@@ -65,6 +65,9 @@ def test_any_number_of_branches_is_weighted():
         def weights(self, progress):
             return 2.0 * progress, -0.5 * progress, 0.25 * progress
 
+        def active(self, progress):
+            return True
+
     shift = stacked(jnp.array([1.0, 2.0]), jnp.array([10.0, 20.0]), jnp.array([100.0]))
     np.testing.assert_array_equal(shift, [1, 2, 10, 20, 100, 100])
     denoise = guided(lambda x, level: x + shift[:, None, None, None, None], Three())

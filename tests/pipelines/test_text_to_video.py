@@ -133,9 +133,16 @@ def test_prompts_temperatures_and_guidance_strengths_do_not_recompile(pipeline, 
     assert len(traced) == before
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "halton"])
-def test_every_sampler_fills_the_video(pipeline, sampler):
-    tokens = pipeline.latents(JOBS[:2], settings(pipeline, sampler=sampler, guidance_scale=1.0))
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"sampler": "ancestral", "guidance_scale": 1.0},
+        {"sampler": "ancestral", "remask_rate": 0.5, "guidance_start": 0.5},
+        {"sampler": "halton", "guidance_scale": 1.0},
+    ],
+)
+def test_every_sampler_fills_the_video(pipeline, chosen):
+    tokens = pipeline.latents(JOBS[:2], settings(pipeline, **chosen))
     assert tokens.shape == (2, 2, 4, 4) and tokens.min() >= 0 and tokens.max() < 16
 
 

@@ -100,6 +100,28 @@ def test_the_loss_is_the_masked_cross_entropy_by_numpy(tokenizer, weights, froze
     np.testing.assert_allclose(metrics["masked"], masked.mean(), rtol=1e-6)
 
 
+def test_given_frames_are_clean_in_training_and_not_in_evaluations(tokenizer, weights, frozen):
+    """The loss equals that of the process under the mask of the system, which the evaluation does not use."""
+    usual, system = make(tokenizer), make(tokenizer, diffusion={"known_frames": 1.0})
+    data, key = batch(system), jax.random.key(3)
+    seen = {}
+    corrupt = type(system.process).corrupt
+
+    def spy(process, x0, time, keys, mask=None):
+        seen["mask"], (x_t, target) = mask, corrupt(process, x0, time, keys, mask)
+        seen["clean"] = x_t == x0
+        return x_t, target
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(system.process), "corrupt", spy)
+        system.loss(weights, {}, frozen, data, key, jnp.int32(0))
+    given = ~np.asarray(seen["mask"])[:, :, 0, 0]
+    assert given.any(1).all() and not given.all(1).any()
+    assert np.asarray(seen["clean"])[given].all()
+    evaluations = [one.evaluate(weights, {}, frozen, [data]).metrics for one in (usual, system)]
+    assert evaluations[0] == evaluations[1]
+
+
 def test_a_sample_does_not_see_the_rest_of_the_batch(system, weights, frozen):
     loss, data, key = jax.jit(system.loss), batch(system), jax.random.key(1)
     whole = loss(weights, {}, frozen, data, key, jnp.int32(0))[0]

@@ -48,7 +48,7 @@ class Gaussian:
     def sample_time(self, key, sample, batch_size):
         return process.stratified(key, sample, batch_size)
 
-    def level(self, time, shape):
+    def level(self, time, shape, mask=None):
         return time
 
     def prior(self, shape, keys=None):

@@ -155,21 +155,46 @@ class Ancestral:
     a step that reveals none in the whole batch skips the denoiser.  This needs no cached logits and is exact for
     time-conditioned denoisers too.
 
+    With `remask_rate`, each step also masks revealed tokens again with a probability sigma, and reveals as many more, so
+    that the law of the masked positions at every time stays that of the process.  The model can thus replace tokens that
+    turned out wrong, and needs no other training (ReMDM; Wang et al. 2025, 2503.00307).
+
     Attributes:
       vocab_size: number of codes; MASK is the id `vocab_size`.
       schedule: m(u).
       temperature, top_k, top_p: control token sampling; see `categorical.sample_codes`.
+      remask: rule for sigma, whose largest possible value is min(1, m_s / (1 - m_u)): "cap" takes `remask_rate` up to that
+        value, "rescale" takes the share `remask_rate` of it, "none" masks nothing again.
+      remask_rate: in [0, 1].
+
+    Raises:
+      UserError: unknown `remask`.
     """
 
     vocab_size: int = field(metadata={"static": True})
     schedule: Schedule = field(metadata={"static": True}, default_factory=Cosine)
+    remask: Literal["none", "cap", "rescale"] = field(metadata={"static": True}, default="none")
     temperature: Scalar = 1.0
     top_k: Int[Array, ""] | int | None = None
     top_p: Scalar | None = None
+    remask_rate: Scalar = 0.0
+
+    def __post_init__(self) -> None:
+        if self.remask not in ("none", "cap", "rescale"):
+            raise UserError(f"sampler: remask={self.remask!r} is none of 'none', 'cap', 'rescale'")
 
     def timesteps(self, steps: int) -> Float[Array, " steps+1"]:
         """Return evenly spaced times from 1 to 0."""
         return uniform_times(steps)
+
+    def rates(self, now: Float[Array, ""], after: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return the probabilities to reveal a masked token and to mask a revealed one, between two masked fractions."""
+        if self.remask == "none":
+            return (now - after) / now, jnp.zeros(())
+        shown = 1.0 - now
+        most = jnp.where(after < shown, after / jnp.where(shown > 0, shown, 1.0), 1.0)
+        sigma = jnp.minimum(self.remask_rate, most) if self.remask == "cap" else self.remask_rate * most
+        return (now - after + sigma * shown) / now, sigma
 
     def init(self, keys: Key[Array, " b"], x: Int[Array, "b t h w"]) -> State:
         """Start from the masked tokens."""
@@ -179,14 +204,20 @@ class Ancestral:
         """Sample z_s ~ p(z_s | z_u)."""
         now, after = self.schedule.masked(times[index]), self.schedule.masked(times[index + 1])
         code_keys, reveal_keys = _split(_fold(state.keys, index))
-        revealed = (state.x == self.vocab_size) & (random_order(reveal_keys, state.x.shape[1:]) < (now - after) / now)
+        masked, noise = state.x == self.vocab_size, random_order(reveal_keys, state.x.shape[1:])
+        reveal, remask = self.rates(now, after)
+        revealed = masked & (noise < reveal)
 
         def run(state: State) -> State:
             logits = _logits(denoise, state, index, now, times.shape[0] - 1, self.vocab_size)
             sampled = sample_codes(code_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
             return state._replace(x=jnp.where(revealed, sampled, state.x), evaluations=state.evaluations + 1)
 
-        return jax.lax.cond(revealed.any(), run, lambda s: s, state)
+        state = jax.lax.cond(revealed.any(), run, lambda s: s, state)
+        if self.remask == "none":
+            return state
+        again = state.free & ~masked & (noise < remask)
+        return state._replace(x=jnp.where(again, self.vocab_size, state.x))
 
     def trace(self, state: State) -> Trace:
         """Return how many tokens are still masked, and the number of denoiser calls."""

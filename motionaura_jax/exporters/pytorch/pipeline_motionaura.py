@@ -190,14 +190,23 @@ class MotionAuraPipeline:
 
     def _denoiser(self, prompts: Sequence[str], negative: str, fps: float, scale: float) -> Denoise:
         """Return the denoiser; with guidance, one transformer call computes both the conditional and unconditional logits."""
-        texts = [*prompts, *[negative] * len(prompts)] if scale != 1 else list(prompts)
-        memory = self.transformer.encode_text(*self.encode_prompt(texts))
-        rates = torch.full((len(texts),), fps, device=self.device)
+        rates = torch.full((len(prompts),), fps, device=self.device)
+
+        def alone(x: Tensor, m: Tensor, _: float) -> Tensor:
+            return self.transformer(x, m, rates, memory=memory)
+
+        if scale == 1 or not self.scheduler.always_guides:
+            memory = self.transformer.encode_text(*self.encode_prompt(prompts))
         if scale == 1:
-            return lambda x, m, _: self.transformer(x, m, rates, memory=memory)
+            return alone
+        memory_of_both = self.transformer.encode_text(*self.encode_prompt([*prompts, *[negative] * len(prompts)]))
 
         def denoise(x: Tensor, m: Tensor, progress: float) -> Tensor:
-            both = self.transformer(torch.cat([x, x]), torch.cat([m, m]), rates, memory=memory)
+            if not self.scheduler.guides(progress):
+                return alone(x, m, progress)
+            both = self.transformer(
+                torch.cat([x, x]), torch.cat([m, m]), torch.cat([rates, rates]), memory=memory_of_both
+            )
             return guide(both[: len(x)], both[len(x) :], scale, progress, self.scheduler.guidance_ramp)
 
         return denoise

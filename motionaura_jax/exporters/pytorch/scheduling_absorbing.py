@@ -23,6 +23,7 @@ Denoise = Callable[[Tensor, Tensor, float], Tensor]
 
 _PRIMES = (2, 3, 5, 7)
 _ROUNDING = 1e-3  # tokens; keeps float error from raising the ceil of a whole number of tokens by one
+_PROGRESS_ROUNDING = 1e-6
 _DISCRETE_ROUNDING = 1.0 - 2.0**-20
 
 
@@ -185,9 +186,12 @@ class AbsorbingScheduler:
         next ones in a low-discrepancy ("halton") or random ("random") order.
       schedule: see `masked_fraction`.
       num_inference_steps, guidance_scale, guidance_ramp: defaults of the pipeline.
+      guidance_start, guidance_end: progress from 0 to 1 between which guidance applies.
       temperature, top_k, top_p: control token sampling; see `draw`.
       choice_temperature: initial temperature for choosing positions by confidence; falls linearly to 0.
       remask: number of steps before the last one in which revealed tokens compete with new ones ("confidence" only).
+      remask_rate, remask_rule: probability with which a step masks a revealed token again ("ancestral" only): the rate up to
+        the largest possible value ("cap"), or that share of it ("rescale").
     """
 
     vocab_size: int
@@ -196,16 +200,29 @@ class AbsorbingScheduler:
     num_inference_steps: int = 32
     guidance_scale: float = 4.0
     guidance_ramp: Literal["linear", "constant"] = "linear"
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     temperature: float = 1.0
     choice_temperature: float = 4.5
     top_k: int | None = None
     top_p: float | None = None
     remask: int = 0
+    remask_rule: Literal["cap", "rescale"] = "rescale"
+    remask_rate: float = 0.0
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read `scheduler_config.json`."""
         return cls(**read_settings(Path(folder) / "scheduler_config.json"))
+
+    @property
+    def always_guides(self) -> bool:
+        """Return whether guidance applies at every step."""
+        return self.guidance_start == 0.0 and self.guidance_end == 1.0
+
+    def guides(self, progress: float) -> bool:
+        """Return whether guidance applies at `progress`."""
+        return self.guidance_start - _PROGRESS_ROUNDING <= progress <= self.guidance_end + _PROGRESS_ROUNDING
 
     def prior(self, shape: Sequence[int]) -> Tensor:
         """Return tokens of this shape, all MASK."""
@@ -269,13 +286,16 @@ class AbsorbingScheduler:
         return torch.where(candidates, torch.where(kept, proposal, self.vocab_size), x)
 
     def _ancestral_step(self, run: Run, x: Tensor, index: int) -> Tensor:
-        """Step from u to s: reveal each masked token with probability (m_u - m_s) / m_u."""
+        """Step from u to s: reveal each masked token with probability (m_u - m_s) / m_u, more if tokens are masked again."""
         now, after = self._level(index, run.steps), self._level(index + 1, run.steps)
+        most = after / (1.0 - now) if after < 1.0 - now else 1.0
+        again = min(self.remask_rate, most) if self.remask_rule == "cap" else self.remask_rate * most
         chance = run.noise.uniform("reveal", index, x.shape[1:]).to(x.device)
-        revealed = (x == self.vocab_size) & (chance < (now - after) / now)
-        if not revealed.any():
-            return x
-        return torch.where(revealed, self._draw(self._logits(run, x, index), run.noise, index), x)
+        masked = x == self.vocab_size
+        revealed = masked & (chance < (now - after + again * (1.0 - now)) / now)
+        if revealed.any():
+            x = torch.where(revealed, self._draw(self._logits(run, x, index), run.noise, index), x)
+        return torch.where(run.free & ~masked & (chance < again), self.vocab_size, x)
 
 
 def _best(score: Tensor, candidates: Tensor, count: Tensor) -> Tensor:

@@ -27,13 +27,22 @@ from motionaura_jax.systems.diffusion_recipe import DiffusionRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(Checked):
-    """The process (see `diffusion.absorbing.Absorbing`) and `text_dropout`, the share of samples without text."""
+    """The process, and what training samples are.
+
+    Attributes:
+      known_frames: share of clips in which some latent frames are given, a prefix or keyframes, as in windows of long videos.
+      text_dropout: share of clips without text.
+      others: see `diffusion.absorbing.Absorbing`.
+    """
 
     schedule: str = "cosine"
     objective: Literal["ce_masked", "elbo"] = "ce_masked"
     min_masked: Count = 1
     label_smoothing: ShareBelowOne = 0.0
     corrupt_visible: Share = 0.0
+    visible_weight: NonNegative = 0.0
+    per_frame: Share = 0.0
+    known_frames: Share = 0.0
     text_dropout: ShareBelowOne = 0.1
 
 
@@ -45,6 +54,7 @@ class SampleConfig(diffusion_recipe.SampleConfig):
       sampler: "ancestral", or the fixed-count sampler revealing by "confidence", in "halton" or in "random" order.
       prompts: texts sampled at every evaluation; empty means the captions of the first held-out clips.
       schedule, temperature, choice_temperature, top_k, top_p, remask: see `diffusion.samplers.absorbing.Confidence`.
+      remask_rule, remask_rate: `remask` and `remask_rate` of `diffusion.samplers.absorbing.Ancestral`.
     """
 
     NOT_SAMPLING = ("prompts", "levels")
@@ -56,6 +66,8 @@ class SampleConfig(diffusion_recipe.SampleConfig):
     top_k: Count | None = None
     top_p: PositiveShare | None = None
     remask: Natural = 0
+    remask_rule: Literal["cap", "rescale"] = "rescale"
+    remask_rate: Share = 0.0
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,7 +86,12 @@ def make_sampler(config: SampleConfig, vocab_size: int) -> samplers.Confidence |
         "top_p": config.top_p,
     }
     if config.sampler == "ancestral":
-        return samplers.Ancestral(**common)
+        rule = config.remask_rule if config.remask_rate else "none"
+        return samplers.Ancestral(remask=rule, remask_rate=config.remask_rate, **common)
+    if config.remask_rate:
+        raise UserError(
+            f"SampleConfig.remask_rate={config.remask_rate}: only the sampler 'ancestral' masks tokens again"
+        )
     return samplers.Confidence(
         reveal=config.sampler, remask=config.remask, choice_temperature=config.choice_temperature, **common
     )
@@ -161,6 +178,7 @@ class TextToVideoRecipe(DiffusionRecipe):
 def make_process(recipe: TextToVideoRecipe) -> Absorbing:
     """Build the diffusion process of a recipe."""
     settings = dataclasses.asdict(recipe.diffusion)
-    settings.pop("text_dropout")
+    for name in ("text_dropout", "known_frames"):
+        settings.pop(name)
     settings["schedule"] = schedules.schedule(recipe.diffusion.schedule)
     return Absorbing(vocab_size=recipe.model.vocab_size, chunk=recipe.model.loss_chunk, **settings)

@@ -4,10 +4,12 @@ import dataclasses
 import logging
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from motionaura_jax.conditioning.base import Conditioners
 from motionaura_jax.conditioning.scalars import Scalar
@@ -23,6 +25,8 @@ from motionaura_jax.conditioning.text import (
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.parts import Component, Part
 from motionaura_jax.diffusion.absorbing import Absorbing
+from motionaura_jax.diffusion.known import known_frames
+from motionaura_jax.diffusion.process import Mask
 from motionaura_jax.diffusion.sampling import Sampler
 from motionaura_jax.models import encoders
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
@@ -97,6 +101,13 @@ class TextToVideoSystem(DiffusionSystem):
     def dropout(self) -> Mapping[str, float]:
         """Return the share of samples without text."""
         return {"text": self.recipe.diffusion.text_dropout}
+
+    def trained_positions(self, mask: Mask | None, shape: Sequence[int], keys: Key[Array, " b"]) -> Mask | None:
+        """Leave some latent frames clean in the share `diffusion.known_frames` of clips."""
+        share = self.recipe.diffusion.known_frames
+        if not share or shape[1] < 2:
+            return mask
+        return jnp.broadcast_to(~known_frames(keys, shape[1], share)[:, :, None, None], shape)
 
     @classmethod
     def resolve_conditions(cls, recipe: TextToVideoRecipe) -> TextToVideoRecipe:
@@ -194,10 +205,10 @@ def warn_of_settings(recipe: TextToVideoRecipe, sample: SampleConfig) -> None:
     """Warn about settings in `sample` that a model trained with `recipe` cannot follow, or only badly."""
     if sample.guidance is not None and not recipe.diffusion.text_dropout:
         logger.warning("this model was trained without text dropout: it has no null text to guide away from")
-    if sample.remask and not recipe.diffusion.corrupt_visible:
+    if sample.remask and not (recipe.diffusion.corrupt_visible and recipe.diffusion.visible_weight):
         logger.warning(
-            "remask=%d: this model was trained without diffusion.corrupt_visible and cannot tell which tokens are wrong; "
-            "use remask=0",
+            "remask=%d: this model was trained without diffusion.corrupt_visible or diffusion.visible_weight and cannot tell "
+            "which tokens are wrong; use remask=0",
             sample.remask,
         )
     if sample.sampler == "ancestral" and sample.num_inference_steps < ANCESTRAL_STEPS:

@@ -1,5 +1,6 @@
 """The exported samplers match ours given the same random numbers, and sample equally well with their own."""
 
+import dataclasses
 import math
 
 import jax
@@ -26,6 +27,9 @@ CASES = {
     "halton": {"sampler": "halton", "schedule": "linear"},
     "random": {"sampler": "random"},
     "ancestral": {"sampler": "ancestral"},
+    "masked_again": {"sampler": "ancestral", "remask_rate": 0.4},
+    "masked_again_at_most": {"sampler": "ancestral", "remask_rate": 0.2, "remask_rule": "cap", "schedule": "linear"},
+    "interval": {"guidance_start": 0.2, "guidance_end": 0.7},
     "ancestral_top_p": {"sampler": "ancestral", "top_p": 0.8, "schedule": "linear:20"},
 }
 
@@ -45,13 +49,16 @@ def table():
 def ours(config, keys, x, steps):
     here, there, level = map(jnp.asarray, table())
 
-    factors = stacked(jnp.ones(BATCH), jnp.full(BATCH, -0.3))
+    def under(factors):
+        def model(x, m):
+            logits = here[x] + there[jnp.roll(x, 1, axis=3)] + m[:, None, None, None, None] * level[0]
+            return logits * factors[:, None, None, None, None]
 
-    def model(x, m):
-        logits = here[x] + there[jnp.roll(x, 1, axis=3)] + m[:, None, None, None, None] * level[0]
-        return logits * factors[:, None, None, None, None]
+        return model
 
-    return sample(guided(model, config.guidance), make_sampler(config, CODES), keys, x, steps=steps).x
+    alone = jnp.ones(BATCH)
+    denoise = guided(under(stacked(alone, jnp.full(BATCH, -0.3))), config.guidance, under(alone))
+    return sample(denoise, make_sampler(config, CODES), keys, x, steps=steps).x
 
 
 def theirs(scheduler, noise, x, steps):
@@ -61,6 +68,8 @@ def theirs(scheduler, noise, x, steps):
 
     def denoise(x, m, progress):
         logits = here[x] + there[x.roll(1, 3)] + m[:, None, None, None, None] * level[0]
+        if not scheduler.guides(progress):
+            return logits
         return guide(logits, -0.3 * logits, scheduler.guidance_scale, progress, scheduler.guidance_ramp)
 
     return scheduler.sample(denoise, torch.from_numpy(np.array(x)).long(), noise, steps=steps)
@@ -74,8 +83,8 @@ def test_equal_noise_gives_equal_tokens(case, steps):
     x = np.full((BATCH, *GRID), CODES, np.int32)
     x[1, 0, :2] = 5
     wanted = jax.jit(ours, static_argnums=(0, 3))(config, keys, jnp.asarray(x), steps)
-    names = ("sampler", "schedule", "temperature", "choice_temperature", "top_k", "top_p", "remask")
-    settings = {name: getattr(config, name) for name in (*names, "guidance_scale", "guidance_ramp")}
+    fields = {field.name for field in dataclasses.fields(scheduler())}
+    settings = {name: value for name, value in config.sampling.items() if name in fields}
     found = theirs(scheduler(**settings), OurNoise(keys, config.sampler), x, steps)
     np.testing.assert_array_equal(found, wanted)
     assert (np.asarray(found) < CODES).all() and (found[1, 0, :2] == 5).all()
