@@ -46,6 +46,7 @@ _PAPER = {
     **_RECIPE,
     "masking.frame_probability": 1.0,
     "masking.learned_fill": False,
+    "masking.fill": -1.0,
     "masking.anneal": 0.0,
     "loss.l1": 0.0,
     "loss.mfi": 1.0,

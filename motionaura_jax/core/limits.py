@@ -31,6 +31,7 @@ KeySeed = Annotated[int, Limit("at least 0 and below 2^32", lambda value: 0 <= v
 NonNegative = Annotated[float, at_least(0)]
 OneOrMore = Annotated[float, at_least(1)]
 Positive = Annotated[float, Limit("above 0 and finite", lambda value: 0 < value < math.inf)]
+Pixel = Annotated[float, Limit("between -1 and 1", lambda value: -1 <= value <= 1)]
 Share = Annotated[float, Limit("between 0 and 1", lambda value: 0 <= value <= 1)]
 PositiveShare = Annotated[float, Limit("above 0 and at most 1", lambda value: 0 < value <= 1)]
 ShareBelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= value < 1)]

@@ -46,6 +46,8 @@ class System(abc.ABC):
       components: networks of the system in a PyTorch export.
       exports: export format -> "module:function" that writes it, next to "release", which every system has.
       not_decayed: names of leaves without weight decay, next to vectors, which never decay.
+      matrices: pattern of paths -> (input axes, output axes) of kernels whose inputs or outputs have several axes, such as
+        heads and channels; earlier axes are stacked layers.  Optimizers that treat weights as matrices ask for it.
     """
 
     Recipe: ClassVar[type[recipes.Recipe]]
@@ -54,6 +56,7 @@ class System(abc.ABC):
     components: ClassVar[tuple[Component, ...]] = ()
     exports: ClassVar[Mapping[str, str]] = {}
     not_decayed: ClassVar[frozenset[str]] = frozenset()
+    matrices: ClassVar[Mapping[str, tuple[int, int]]] = {}
 
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe

@@ -1,6 +1,8 @@
 """The optimizer of a recipe: optax behind clipping by group, with a schedule, a weight-decay mask and learning-rate scales."""
 
-import functools
+import dataclasses
+import re
+import types
 from collections.abc import Callable, Mapping
 
 import jax
@@ -15,13 +17,45 @@ from motionaura_jax.core.types import PyTree
 from motionaura_jax.systems.base import System
 from motionaura_jax.training.groups import Groups
 
-Mask = Callable[[PyTree], PyTree]
-"""Parameters to booleans: True where weight decay applies."""
-
 # The number of dimensions does not tell a vector from a matrix: layers stacked by a scan have one more leading axis.
 _VECTORS = frozenset({"bias", "scale"})
 _DEPTHWISE, _DENSE_CONVOLUTION = 4, 5  # axes of a kernel: time, height, width, then channels once or twice
 _MUON_MOMENTUM, _MUON_RMS = 0.95, 0.2  # Jordan et al. 2024; Liu et al. 2025 ("Muon is scalable"), equation 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Roles of weights in an optimizer; see `build`."""
+
+    not_decayed: frozenset[str]
+    matrices: Mapping[str, tuple[int, int]]
+
+    def decayed(self, params: PyTree) -> PyTree:
+        """Return True for each leaf to which weight decay applies."""
+
+        def decays(path: tuple, leaf: jax.Array) -> bool:
+            return leaf.ndim >= 2 and path_name(path).rsplit("/", 1)[-1] not in _VECTORS | self.not_decayed
+
+        return jax.tree_util.tree_map_with_path(decays, params)
+
+    def as_matrices(self, params: PyTree) -> PyTree:
+        """Tell Muon which axes of each weight form a matrix: kernels of convolutions flattened, stacked layers one by one.
+
+        Embeddings, vectors and depthwise kernels are not linear maps between features: None leaves them to AdamW.
+        """
+
+        def matrix(path: tuple, decays: bool, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+            declared = next((axes for name, axes in self.matrices.items() if re.search(name, path_name(path))), None)
+            if declared:
+                inputs, outputs = declared
+                axes = tuple(range(leaf.ndim - inputs - outputs, leaf.ndim))
+                return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
+            if not decays or leaf.ndim == _DEPTHWISE:
+                return None
+            reduced = tuple(range(leaf.ndim - 1)) if leaf.ndim == _DENSE_CONVOLUTION else leaf.ndim - 2
+            return optax.contrib.MuonDimensionNumbers(reduced, leaf.ndim - 1)
+
+        return jax.tree_util.tree_map_with_path(matrix, self.decayed(params), params)
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -43,7 +77,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def of(system: System) -> optax.GradientTransformationExtraArgs:
     """Build the optimizer of a system's trained parameters, by its recipe and its own declarations."""
     recipe = system.recipe
-    return build(recipe.optimizer, recipe.train.steps, system.param_groups(), system.not_decayed)
+    return build(recipe.optimizer, recipe.train.steps, system.param_groups(), system.not_decayed, system.matrices)
 
 
 def build(
@@ -51,6 +85,7 @@ def build(
     steps: int,
     declared: tuple[ParamGroup, ...] = (),
     not_decayed: frozenset[str] = frozenset(),
+    matrices: Mapping[str, tuple[int, int]] = types.MappingProxyType({}),
 ) -> optax.GradientTransformationExtraArgs:
     """Build the optimizer of the trained parameters; frozen ones are not shown to it.
 
@@ -58,36 +93,38 @@ def build(
       steps: optimizer steps of the whole run.
       declared: groups of the system (`System.param_groups`), which follow those in `config`.
       not_decayed: names of matrix-shaped leaves without weight decay (`System.not_decayed`), besides vectors.
+      matrices: axes of kernels with several input or output axes (`System.matrices`).
     """
     groups = Groups((*config.groups, *declared))
     parts = [_clip(config.clip_norm, groups)] if config.clip_norm else []
-    parts.append(_OPTIMIZERS[config.name](config, schedule(config, steps), functools.partial(_decayed, not_decayed)))
+    weights = Weights(not_decayed=not_decayed, matrices=matrices)
+    parts.append(_OPTIMIZERS[config.name](config, schedule(config, steps), weights))
     if any(group.scale not in (0, 1) for group in groups.groups):
         parts.append(_scale(groups))
     return optax.chain(*parts)
 
 
-def _adam(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
+def _adam(config: OptimizerConfig, rate: optax.Schedule, weights: Weights) -> optax.GradientTransformation:
     return optax.adam(rate, b1=config.b1, b2=config.b2, mu_dtype=config.mu_dtype)
 
 
-def _adamw(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
+def _adamw(config: OptimizerConfig, rate: optax.Schedule, weights: Weights) -> optax.GradientTransformation:
     decay = config.weight_decay
-    return optax.adamw(rate, config.b1, config.b2, weight_decay=decay, mask=decayed, mu_dtype=config.mu_dtype)
+    return optax.adamw(rate, config.b1, config.b2, weight_decay=decay, mask=weights.decayed, mu_dtype=config.mu_dtype)
 
 
-def _adafactor(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
+def _adafactor(config: OptimizerConfig, rate: optax.Schedule, weights: Weights) -> optax.GradientTransformation:
     """Scale the updates to the size of Adam's, so that Adam's learning rates apply (Zhai et al. 2021, section 3.4)."""
     return optax.chain(
         optax.scale_by_factored_rms(),
         optax.clip_by_block_rms(1.0),
         *([optax.ema(config.b1, accumulator_dtype=config.mu_dtype)] if config.b1 else []),
-        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.add_decayed_weights(config.weight_decay, weights.decayed),
         optax.scale_by_learning_rate(rate),
     )
 
 
-def _muon(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
+def _muon(config: OptimizerConfig, rate: optax.Schedule, weights: Weights) -> optax.GradientTransformation:
     """Scale the updates to the root mean square of Adam's, so that both halves share one learning rate."""
     return optax.contrib.muon(
         rate,
@@ -96,39 +133,17 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule, decayed: Mask) -> optax
         mu_dtype=config.mu_dtype,
         adam_b1=config.b1,
         adam_b2=config.b2,
-        muon_weight_dimension_numbers=functools.partial(_matrices, decayed),
+        muon_weight_dimension_numbers=weights.as_matrices,
         consistent_rms=_MUON_RMS,
     )
 
 
-_OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig, optax.Schedule, Mask], optax.GradientTransformation]] = {
+_OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig, optax.Schedule, Weights], optax.GradientTransformation]] = {
     "adam": _adam,
     "adamw": _adamw,
     "adafactor": _adafactor,
     "muon": _muon,
 }
-
-
-def _decayed(not_decayed: frozenset[str], params: PyTree) -> PyTree:
-    def decays(path: tuple, leaf: jax.Array) -> bool:
-        return leaf.ndim >= 2 and path_name(path).rsplit("/", 1)[-1] not in _VECTORS | not_decayed
-
-    return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def _matrices(decayed: Mask, params: PyTree) -> PyTree:
-    """Tell Muon which axes of each weight form a matrix: kernels of convolutions flattened, stacked layers one by one.
-
-    Embeddings, vectors and depthwise kernels are not linear maps between features: None leaves them to AdamW.
-    """
-
-    def matrix(decays: bool, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        if not decays or leaf.ndim == _DEPTHWISE:
-            return None
-        reduced = tuple(range(leaf.ndim - 1)) if leaf.ndim == _DENSE_CONVOLUTION else leaf.ndim - 2
-        return optax.contrib.MuonDimensionNumbers(reduced, leaf.ndim - 1)
-
-    return jax.tree.map(matrix, decayed(params), params)
 
 
 def _clip(max_norm: float, groups: Groups) -> optax.GradientTransformation:

@@ -53,6 +53,19 @@ def test_r1_of_a_linear_discriminator_is_its_squared_norm() -> None:
     np.testing.assert_allclose(r1_penalty(linear, real), jnp.square(weights).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(2, 8, 8), (4, 16, 24)])
+def test_r1_does_not_depend_on_the_size_of_the_clips(size: tuple[int, int, int]) -> None:
+    """Patches of 1x4x4 pixels that do not overlap have the squared norm of their weights each."""
+    weights = jax.random.normal(jax.random.key(0), (4, 4, 3))
+
+    def patches(x: jax.Array) -> jax.Array:
+        b, t, h, w, c = x.shape
+        return jnp.einsum("bthiwjc,ijc->bthw", x.reshape(b, t, h // 4, 4, w // 4, 4, c), weights)
+
+    real = jax.random.normal(jax.random.key(1), (3, *size, 3))
+    np.testing.assert_allclose(r1_penalty(patches, real), jnp.square(weights).sum(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("trained", [1, 8])
 def test_clips_of_any_length_share_the_weights(trained: int) -> None:
     """Buckets of a recipe differ in length."""

@@ -129,6 +129,15 @@ def test_the_fill_color_learns_only_where_it_is_asked_to(learned):
     assert bool((jnp.abs(gradient["tokenizer"]["mask_fill"]) > 0).all()) == learned
 
 
+def test_masked_pixels_have_the_value_of_the_recipe():
+    masking = {"frame_probability": 1.0, "patch_probability": 0.0, "learned_fill": False, "fill": -1.0, "anneal": 0.0}
+    system = make(masking=masking, model=FLAT)
+    params, _ = jax.eval_shape(system.init, jax.random.key(0))
+    masked, index = system._mask(params, batch(), jax.random.key(1), 0.0)
+    for clip, frame in zip(masked, index, strict=True):
+        np.testing.assert_array_equal(clip[frame], -1.0)
+
+
 def test_a_sample_does_not_see_the_rest_of_the_batch(system, weights):
     params, extra = weights
     loss = jax.jit(system.loss)

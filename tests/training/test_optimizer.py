@@ -1,5 +1,7 @@
 """Adafactor and Muon against NumPy: updates, state per weight, and how each weight is classified."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,10 @@ import optax
 import pytest
 
 from motionaura_jax.core.recipe import OptimizerConfig
+from motionaura_jax.core.trees import path_name
+from motionaura_jax.models import encoders
+from motionaura_jax.models.encoders.config import T5Config
+from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.training import optimizer
 
 RATE = 0.01
@@ -70,6 +76,26 @@ def test_muon_treats_stacked_layers_apart_and_convolutions_flat():
     flat = {"kernel": gradients["b"]["kernel"].reshape(-1, 6)}
     alone = first_update({"kernel": jnp.zeros((108, 6))}, flat, name="muon")["kernel"]
     np.testing.assert_allclose(update["b"]["kernel"].reshape(-1, 6), alone, rtol=1e-4, atol=1e-6)
+
+
+def test_muon_flattens_heads_and_channels_of_attention():
+    """A kernel to heads is a matrix from the width to all heads together; one from heads to the width is its transpose."""
+    gradients = {"attention_0": {"query": {"kernel": random(12, 3, 8)}, "output": {"kernel": random(3, 8, 12, seed=1)}}}
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    optimize = optimizer.build(OptimizerConfig(**PLAIN, name="muon"), 10, matrices=encoders.MATRICES)
+    update = jax.jit(optimize.update)(gradients, optimize.init(params), params)[0]["attention_0"]
+    for part, shape in (("query", (12, 24)), ("output", (24, 12))):
+        flat = {"kernel": gradients["attention_0"][part]["kernel"].reshape(shape)}
+        alone = first_update({"kernel": jnp.zeros(shape)}, flat, name="muon")["kernel"]
+        np.testing.assert_allclose(update[part]["kernel"].reshape(shape), alone, rtol=1e-4, atol=1e-6)
+
+
+def test_the_text_encoder_declares_every_kernel_with_three_axes():
+    t5 = T5Config(vocab_size=8, d_model=8, d_kv=4, num_heads=2, d_ff=8, num_layers=1)
+    params = jax.eval_shape(T5Encoder(t5, scanned=False).init, jax.random.key(0), jnp.ones((1, 3), jnp.int32))["params"]
+    kernels = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if leaf.ndim == 3]
+    assert len(kernels) == 4
+    assert all(any(re.search(pattern, name) for pattern in encoders.MATRICES) for name in kernels)
 
 
 def test_muon_leaves_vectors_embeddings_and_depthwise_kernels_to_adam():

@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from motionaura_jax.core.errors import UserError, nearest
-from motionaura_jax.core.limits import Checked, Count, Natural, NonNegative, Positive, Several, Share, ShareBelowOne
+from motionaura_jax.core.limits import (
+    Checked,
+    Count,
+    Natural,
+    NonNegative,
+    Pixel,
+    Positive,
+    Several,
+    Share,
+    ShareBelowOne,
+)
 from motionaura_jax.models.autoencoders.geometry import Geometry
 
 IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl", "remat")
@@ -161,7 +171,8 @@ class MaskConfig(Checked):
     Attributes:
       frame_probability: share of clips that lose a frame; 1.0 is the paper.
       frame_fill: replacement of the masked frame: the fill color, its neighbor, or another frame of the clip.
-      learned_fill: train the fill color; without it masked pixels are 0, as in the paper.
+      learned_fill: train the fill color; without it masked pixels have the value `fill`.
+      fill: from -1 (black, as in figure 2) to 1.
       patch_probability, patch_ratio, patch_sizes: share of clips that lose patches, share of their patches, and the sides
         in pixels to choose from.
       anneal: last part of training in which masking fades out.
@@ -170,6 +181,7 @@ class MaskConfig(Checked):
     frame_probability: Share = 0.5
     frame_fill: Literal["fill", "copy_neighbour", "shuffle"] = "fill"
     learned_fill: bool = True
+    fill: Pixel = 0.0
     patch_probability: Share = 0.5
     patch_ratio: Share = 0.15
     patch_sizes: tuple[Count, ...] = (16, 32)

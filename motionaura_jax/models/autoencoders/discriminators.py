@@ -1,6 +1,7 @@
 """PatchGAN discriminators, their losses, and the game that they play against a decoder.  Isola et al. 2017."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,12 +56,14 @@ def discriminator_loss(real_logits: Float[Array, "*shape"], fake_logits: Float[A
 
 
 def r1_penalty(apply_fn: Callable[[Array], Array], real: Float[Array, "b t h w 3"]) -> Float[Array, ""]:
-    """Return the mean over real clips of |d D(x) / d x|^2, D the mean logit of a clip.  Mescheder et al. 2018, eq. 9."""
+    """Return the mean over real clips of |d D(x) / d x|^2 / n, D the sum of the n logits of a clip.
 
-    def total(video: Array) -> Array:
-        return apply_fn(video).mean((1, 2, 3)).sum()
-
-    return jnp.square(jax.grad(total)(real)).sum((1, 2, 3, 4)).mean()
+    Dividing by n makes it a mean over patches, so that it does not depend on the size of the clips.  With one logit per
+    clip it is equation 9 of Mescheder et al. 2018.
+    """
+    logits, pullback = jax.vjp(apply_fn, real)
+    (gradient,) = pullback(jnp.ones_like(logits))
+    return jnp.square(gradient).sum((1, 2, 3, 4)).mean() / math.prod(logits.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

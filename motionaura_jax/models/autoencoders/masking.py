@@ -29,7 +29,7 @@ def mask_video(
     Args:
       keys: one key per clip, so that the result does not depend on the batch.
       video: values in [-1, 1].
-      fill: RGB value of masked pixels: the learned vector, or zeros for plain gray.
+      fill: RGB value of masked pixels: the learned vector, or a constant.
       strength: from `mask_strength`; 0 turns masking off.
 
     Returns:

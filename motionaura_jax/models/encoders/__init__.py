@@ -5,6 +5,12 @@ from motionaura_jax.parallel import rules
 NOT_DECAYED = frozenset({"embedding", "relative_bias"})
 """Leaves without weight decay, besides vectors."""
 
+MATRICES = {
+    r"attention(_\d+)?/(query|key|value)/kernel$": (1, 2),
+    r"attention(_\d+)?/output/kernel$": (2, 1),
+}
+"""Input and output axes of kernels that split heads; see `System.matrices`."""
+
 rules.declare(
     (r"relative_bias$", rules.WHOLE),
     # Attention: heads over `tensor`.

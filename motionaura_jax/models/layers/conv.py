@@ -104,10 +104,15 @@ class TransposedConv1x4x4(nn.Module):
 
     @nn.compact
     def __call__(self, x: Video) -> Video:
-        kernel = self.param("kernel", fan_in_normal, (1, 4, 4, x.shape[-1], self.features))
+        kernel = self.param("kernel", _strided_fan_in, (1, 4, 4, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y = conv_transpose_1x4x4(x.astype(self.dtype), kernel, impl=self.impl)
         return y + bias.astype(self.dtype)
+
+
+def _strided_fan_in(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Sample N(0, 1 / fan_in): with a stride of 2, each output pixel meets 2x2 of the 4x4 taps."""
+    return 2.0 * fan_in_normal(key, shape)
 
 
 def _equal_phases(phases: int) -> Initializer:

@@ -103,7 +103,7 @@ class MBQVAESystem(AutoencoderSystem):
         """Return the masked video and the index of the masked frame of each clip."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["sample"])
         masking = self.recipe.masking
-        fill = params["tokenizer"]["mask_fill"] if masking.learned_fill else jnp.zeros(3)
+        fill = params["tokenizer"]["mask_fill"] if masking.learned_fill else jnp.full(3, masking.fill)
         return mask_video(masking, keys, batch["video"], fill, mask_strength(masking, progress))
 
 

@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 ANCESTRAL_STEPS = 64  # with fewer, too many tokens are sampled together as if independent
 _PRESET = "paper"
+_DEEP = 8  # blocks
 
 
 class TextToVideoSystem(DiffusionSystem):
@@ -73,6 +74,7 @@ class TextToVideoSystem(DiffusionSystem):
         "pytorch": "motionaura_jax.exporters.pytorch.writer:write_text_to_video",
         "stablehlo": "motionaura_jax.exporters.stablehlo:write_text_to_video",
     }
+    matrices = encoders.MATRICES
     not_decayed = spectral_transformer.NOT_DECAYED | encoders.NOT_DECAYED
 
     @property
@@ -131,6 +133,7 @@ class TextToVideoSystem(DiffusionSystem):
         self.check_mesh()
         warn_of_words(self.text.words, self.recipe.sample.prompts)
         warn_of_settings(self.recipe, self.recipe.sample)
+        warn_of_residual(self.recipe)
 
     def previews(self, batch: Batch) -> tuple[Batch, list[str], bool]:
         """Choose `sample.prompts`, or else the captions of the first held-out clips."""
@@ -199,6 +202,20 @@ class TextToVideoSystem(DiffusionSystem):
         if text.is_frozen:
             conditioners = Conditioners({**conditioners, "text": PlannedText(text, model, tower)})
         return recipe, conditioners
+
+
+def warn_of_residual(recipe: TextToVideoRecipe) -> None:
+    """Warn about a deep network without an identity path.
+
+    With `residual=paper` each sublayer adds two normalized terms, so the input of a block keeps about half of its share
+    per sublayer, and after 37 blocks nothing of it is left (docs/fidelity.md).
+    """
+    if recipe.model.residual == "paper" and recipe.model.blocks > _DEEP:
+        logger.warning(
+            "config.model.residual=paper: each sublayer halves the share of its input, which %d blocks do not pass on; "
+            "residual=identity trains better",
+            recipe.model.blocks,
+        )
 
 
 def warn_of_settings(recipe: TextToVideoRecipe, sample: SampleConfig) -> None:
