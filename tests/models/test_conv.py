@@ -1,11 +1,11 @@
-"""GroupNorm against a float64 reference."""
+"""GroupNorm against a float64 reference, and the start of convolutions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax.models.layers.conv import GroupNorm, num_groups
+from motionaura_jax.models.layers.conv import Conv3d, GroupNorm, TransposedConv1x4x4, num_groups
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,13 @@ from motionaura_jax.models.layers.conv import GroupNorm, num_groups
 )
 def test_groups_have_eight_channels_where_possible(channels: int, groups: int) -> None:
     assert num_groups(channels) == groups
+
+
+def test_fresh_convolutions_preserve_the_variance() -> None:
+    x = jax.random.normal(jax.random.key(0), (1, 2, 16, 16, 64))
+    for layer in (TransposedConv1x4x4(32), Conv3d(32, (3, 3, 3))):
+        y, _ = jax.jit(layer.init_with_output)(jax.random.key(1), x)
+        assert float(y[:, :, 2:-2, 2:-2].var()) == pytest.approx(1.0, rel=0.15)
 
 
 @pytest.mark.parametrize("per_frame", [False, True])

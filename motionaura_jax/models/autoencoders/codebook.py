@@ -120,10 +120,14 @@ def _average(config: MBQVAEConfig, extra: Tree, counts: Float[Array, " k"], sums
 def _find_dead(
     config: MBQVAEConfig, extra: Tree, counts: Float[Array, " k"], step: Int[Array, ""] | int, total_steps: int
 ) -> tuple[Tree, Array]:
-    relative = counts / jnp.maximum(counts.mean(), 1e-9)  # 1 for every code under uniform use
-    usage = config.usage_decay * extra["usage"] + (1 - config.usage_decay) * relative
+    hits = counts.mean()  # expected per code in this step, under uniform use
+    relative = counts / jnp.maximum(hits, 1e-9)  # 1 for every code under uniform use
+    # A step with fewer hits than codes says little about each: it counts as that part of a step, in the average and in the
+    # patience. Otherwise large codebooks would restart codes that chance left out for a while.
+    decay = jnp.where(hits < 1, config.usage_decay**hits, config.usage_decay)
+    usage = decay * extra["usage"] + (1 - decay) * relative
     idle = jnp.where(usage < config.restart_threshold, extra["idle"] + 1, 0)
-    dead = (idle >= config.restart_patience) & (step < config.restart_until * total_steps)
+    dead = (idle * jnp.minimum(hits, 1) >= config.restart_patience) & (step < config.restart_until * total_steps)
     return {**extra, "usage": usage, "idle": idle}, dead
 
 

@@ -1,6 +1,8 @@
 """The 3D-MBQ-VAE tokenizer as a trainable system.  MotionAura section 3.1, Eq. 1 as corrected in docs/fidelity.md."""
 
 import functools
+import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -21,6 +23,8 @@ from motionaura_jax.parallel.mesh import batch_shards
 from motionaura_jax.systems.autoencoder import AutoencoderSystem, ForwardPass
 from motionaura_jax.systems.base import Batch
 from motionaura_jax.systems.mbq_vae.recipe import MBQVAERecipe
+
+logger = logging.getLogger(__name__)
 
 PREPARATION_VECTORS = 65536  # encoder outputs that the k-means start reads
 
@@ -68,6 +72,21 @@ class MBQVAESystem(AutoencoderSystem):
         codes = jax.jit(functools.partial(codebook.kmeans, model))(key, jnp.concatenate(vectors)[:PREPARATION_VECTORS])
         quantizer, extra = codebook.set_codebook(model, params["tokenizer"]["quantizer"], extra, codes)
         return _with_quantizer(params, quantizer), extra
+
+    def check_data(self) -> None:
+        """Warn if a batch has fewer latent positions than there are codes."""
+        model = self.recipe.model
+        if model.quantizer not in ("vq", "vq_ema"):
+            return
+        for bucket in self.recipe.data.all_buckets():
+            grid = model.geometry.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+            hits = bucket.batch_size * math.prod(grid) / model.codebook_size
+            if hits < 1:
+                logger.warning(
+                    "a batch of %d clips of %dx%dx%d hits each of %d codes %.2g times on average; codes then learn slowly: "
+                    "raise data.batch_size or lower model.codebook_size",
+                    *(bucket.batch_size, bucket.num_frames, bucket.height, bucket.width, model.codebook_size, hits),
+                )
 
     def forward(
         self, params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
