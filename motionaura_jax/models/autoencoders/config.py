@@ -21,7 +21,7 @@ from motionaura_jax.core.limits import (
 )
 from motionaura_jax.models.autoencoders.geometry import Geometry
 
-IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl", "remat")
+IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl", "remat", "matmul_precision")
 """Keys of MBQVAEConfig that change speed, memory and rounding only, not the meaning of weights and latents."""
 
 
@@ -57,6 +57,7 @@ class MBQVAEConfig(Checked):
     zero_init: bool = False
     mfi_hidden: Count = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
 
     # Choices among equal implementations (`IMPLEMENTATION_KEYS`), see `ops`.
     conv_impl: Literal["auto", "taps2d", "lax"] = "auto"

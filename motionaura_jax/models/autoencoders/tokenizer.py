@@ -95,7 +95,9 @@ class Tokenizer:
 
     def quantize(self, z: Float[Array, "b t h w d"]) -> Quantized:
         """Quantize encoder outputs and return losses and statistics as well; training needs them."""
-        return quantize(self.config, self.params["quantizer"], self.extra, z)
+        # Codes of near ties would differ between devices at any other precision.
+        with jax.default_matmul_precision("float32"):
+            return quantize(self.config, self.params["quantizer"], self.extra, z)
 
     def embed(self, tokens: Int[Array, "b t h w"]) -> Float[Array, "b t h w d"]:
         """Return the decoder inputs of token ids."""
@@ -107,7 +109,9 @@ class Tokenizer:
 
     def apply(self, method: str, *arguments: Any) -> Any:
         """Call a method of the network with its weights, gathered from the devices that share them."""
-        return self.network.apply({"params": constraints.gathered(self.params["network"])}, *arguments, method=method)
+        weights = {"params": constraints.gathered(self.params["network"])}
+        with jax.default_matmul_precision(self.config.matmul_precision):
+            return self.network.apply(weights, *arguments, method=method)
 
 
 def fingerprint(config: MBQVAEConfig, params: PyTree, extra: PyTree) -> str:

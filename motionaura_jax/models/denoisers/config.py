@@ -43,6 +43,8 @@ class SpectralTransformerConfig(Checked):
       loss_chunk: number of codes whose logits the loss computes at a time, to save memory; 0 computes all at once.
       scan: compile one block and loop over it; False unrolls all blocks. The parameters are the same.
       dtype: compute precision; parameters, FFT, softmax, norms and logits are float32.
+      matmul_precision: precision of float32 products where the device offers less by default: TPUs round to bfloat16, GPUs
+        from Ampere on to TensorFloat-32.  Products in bfloat16 are not affected.
 
     Raises:
       UserError: a value is not among the choices, or values contradict each other.
@@ -70,6 +72,7 @@ class SpectralTransformerConfig(Checked):
     loss_chunk: Natural = 1024
     scan: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()

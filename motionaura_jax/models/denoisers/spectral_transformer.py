@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Self
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -85,13 +86,15 @@ class SpectralTransformer(Denoiser):
         """
         batch, *grid = x_t.shape
         memory = self.encode_cond(cond) if memory is None else memory
-        z = self.embedding(x_t).reshape(batch, -1, self.config.width)
-        z = self.trunk(z, (grid[0], grid[1], grid[2]), self.condition(level, cond), memory)
-        return Prediction(values=self.head(z), table=self.embedding.table, grid=tuple(grid))
+        with jax.default_matmul_precision(self.config.matmul_precision):
+            z = self.embedding(x_t).reshape(batch, -1, self.config.width)
+            z = self.trunk(z, (grid[0], grid[1], grid[2]), self.condition(level, cond), memory)
+            return Prediction(values=self.head(z), table=self.embedding.table, grid=tuple(grid))
 
     def encode_cond(self, cond: Cond) -> TextMemory:
         """Return keys and values of the text for all blocks; they depend neither on the level nor on the tokens."""
-        return self.text(cond)
+        with jax.default_matmul_precision(self.config.matmul_precision):
+            return self.text(cond)
 
     @property
     def training(self) -> Self:
@@ -111,7 +114,8 @@ class SpectralTransformer(Denoiser):
     @nn.nowrap
     def for_inference(self, params: PyTree) -> PyTree:
         """Return the parameters with transforms along the embedding merged into the kernels."""
-        return constraints.placed(fold(params, self.config))
+        with jax.default_matmul_precision("float32"):  # the kernels keep their rounding for the whole run
+            return constraints.placed(fold(params, self.config))
 
     @property
     def _trains_folded(self) -> bool:
