@@ -14,7 +14,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        # Names of files may hold bytes that are not text: no terminal or log could print them.
+        super().__init__(" ".join(message.split()).encode("utf-8", "backslashreplace").decode())
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -35,6 +35,13 @@ def expanded(text: str | os.PathLike[str]) -> Path:
         raise UserError(f"{written}: there is no such home folder; write the path in full") from None
 
 
+def kind_of(status: os.stat_result) -> str | None:
+    """Return "a folder" or "a pipe or device", or None for a regular file."""
+    if stat.S_ISREG(status.st_mode):
+        return None
+    return "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+
+
 def check_regular(path: Path, *, limit: int, remedy: str) -> os.stat_result:
     """Return the status of a regular file of at most `limit` bytes, following links.
 
@@ -45,8 +52,8 @@ def check_regular(path: Path, *, limit: int, remedy: str) -> os.stat_result:
         status = path.stat()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+    kind = kind_of(status)
+    if kind is not None:
         raise UserError(f"{path}: is {kind}, not a file; {remedy}")
     if status.st_size > limit:
         raise UserError(f"{path}: is too large ({status.st_size} bytes, at most {limit}); {remedy}")

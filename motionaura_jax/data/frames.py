@@ -1,23 +1,29 @@
-"""From decoded frames to RGB arrays: orientation, sample aspect ratio, alpha and antialiased resizing (libswscale).
+"""From decoded frames to RGB arrays: orientation, aspect ratio, fields, alpha, dynamic range and resizing (libswscale).
 
 One kernel serves every resize: area averaging when shrinking (each output pixel is the mean of the input area it
 covers, hence antialiased) and bilinear when enlarging, with full-resolution chroma and accurate rounding.
 """
 
+import functools
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
-from jaxtyping import Float32, UInt8
+from av.filter import Graph
+from av.video.reformatter import ColorTrc, Interpolation, VideoReformatter
+from jaxtyping import Float32, UInt8, UInt16
 
 # Without FULL_CHR_H_INT the YUV to RGB step is biased by -1.5 to -2.3 gray levels (measured on real clips).
 KERNEL = int(Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 BACKGROUND = 255
 # Encoders write ratios such as 640:639 to correct for a rounded width: not worth resampling every frame.
 SQUARE_TOLERANCE = 0.01
+# No real pixel is wider or higher than this; damaged headers state ratios that make frames of any size.
+_MAX_PIXEL_ASPECT = 16
+_BAND_PIXELS = 2**20  # large frames are converted piece by piece, to bound the memory
 
 
 def cover_size(height: int, width: int, cover: tuple[int, int]) -> tuple[int, int]:
@@ -67,15 +73,103 @@ def _opaque(frame: av.VideoFrame) -> av.VideoFrame:
     """Composite a frame with an alpha channel over white; return other frames unchanged."""
     if frame.format.name != "pal8" and not any(component.is_alpha for component in frame.format.components):
         return frame
-    rgba = frame.reformat(format="rgba", interpolation=KERNEL, threads=1).to_ndarray()
-    return av.VideoFrame.from_ndarray(over_background(rgba), format="rgb24")
+    rgba = frame
+    if frame.format.name not in ("rgba", "bgra"):
+        rgba = frame.reformat(format="rgba", interpolation=KERNEL, threads=1)
+    opaque = av.VideoFrame(frame.width, frame.height, "bgr24" if rgba.format.name == "bgra" else "rgb24")
+    source, target = _pixels(rgba, 4), _pixels(opaque, 3)
+    for rows in _bands(frame.height, frame.width):
+        target[rows] = over_background(source[rows])
+    return opaque
+
+
+def _pixels(frame: av.VideoFrame, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """Return the pixels of a packed 8-bit frame without copying them."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width * channels]
+    return rows.reshape(frame.height, frame.width, channels)
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Yield slices of rows that together hold all rows of a picture."""
+    step = max(1, _BAND_PIXELS // width)
+    return (slice(start, start + step) for start in range(0, height, step))
 
 
 def over_background(rgba: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
     """Composite straight-alpha RGBA over a white background, rounded to the nearest level."""
-    alpha = rgba[..., 3:].astype(np.uint32)
-    blended = rgba[..., :3] * alpha + BACKGROUND * (255 - alpha)
-    return ((blended + 127) // 255).astype(np.uint8)
+    blended = np.empty((*rgba.shape[:2], 3), np.uint8)
+    for rows in _bands(*rgba.shape[:2]):
+        alpha = rgba[rows, :, 3].astype(np.uint16)
+        white = BACKGROUND * (255 - alpha) + 128
+        for channel in range(3):  # whole rows at once are several times faster than single pixels
+            scaled = rgba[rows, :, channel] * alpha + white
+            blended[rows, :, channel] = (scaled + (scaled >> 8)) >> 8  # divided by 255
+    return blended
+
+
+class _TopFields:
+    """Filter that keeps every other row of interlaced frames, those of one instant.
+
+    It needs no other frame, so that a frame looks the same wherever decoding began.
+    """
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+        self._made_for: tuple[int, int, str] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        kind = frame.width, frame.height, frame.format.name
+        if self._graph is None or kind != self._made_for:
+            self._graph, self._made_for = Graph(), kind
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+            )
+            self._graph.link_nodes(source, self._graph.add("field", "type=top"), self._graph.add("buffersink"))
+            self._graph.configure()
+        self._graph.push(frame)
+        field = self._graph.pull()
+        assert isinstance(field, av.VideoFrame)
+        return field
+
+
+def to_standard_range(rgb: UInt16[np.ndarray, "h w 3"], transfer: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Map BT.2020 pixels with the PQ or HLG curve (BT.2100) to sRGB.
+
+    White of diffuse objects, 203 cd/m2 (BT.2408), becomes a light gray, and highlights bend toward white instead of being
+    clipped.
+    """
+    light = _linear_light(transfer)
+    result = np.empty(rgb.shape, np.uint8)
+    for rows in _bands(*rgb.shape[:2]):
+        linear = light[rgb[rows]]
+        if transfer == ColorTrc.ARIB_STD_B67:  # the curve of a screen of 1000 cd/m2
+            luminance = linear @ np.array([0.2627, 0.6780, 0.0593], np.float32)
+            linear = linear * (1000 / _WHITE) * np.maximum(luminance, 1e-6)[..., None] ** np.float32(0.2)
+        linear = np.clip(linear @ _BT2020_TO_BT709.T, 0, None)
+        bent = 1 - (1 - _KNEE) * np.exp(-(np.maximum(linear, _KNEE) - _KNEE) / (1 - _KNEE))
+        linear = np.where(linear > _KNEE, bent, linear)
+        encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** np.float32(1 / 2.4) - 0.055)
+        result[rows] = np.clip(255 * encoded + 0.5, 0, 255)
+    return result
+
+
+_WHITE, _KNEE = 203.0, 0.6
+_BT2020_TO_BT709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
+)
+
+
+@functools.cache
+def _linear_light(transfer: int) -> Float32[np.ndarray, "levels"]:
+    """Return the light of each 16-bit level: in units of diffuse white for PQ, of the scene's peak for HLG."""
+    level = np.linspace(0, 1, 2**16)
+    if transfer == ColorTrc.SMPTE2084:
+        root = level ** (32 / 2523)
+        light = (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (16384 / 2610)
+        return (light * (10_000 / _WHITE)).astype(np.float32)
+    upper = (np.exp((np.maximum(level, 0.5) - 0.55991073) / 0.17883277) + 0.28466892) / 12
+    return np.where(level <= 0.5, level**2 / 3, upper).astype(np.float32)
 
 
 class FrameConverter:
@@ -88,11 +182,14 @@ class FrameConverter:
     def __init__(
         self, aspect: Fraction | None = None, upright: Orientation = UPRIGHT, cover: tuple[int, int] | None = None
     ):
-        self._aspect = float(aspect) if aspect and abs(aspect - 1) > SQUARE_TOLERANCE else 1.0
+        ratio = float(aspect or 1)
+        plausible = 1 / _MAX_PIXEL_ASPECT <= ratio <= _MAX_PIXEL_ASPECT
+        self._aspect = ratio if plausible and abs(ratio - 1) > SQUARE_TOLERANCE else 1.0
         self._upright = upright
         self._cover = cover
         self._size: tuple[int, int] | None = None
         self._reformatter = VideoReformatter()
+        self._top_fields = _TopFields()
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Return the (height, width) in pixels of every array that this converter makes; `frame` is the first frame."""
@@ -108,9 +205,20 @@ class FrameConverter:
         height, width = self.size(frame)
         if self._upright.transpose:
             height, width = width, height
+        transfer = frame.color_trc
+        high_range = transfer in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+        if frame.interlaced_frame:
+            frame = self._top_fields(frame)
         scaled = self._reformatter.reformat(
-            _opaque(frame), width=width, height=height, format="rgb24", interpolation=KERNEL, threads=1
+            _opaque(frame),
+            width=width,
+            height=height,
+            format="rgb48le" if high_range else "rgb24",
+            interpolation=KERNEL,
+            threads=1,
         ).to_ndarray()
+        if high_range:
+            scaled = to_standard_range(scaled, transfer)
         if self._upright.transpose:
             scaled = scaled.transpose(1, 0, 2)
         return scaled[:: -1 if self._upright.flip_rows else 1, :: -1 if self._upright.flip_columns else 1]

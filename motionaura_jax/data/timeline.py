@@ -5,8 +5,9 @@ import math
 from collections.abc import Iterable, Iterator
 
 import av
-from av.container import InputContainer
 from av.video.stream import VideoStream
+
+from motionaura_jax.data.opening import OpenVideo
 
 MARGINS = (0.0, 4.0, 32.0, math.inf)
 """Seconds before the wanted instant at which to start decoding, tried in this order until one is early enough."""
@@ -48,26 +49,27 @@ class TimedDecoder:
 
     A frame that no other frame refers to is not decoded if its packet ends before `skip_until`.  `latest_skippable` is
     the start of the latest packet seen so far that does not begin after `skip_until`.  A decoding error or a damaged
-    frame after `skip_until` ends the iteration; an error before the first frame is raised.
+    frame after `skip_until` ends the iteration.  Damaged frames before the first sound one are left out; an error before it
+    is raised.
     """
 
-    def __init__(
-        self, container: InputContainer, stream: VideoStream, clock: Clock, *, skip_until: float, from_start: bool
-    ):
+    def __init__(self, video: OpenVideo, clock: Clock, *, skip_until: float, from_start: bool):
         self.latest_skippable = -math.inf
-        self._container, self._stream, self._clock, self._skip_until = container, stream, clock, skip_until
+        self._video, self._clock, self._skip_until = video, clock, skip_until
         # A frame without a time stamp follows its predecessor; after a seek its position is unknown.
         self._expected = 0.0 if from_start else math.inf
 
     def __iter__(self) -> Iterator[TimedFrame]:
         started = False
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._video.packets():
                 self._mark_skippable(packet)
-                for frame in packet.decode():
+                for frame in self._video.decode(packet):
                     timed = self._timed(frame)
                     if frame.is_corrupt and timed.start > self._skip_until:
-                        return
+                        if started:
+                            return
+                        continue
                     started = True
                     yield timed
         except av.FFmpegError:
@@ -76,12 +78,12 @@ class TimedDecoder:
 
     def _mark_skippable(self, packet: av.Packet) -> None:
         skip = False
-        if packet.pts is not None and self._skip_until > -math.inf:
+        if packet.pts is not None and not packet.is_discard and self._skip_until > -math.inf:
             start = self._clock.seconds(packet.pts)
             skip = self._clock.seconds(packet.pts + (packet.duration or 0)) <= self._skip_until
             if start <= self._skip_until:
                 self.latest_skippable = max(self.latest_skippable, start)
-        self._stream.codec_context.skip_frame = "NONREF" if skip else "DEFAULT"
+        self._video.decoder.skip_frame = "NONREF" if skip else "DEFAULT"
 
     def _timed(self, frame: av.VideoFrame) -> TimedFrame:
         start = self._expected if frame.pts is None else self._clock.seconds(frame.pts)
@@ -90,23 +92,21 @@ class TimedDecoder:
         return TimedFrame(frame=frame, start=start, end=end)
 
 
-def frames_from(
-    container: InputContainer, stream: VideoStream, clock: Clock, instant: float, margin: float
-) -> Iterator[TimedFrame] | None:
+def frames_from(video: OpenVideo, clock: Clock, instant: float, margin: float) -> Iterator[TimedFrame] | None:
     """Return the frames from the one on display at `instant` (seconds) on, or None if decoding began too late.
 
-    The stream must be freshly opened.  Decoding begins at the key frame before `instant - margin`.  That can be too late
+    The video must be freshly opened.  Decoding begins at the key frame before `instant - margin`.  That can be too late
     in containers that index key frames by decoding time, with open groups of pictures or with missing time stamps.  A
     margin beyond the start of the file never misses: before its first frame, the first frame is on display.
     """
     from_start = instant <= margin
     if not from_start:
         try:
-            container.seek(clock.stamp(instant - margin), stream=stream)
+            video.container.seek(clock.stamp(instant - margin), stream=video.stream)
         except av.FFmpegError:
             return None
     skip_until = instant if margin == 0 else -math.inf
-    decoder = TimedDecoder(container, stream, clock, skip_until=skip_until, from_start=from_start)
+    decoder = TimedDecoder(video, clock, skip_until=skip_until, from_start=from_start)
     frames = iter(decoder)
     current = upcoming = None
     for upcoming in frames:

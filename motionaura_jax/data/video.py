@@ -4,60 +4,49 @@ A clip is given by its start and frame rate.  Each of its instants gets the fram
 whose time stamp is not later.  This is exact for variable frame rates.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import math
-import re
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.stream import Disposition
-from av.video.stream import VideoStream
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
-from motionaura_jax.core.errors import UserError
-from motionaura_jax.data.frames import (
-    UPRIGHT,
-    FrameConverter,
-    Orientation,
-    cover_size,
-    orientation,
-    over_background,
+from motionaura_jax.data.frames import UPRIGHT, FrameConverter, Orientation, cover_size, orientation
+from motionaura_jax.data.images import read_still
+from motionaura_jax.data.opening import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Budget,
+    OpenVideo,
+    VideoError,
+    check_frame_size,
+    check_path,
+    frame_limit,
+    media_errors,
+    opened,
 )
 from motionaura_jax.data.timeline import MARGINS, Clock, TimedDecoder, frames_from, hold
+from motionaura_jax.data.timing import header_timing, scanned_timing
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts",
-                  ".webm", ".wmv")  # fmt: skip
+__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "VideoError", "VideoInfo", "check_duration", "probe", "read_clip",
+           "read_video"]  # fmt: skip
 
-MAX_FRAME_PIXELS = 2**26
-"""Largest frame that is decoded (8192 x 8192)."""
+logger = logging.getLogger(__name__)
+
 MAX_CLIP_PIXELS = 2**30
 """Largest array that is decoded, frames x height x width (3.2 GB of RGB)."""
 
-# Only plain containers are opened: playlists and scripts (HLS, DASH, concat) name other files or hosts.
-_OPEN_OPTIONS = {
-    "format_whitelist": "mov,matroska,avi,gif,mpeg,mpegvideo,mpegts,asf,flv,ogg",
-    "protocol_whitelist": "file",
-}
 # Time stamps are multiples of the container's tick: a frame up to half a tick late counts as on time.
 _MAX_TOLERANCE = 0.005
-_PLAUSIBLE_FPS = 240
+_MAX_SIDES = 64  # longer side of a picture in units of the shorter one
 
-
-class VideoError(UserError):
-    """A file that cannot be used; the message is "PATH: fault; remedy"."""
-
-    def __init__(self, path: str | PathLike[str], fault: str, remedy: str):
-        self.path, self.fault, self.remedy = Path(path), " ".join(fault.split()), remedy
-        super().__init__(f"{path}: {self.fault}; {remedy}")
+Picture = UInt8[np.ndarray, "h w 3"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,8 +78,7 @@ def probe(path: str | PathLike[str]) -> VideoInfo:
     Raises:
       VideoError: the file is missing, unreadable or holds no usable video.
     """
-    checked = _checked(path)
-    status = checked.stat()
+    checked, status = check_path(path)
     return _probe(checked, status.st_mtime_ns, status.st_size)
 
 
@@ -130,8 +118,12 @@ def read_clip(
     check_duration(info, start=start, fps=fps, num_frames=num_frames)
     _check_clip_size(info, num_frames, cover)
     if info.frames == 1:
-        return _collect(_all_frames(info, cover), 1)
-    frames = _collect(_frames_at(info, [start + k / fps for k in range(num_frames)], cover), num_frames)
+        still = next((picture for _, picture in _all_frames(info, cover)), None)
+        if still is None:
+            raise _without_frames(info.path)
+        return still[None]
+    instants = [start + k / fps for k in range(num_frames)]
+    frames = _stacked(_frames_at(info, instants, cover), num_frames)
     if len(frames) < num_frames:
         raise VideoError(
             path,
@@ -148,7 +140,8 @@ def read_video(
 
     Args:
       path: local file; an image is a video of one frame.
-      fps: resample by time to this rate; None keeps every frame of the file.
+      fps: resample by time to this rate; None keeps every frame of the file, unless their rate varies: then the file is
+        resampled to its average rate, so that every frame comes at its time.
       max_frames: stop after this many frames.
 
     Returns:
@@ -165,70 +158,50 @@ def read_video(
     limit = count if max_frames is None else min(count, max_frames)
     _check_clip_size(info, limit, None)
     if resample and fps is not None:
-        frames = _collect(_frames_at(info, [k / fps for k in range(limit)], None), limit)
-    else:
-        # The header's count may be an estimate: frames beyond it count too.
-        ceiling = max_frames or MAX_CLIP_PIXELS // (info.height * info.width)
-        frames = _collect(_all_frames(info, None), ceiling)
-    return frames, float(fps or info.fps)
+        instants = [k / fps for k in range(limit)]
+        frames = _stacked(_frames_at(info, instants, None), limit)
+        if not len(frames):
+            raise _without_frames(info.path)
+        return frames, float(fps)
+    # The header's count may be an estimate: frames beyond it count too.
+    ceiling = max_frames or MAX_CLIP_PIXELS // (info.height * info.width)
+    timed = list(itertools.islice(_all_frames(info, None), ceiling))
+    if not timed:
+        raise _without_frames(info.path)
+    frames = np.stack([picture for _, picture in timed])
+    rate, shown = _constant_rate(info, [time for time, _ in timed])
+    return frames if shown is None else frames[shown], float(fps or rate)
 
 
-def _checked(path: str | PathLike[str]) -> Path:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-        raise VideoError(path, "is a network address", "download the file and give its local path")
-    file = Path(path)
-    try:
-        if not file.exists():
-            raise VideoError(path, "no such file", "check the path or the manifest row")
-        if file.is_dir():
-            raise VideoError(path, "is a folder, not a video", "give a file, or use the folder as a manifest")
-        if file.suffix.lower() not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
-            known = " ".join(suffix[1:] for suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES)
-            raise VideoError(path, f"suffix {file.suffix!r} is not that of a video or image", f"use one of: {known}")
-        if file.stat().st_size == 0:
-            raise VideoError(path, "is empty (0 bytes)", "copy or download it again")
-    except (OSError, ValueError) as error:
-        raise VideoError(path, f"cannot be read ({error})", "check its path and permissions") from error
-    return file
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a video file; turn failures of opening, seeking and decoding inside the block into a VideoError."""
-    try:
-        with open(path, "rb") as file, av.open(file, "r", options=_OPEN_OPTIONS) as container:
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams:
-                kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
-                raise VideoError(path, f"has no video stream (streams: {kinds})", "remove it or give a video file")
-            streams[0].thread_type = "NONE"  # loaders decode several files at once, one per thread
-            streams[0].codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-            yield container, streams[0]
-    except av.FFmpegError as error:
-        raise VideoError(
-            path, f"cannot be decoded ({error.strerror})", "the file is damaged or not a video; replace it"
-        ) from error
-    except OSError as error:
-        raise VideoError(path, f"cannot be read ({error.strerror})", "check its permissions") from error
+def _constant_rate(info: VideoInfo, times: Sequence[float]) -> tuple[float, list[int] | None]:
+    """Return the rate at which to show frames that begin at `times`, and which frames; None stands for each one once."""
+    if len(times) < 2:
+        return info.fps, None
+    span = times[-1] - times[0]
+    rate = (len(times) - 1) / span if span > 0 else info.fps
+    if all(abs(time - times[0] - k / rate) <= 0.5 / rate + _MAX_TOLERANCE for k, time in enumerate(times)):
+        return info.fps if math.isclose(rate, info.fps, rel_tol=0.01) else rate, None
+    logger.warning("%s: has a variable frame rate; resampled by time to %.5g fps", info.path, rate)
+    instants = times[0] + np.arange(len(times)) / rate + _MAX_TOLERANCE
+    return rate, np.maximum(np.searchsorted(times, instants, side="right") - 1, 0).tolist()
 
 
 @functools.lru_cache(maxsize=65536)
 def _probe(path: Path, _mtime_ns: int, _bytes: int) -> VideoInfo:
     """Run the cached part of `probe`.  Time stamp and size are arguments so that a changed file is read again."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        height, width = _read_still(path).shape[:2]
+        height, width = read_still(path).shape[:2]
+        _check_shape(path, height, width)
         return VideoInfo(path=path, frames=1, fps=1.0, duration=0.0, height=height, width=width)
-    with _opened(path) as (container, stream):
-        _check_frame_size(path, stream.height, stream.width)
-        first = next(container.decode(stream), None)
+    with opened(path) as video:
+        first = next((frame for frame in _decoded(video) if not frame.is_corrupt), None)
         if first is None:
-            raise VideoError(path, "holds no video frame", "remove it or replace it")
+            raise _without_frames(path)
         upright = orientation(first)
-        height, width = FrameConverter(stream.sample_aspect_ratio, upright).size(first)
-        _check_frame_size(path, height, width)
-        frames, fps, duration = _header_timing(stream)
-    if not duration or not fps or fps > _PLAUSIBLE_FPS:
-        frames, fps, duration = _scanned_timing(path)
+        height, width = FrameConverter(video.stream.sample_aspect_ratio, upright).size(first)
+        check_frame_size(path, height, width, frame_limit(video.decoder))
+        _check_shape(path, height, width)
+        frames, fps, duration = header_timing(video, first.pts or 0) or scanned_timing(video)
     if frames == 1:
         fps, duration = 1.0, 0.0
     return VideoInfo(
@@ -243,38 +216,18 @@ def _probe(path: Path, _mtime_ns: int, _bytes: int) -> VideoInfo:
     )
 
 
-def _header_timing(stream: VideoStream) -> tuple[int, float, float]:
-    """Return (frames, fps, seconds) as the header states them, with 0 for those that it does not state.
-
-    A duration without a number of frames is a guess of the demuxer, except for the tag in Matroska files.
-    """
-    fps = float(stream.average_rate or 0)
-    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if stream.frames:
-        duration = float((stream.duration or 0) * (stream.time_base or 0))
-        counted = stream.frames / duration if duration else 0.0
-        fps = fps if math.isclose(fps, counted, rel_tol=0.01) else counted  # the rate of a GIF is a guess
-    else:
-        duration = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) if tag else 0.0
-    return stream.frames or max(1, round(duration * fps)), fps, duration
+def _without_frames(path: Path) -> VideoError:
+    return VideoError(path, "holds no frame that can be decoded", "remove it or replace it")
 
 
-def _scanned_timing(path: Path) -> tuple[int, float, float]:
-    """Return (frames, fps, seconds) from the time stamps of all packets, without decoding them."""
-    with _opened(path) as (container, stream):
-        stamps = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.size and p.pts is not None]
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        tick = float(stream.time_base or 0)
-    if len(stamps) < 2:
-        return 1, rate, 1 / rate
-    span = (max(stamps)[0] - min(stamps)[0]) * tick
-    duration = span + (max(stamps)[1] * tick or span / (len(stamps) - 1))
-    return len(stamps), len(stamps) / duration, duration
+def _decoded(video: OpenVideo) -> Iterator[av.VideoFrame]:
+    for packet in video.packets():
+        yield from video.decode(packet)
 
 
-def _check_frame_size(path: Path, height: int, width: int) -> None:
-    if height * width > MAX_FRAME_PIXELS:
-        raise VideoError(path, f"{width}x{height} exceeds the limit of {MAX_FRAME_PIXELS} pixels", "scale it down")
+def _check_shape(path: Path, height: int, width: int) -> None:
+    if max(height, width) > _MAX_SIDES * min(height, width):
+        raise VideoError(path, f"{width}x{height} is too narrow", "crop it or leave it out")
 
 
 def _check_clip_size(info: VideoInfo, num_frames: int, cover: tuple[int, int] | None) -> None:
@@ -287,47 +240,32 @@ def _check_clip_size(info: VideoInfo, num_frames: int, cover: tuple[int, int] | 
         )
 
 
-def _read_still(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        with Image.open(path) as image:
-            _check_frame_size(path, image.height, image.width)
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
-                upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
-            if upright.has_transparency_data:
-                return over_background(np.asarray(upright.convert("RGBA")))
-            return np.array(upright.convert("RGB"))
-    except Image.DecompressionBombError as error:
-        raise VideoError(path, f"exceeds the limit of {MAX_FRAME_PIXELS} pixels", "scale it down") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise VideoError(path, "cannot be decoded as an image", "replace it, or correct its suffix") from error
-
-
-def _all_frames(info: VideoInfo, cover: tuple[int, int] | None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Yield every frame of a file as RGB, without regard to time."""
+def _all_frames(info: VideoInfo, cover: tuple[int, int] | None) -> Iterator[tuple[float, Picture]]:
+    """Yield the time in seconds and the RGB picture of every frame of a file."""
     if info.path.suffix.lower() in IMAGE_SUFFIXES:
-        still = av.VideoFrame.from_ndarray(_read_still(info.path), format="rgb24")
-        yield FrameConverter(cover=cover)(still)
+        still = read_still(info.path)
+        with media_errors(info.path):
+            yield 0.0, FrameConverter(cover=cover)(av.VideoFrame.from_ndarray(still, format="rgb24"))
         return
-    with _opened(info.path) as (container, stream):
-        convert = FrameConverter(stream.sample_aspect_ratio, info.upright, cover)
-        clock = Clock.of(stream, info.first_stamp, info.fps)
-        decoder = TimedDecoder(container, stream, clock, skip_until=-math.inf, from_start=True)
-        yield from (convert(timed.frame) for timed in decoder)
+    with opened(info.path) as video:
+        convert = FrameConverter(video.stream.sample_aspect_ratio, info.upright, cover)
+        clock = Clock.of(video.stream, info.first_stamp, info.fps)
+        decoder = TimedDecoder(video, clock, skip_until=-math.inf, from_start=True)
+        yield from ((timed.start, convert(timed.frame)) for timed in decoder)
 
 
-def _frames_at(
-    info: VideoInfo, instants: Sequence[float], cover: tuple[int, int] | None
-) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def _frames_at(info: VideoInfo, instants: Sequence[float], cover: tuple[int, int] | None) -> Iterator[Picture]:
     """Yield the RGB frame on display at each instant (seconds, increasing); stop early if the file ends."""
+    budget: Budget | None = None
     for margin in MARGINS:
-        with _opened(info.path) as (container, stream):
-            clock = Clock.of(stream, info.first_stamp, info.fps)
+        with opened(info.path, budget) as video:
+            budget = video.budget
+            clock = Clock.of(video.stream, info.first_stamp, info.fps)
             tolerance = min(clock.tick / 2, _MAX_TOLERANCE) + 1e-6
-            frames = frames_from(container, stream, clock, instants[0] + tolerance, margin)
+            frames = frames_from(video, clock, instants[0] + tolerance, margin)
             if frames is None:
                 continue
-            convert = FrameConverter(stream.sample_aspect_ratio, info.upright, cover)
+            convert = FrameConverter(video.stream.sample_aspect_ratio, info.upright, cover)
             shown = None
             for timed in hold(frames, instants, tolerance):
                 if timed is not shown:
@@ -336,7 +274,12 @@ def _frames_at(
             return
 
 
-def _collect(frames: Iterator[UInt8[np.ndarray, "h w 3"]], limit: int) -> UInt8[np.ndarray, "t h w 3"]:
-    """Stack up to `limit` frames; no frames give an empty video."""
-    taken = list(itertools.islice(frames, limit))
-    return np.stack(taken) if taken else np.empty((0, 0, 0, 3), np.uint8)
+def _stacked(pictures: Iterator[Picture], count: int) -> UInt8[np.ndarray, "t h w 3"]:
+    """Stack up to `count` pictures of one size, without ever holding them twice; no pictures give an empty video."""
+    frames, filled = np.empty((0, 0, 0, 3), np.uint8), 0
+    for picture in itertools.islice(pictures, count):
+        if not filled:
+            frames = np.empty((count, *picture.shape), np.uint8)
+        frames[filled] = picture
+        filled += 1
+    return frames[:filled]

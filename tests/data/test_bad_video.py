@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.data import video
+from motionaura_jax.data import images, opening, video
 from motionaura_jax.data.video import VideoError, probe, read_clip, read_video
 from tests.data.videos import encode, flat_frames
 
@@ -68,7 +68,7 @@ def make_folder(path: Path) -> Path:
         ("text.mp4", write(b"plain text " * 99), r"cannot be decoded \(Invalid data.*; the file is damaged"),
         ("text.png", write(b"plain text " * 99), "cannot be decoded as an image; replace it"),
         ("sound.mp4", write_audio, r"has no video stream \(streams: audio\); "),
-        ("hollow.mp4", write_without_frames, "(holds no video frame|cannot be decoded)"),
+        ("hollow.mp4", write_without_frames, "(holds no frame that can be decoded|cannot be decoded)"),
         ("cut.mp4", write_cut_header, "(cannot be decoded|has no video stream)"),
         ("list.mp4", write_playlist, "cannot be decoded"),
         ("list.ts", write_playlist, "cannot be decoded"),
@@ -127,7 +127,8 @@ def test_limits_apply_before_decoding(tmp_path: Path, monkeypatch: pytest.Monkey
         read_video(path)
     assert len(read_video(path, max_frames=10)[0]) == 10
     assert len(read_clip(path, start=0, fps=10, num_frames=20, cover=(8, 8))) == 20
-    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 1000)
+    monkeypatch.setattr(opening, "MAX_FRAME_PIXELS", 1000)
+    monkeypatch.setattr(images, "MAX_STILL_PIXELS", 1000)
     huge = encode(tmp_path / "huge.mp4", flat_frames(2))
     Image.new("RGB", (48, 32)).save(tmp_path / "huge.png")
     for file in (huge, tmp_path / "huge.png"):

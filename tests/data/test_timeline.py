@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motionaura_jax.data.media import write_video
+from motionaura_jax.data.opening import opened
 from motionaura_jax.data.timeline import Clock, TimedFrame, frames_from, hold
 
 
@@ -41,10 +42,8 @@ def test_nothing_to_hold() -> None:
 @pytest.mark.parametrize("margin", [0.0, 0.5, 9.0])
 def test_decoding_begins_with_the_frame_on_display(tmp_path: Path, margin: float) -> None:
     write_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8), 10)
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        frames = frames_from(container, stream, Clock.of(stream, 0, 10), 1.25, margin)
+    with opened(tmp_path / "a.mp4") as video:
+        frames = frames_from(video, Clock.of(video.stream, 0, 10), 1.25, margin)
         assert frames is not None
         assert [round(frame.start, 3) for frame in frames] == [1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9]
 
@@ -52,7 +51,6 @@ def test_decoding_begins_with_the_frame_on_display(tmp_path: Path, margin: float
 def test_decoding_that_began_too_late_is_reported(tmp_path: Path) -> None:
     """A wrong clock origin makes the seek land after the wanted frame, as happens with some containers."""
     write_video(tmp_path / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 10)
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        stream = container.streams.video[0]
-        late = Clock.of(stream, -10 * round(1 / (stream.time_base or 1)), 10)
-        assert frames_from(container, stream, late, 0.5, 0.0) is None
+    with opened(tmp_path / "a.mp4") as video:
+        late = Clock.of(video.stream, -10 * round(1 / (video.stream.time_base or 1)), 10)
+        assert frames_from(video, late, 0.5, 0.0) is None
