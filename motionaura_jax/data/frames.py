@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import ColorTrc, Interpolation, VideoReformatter
+from av.video.reformatter import ColorTrc, VideoReformatter
 from jaxtyping import Float32, UInt8, UInt16
 
-# Without FULL_CHR_H_INT the YUV to RGB step is biased by -1.5 to -2.3 gray levels (measured on real clips).
-KERNEL = int(Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+from motionaura_jax.data.mp4 import KERNEL
+
 BACKGROUND = 255
 # Encoders write ratios such as 640:639 to correct for a rounded width: not worth resampling every frame.
 SQUARE_TOLERANCE = 0.01

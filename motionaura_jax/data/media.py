@@ -8,25 +8,21 @@ import math
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from motionaura_jax.core.errors import UserError, nearest
-from motionaura_jax.data.frames import KERNEL
+from motionaura_jax.data.mp4 import encode_h264
 
 OUTPUT_SUFFIXES = (".mp4", ".gif", ".npz", ".png")
 
 _SPACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_BT709 = 1
-_LIMITED_RANGE = 1
 _GIF_SHORTEST = 2  # hundredths of a second; browsers slow anything shorter down to ten
 _LABEL_HEIGHT = 20
 _GAP = 4
@@ -110,7 +106,7 @@ def write_video(
         raise UserError(f"{existing}: exists already; choose another name or remove it")
     with _atomic(targets) as drafts:
         if suffix == ".mp4":
-            _encode_mp4(drafts[0], frames, fps, lossless)
+            encode_h264(drafts[0], frames, fps, lossless=lossless, container_format="mp4")
         elif suffix == ".gif":
             _encode_gif(drafts[0], frames, fps)
         elif suffix == ".npz":
@@ -177,32 +173,6 @@ def _atomic(targets: Sequence[Path]) -> Iterator[list[Path]]:
         for draft in drafts:
             with contextlib.suppress(OSError):
                 draft.unlink()
-
-
-def _encode_mp4(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: float, lossless: bool) -> None:
-    if not lossless:
-        frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "rgb24" if lossless else "yuv420p"
-        stream.options = {"qp": "0"} if lossless else {"crf": "17"}
-        if not lossless:
-            context = stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
-            context.color_range = _LIMITED_RANGE
-        for array in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-            if not lossless:
-                frame = frame.reformat(
-                    format="yuv420p",
-                    interpolation=KERNEL,
-                    dst_colorspace=Colorspace.ITU709,
-                    dst_color_range=ColorRange.MPEG,
-                )
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 def _encode_gif(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: float) -> None:

@@ -108,12 +108,13 @@ def check_path(path: str | PathLike[str]) -> tuple[Path, os.stat_result]:
     Raises:
       VideoError: it is missing, empty, no regular file, or has another suffix.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-        raise VideoError(path, "is a network address", "download the file and give its local path")
     file = Path(path)
     try:
         status = file.stat()
     except FileNotFoundError:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+            fault, remedy = "is a network address", "download the file and give its local path"
+            raise VideoError(path, fault, remedy) from None
         raise VideoError(path, "no such file", "check the path or the manifest row") from None
     except (OSError, ValueError) as error:
         raise VideoError(path, f"cannot be read ({error})", "check its path and permissions") from error

@@ -141,7 +141,7 @@ def read_video(
     Args:
       path: local file; an image is a video of one frame.
       fps: resample by time to this rate; None keeps every frame of the file, unless their rate varies: then the file is
-        resampled to its average rate, so that every frame comes at its time.
+        resampled to one to two times its average rate, so that every frame comes at its time.
       max_frames: stop after this many frames.
 
     Returns:
@@ -170,7 +170,7 @@ def read_video(
         raise _without_frames(info.path)
     frames = np.stack([picture for _, picture in timed])
     rate, shown = _constant_rate(info, [time for time, _ in timed])
-    return frames if shown is None else frames[shown], float(fps or rate)
+    return frames if shown is None else frames[shown[:ceiling]], float(fps or rate)
 
 
 def _constant_rate(info: VideoInfo, times: Sequence[float]) -> tuple[float, list[int] | None]:
@@ -181,9 +181,11 @@ def _constant_rate(info: VideoInfo, times: Sequence[float]) -> tuple[float, list
     rate = (len(times) - 1) / span if span > 0 else info.fps
     if all(abs(time - times[0] - k / rate) <= 0.5 / rate + _MAX_TOLERANCE for k, time in enumerate(times)):
         return info.fps if math.isclose(rate, info.fps, rel_tol=0.01) else rate, None
+    begins = np.maximum.accumulate(times)
+    rate = max(rate, min(2 * rate, 1 / max(float(np.median(np.diff(begins))), 1e-6)))
     logger.warning("%s: has a variable frame rate; resampled by time to %.5g fps", info.path, rate)
-    instants = times[0] + np.arange(len(times)) / rate + _MAX_TOLERANCE
-    return rate, np.maximum(np.searchsorted(times, instants, side="right") - 1, 0).tolist()
+    instants = begins[0] + np.arange(math.floor(span * rate + _MAX_TOLERANCE) + 1) / rate
+    return rate, np.maximum(np.searchsorted(begins, instants + _MAX_TOLERANCE, side="right") - 1, 0).tolist()
 
 
 @functools.lru_cache(maxsize=65536)

@@ -184,3 +184,29 @@ def test_taken_names_and_wrong_suffixes_are_refused_before_any_work(tmp_path):
     check_output(tmp_path / "c.gif", overwrite=False)
     with pytest.raises(UserError, match="cannot write suffix"):
         check_output(tmp_path / "c.avi", overwrite=True)
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = smooth_video()
+    for name in ("12:30.mp4", "exp:/a.mp4", "12:30.gif", "a:b.png", "-c.mp4", "100%d.mp4"):
+        files = write_video(name, video, 8)
+        assert all(file.exists() for file in files)
+        assert len(read_video(files[0])[0]) in (1, 6)
+
+
+def test_both_writers_write_one_color(tmp_path: Path) -> None:
+    """The exported `export_to_video` and `write_video`: equal bytes, equal tags, and the color that was written."""
+    pytest.importorskip("torch")
+    from motionaura_jax.exporters.pytorch.pipeline_motionaura import export_to_video
+
+    patch = np.broadcast_to(np.array([200, 60, 30], np.uint8), (4, 720, 1281, 3))
+    write_video(tmp_path / "ours.mp4", patch, 8)
+    export_to_video(patch.copy(), tmp_path / "exported.mp4", 8)
+    assert (tmp_path / "ours.mp4").read_bytes() == (tmp_path / "exported.mp4").read_bytes()
+    with av.open(str(tmp_path / "exported.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
+    back, _ = read_video(tmp_path / "exported.mp4")
+    assert back.shape == (4, 720, 1282, 3)
+    np.testing.assert_allclose(back[2, 300, 600], [200, 60, 30], atol=2)

@@ -10,7 +10,6 @@ export_to_video(video, "out.mp4", fps=8)
 import dataclasses
 import json
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
@@ -253,18 +252,11 @@ def window_starts(total: int, length: int) -> list[int]:
 
 
 def export_to_video(frames: Any, path: str | Path, fps: float = 8.0) -> None:
-    """Write uint8 frames `(t, h, w, 3)` as H.264.  yuv420p requires even sizes, so an odd last row or column is dropped.
+    """Write uint8 frames `(t, h, w, 3)` as H.264; odd sizes are padded to even by repeating the edge.
 
     Raises:
       ImportError: PyAV is not installed (`pip install av`).
     """
-    import av
+    from motionaura_jax.data.mp4 import encode_h264
 
-    frames = torch.as_tensor(frames).numpy()
-    height, width = (size // 2 * 2 for size in frames.shape[1:3])
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for frame in frames[:, :height, :width]:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.copy(), format="rgb24")))
-        container.mux(stream.encode())
+    encode_h264(path, torch.as_tensor(frames).numpy(), fps)

@@ -6,6 +6,7 @@ from typing import Any
 
 import motionaura_jax
 from motionaura_jax.conditioning.text import TrainedText, make_text
+from motionaura_jax.data import mp4
 from motionaura_jax.data.media import write_json
 from motionaura_jax.exporters.base import Opened, Options, check
 from motionaura_jax.exporters.pytorch import compare, settings
@@ -14,6 +15,7 @@ from motionaura_jax.weights import exported
 from motionaura_jax.weights.checksum import digest
 
 VAE = "vae"
+_VIDEO = "mp4"
 _COMMON = ("modeling_utils", "modeling_mbq_vae")
 _PIPELINE = (
     "pipeline_motionaura",
@@ -23,6 +25,7 @@ _PIPELINE = (
     "modeling_text_encoder",
     "modeling_published_text",
     "scheduling_absorbing",
+    _VIDEO,
 )
 _CLASSES = {
     "tokenizer": ("modeling_text_encoder", "WordTokenizer"),
@@ -126,5 +129,6 @@ def _origin(name: str) -> dict[str, str]:
 def _copy_modules(folder: pathlib.Path, names: tuple[str, ...]) -> None:
     """Copy modules into `folder`, with their imports of each other made local to it."""
     for name in names:
-        text = pathlib.Path(__file__).with_name(f"{name}.py").read_text("utf-8")
-        (folder / f"{name}.py").write_text(text.replace(f"{__package__}.", ""), "utf-8")
+        source = mp4.__file__ if name == _VIDEO else pathlib.Path(__file__).with_name(f"{name}.py")
+        text = pathlib.Path(source).read_text("utf-8").replace(f"{__package__}.", "").replace(mp4.__name__, _VIDEO)
+        (folder / f"{name}.py").write_text(text, "utf-8")

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from motionaura_jax import assets, export, reconstruct, sample
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.data import mp4
 from motionaura_jax.data.media import write_json, write_video
 from motionaura_jax.exporters.pytorch import compare, settings
 from motionaura_jax.models.autoencoders.config import preset as tokenizer_preset
@@ -28,7 +29,11 @@ from motionaura_jax.weights.load import load_start
 from tests.systems import tiny
 
 MODULES = sorted(Path(settings.__file__).parent.glob("modeling_*.py"))
-COPIED = [*MODULES, *(MODULES[0].with_name(f"{name}.py") for name in ("pipeline_motionaura", "scheduling_absorbing"))]
+COPIED = [
+    *MODULES,
+    *(MODULES[0].with_name(f"{name}.py") for name in ("pipeline_motionaura", "scheduling_absorbing")),
+    Path(mp4.__file__),
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +85,8 @@ def test_the_folder_is_what_a_diffusers_user_knows(folder):
     assert "Not compared" in (folder / "README.md").read_text()
 
 
-# Packages for videos, for hub ids, or for a published text encoder.
-OPTIONAL = {"pipeline_motionaura": "av", "modeling_utils": "huggingface_hub", "modeling_published_text": "transformers"}
+# Packages for hub ids, or for a published text encoder.
+OPTIONAL = {"modeling_utils": "huggingface_hub", "modeling_published_text": "transformers"}
 
 
 @pytest.mark.parametrize("path", COPIED, ids=lambda path: path.stem)
@@ -89,10 +94,11 @@ def test_copied_modules_need_torch_and_safetensors_only(path):
     known = {"torch", "safetensors", OPTIONAL.get(path.stem), *sys.stdlib_module_names}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("motionaura_jax"):
-            assert node.module.removeprefix("motionaura_jax.exporters.pytorch.") in {copy.stem for copy in COPIED}
+            module = node.module.removeprefix("motionaura_jax.")
+            assert module.removeprefix("exporters.pytorch.").removeprefix("data.") in {copy.stem for copy in COPIED}
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            assert {name.split(".")[0] for name in names} <= known
+            assert {name.split(".")[0] for name in names} <= known | ({"av", "numpy"} if path.stem == "mp4" else set())
 
 
 @pytest.mark.parametrize(
