@@ -155,7 +155,7 @@ def media_errors(path: Path) -> Iterator[None]:
     except av.error.ExitError as error:
         raise VideoError(path, "takes too long to open or read", "replace it") from error
     except av.FFmpegError as error:
-        if isinstance(error, av.error.InvalidDataError) and _is_sound(path):
+        if _is_sound(path):
             raise VideoError(path, "has no video stream (a sound file)", "remove it or give a video file") from error
         raise VideoError(path, f"cannot be decoded ({error.strerror})", _DAMAGED) from error
     except OSError as error:
@@ -222,7 +222,8 @@ def _decoder(path: Path, stream: VideoStream) -> VideoCodecContext:
     if context is None:
         raise VideoError(path, "is in a codec without a decoder", "convert it to H.264")
     name = _ALPHA_DECODERS.get(context.name)
-    if name is None or stream.metadata.get("alpha_mode") != "1":
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is None or tags.get("alpha_mode") != "1":
         return context
     decoder = av.CodecContext.create(name, "r")
     assert isinstance(decoder, VideoCodecContext)

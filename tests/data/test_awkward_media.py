@@ -50,7 +50,7 @@ def test_an_edit_list_cuts_frames_off(tmp_path: Path) -> None:
 
 
 def test_fragments_count_for_themselves(tmp_path: Path) -> None:
-    options = {"movflags": "frag_keyframe+global_sidx"}
+    options = {"movflags": "frag_keyframe"}
     path = encode(tmp_path / "a.mp4", flat_frames(28), options={"g": "7", "bf": "0"}, container_options=options)
     assert_plain(path, range(28))
 
@@ -143,7 +143,7 @@ def test_high_dynamic_range_is_mapped_to_the_standard_range(tmp_path: Path, tran
         seen.append(int(picture[8, 8, 1]))
     assert seen == sorted(seen)
     assert seen[0] < 4
-    assert 60 < seen[1] < 160
+    assert 40 < seen[1] < 160
     assert 225 < seen[2] < 245
     assert seen[3] > 250
 
