@@ -6,6 +6,7 @@ training one file, and a reading may use processor time and pixels only in propo
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -77,11 +78,47 @@ class Budget:
         raise VideoError(self._path, fault, "scale it down, or encode it again with more key frames")
 
 
+class GuardedFile:
+    """File for PyAV whose readings check the budget, because a demuxer may search a whole file for one packet.
+
+    PyAV prints a traceback for an exception inside a callback, so failures end the file and are raised by `check`.
+    """
+
+    def __init__(self, file: io.BufferedReader, path: Path, budget: Budget):
+        self.name = str(path)  # the suffix helps to recognize a container
+        self.tell = file.tell
+        self._file, self._budget = file, budget
+        self._failure: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, or none after a failure."""
+        if self._failure is None:
+            try:
+                self._budget.spend()
+                return self._file.read(size)
+            except (OSError, VideoError) as error:
+                self._failure = error
+        return b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Return the new position, or an error code of FFmpeg for one that no file has."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -errno.EINVAL
+
+    def check(self) -> None:
+        """Raise the failure of an earlier reading."""
+        if self._failure is not None:
+            raise self._failure
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OpenVideo:
     """A video stream that is being read.  `decoder` is not always that of the stream."""
 
     path: Path
+    file: GuardedFile
     container: InputContainer
     stream: VideoStream
     decoder: VideoCodecContext
@@ -90,6 +127,7 @@ class OpenVideo:
     def packets(self) -> Iterator[av.Packet]:
         """Yield the packets of the stream from the current position on, and at last an empty one."""
         for packet in self.container.demux(self.stream):
+            self.file.check()
             self.budget.spend()
             yield packet
 
@@ -181,30 +219,26 @@ def opened(path: Path, budget: Budget | None = None) -> Iterator[OpenVideo]:
         budget = budget or Budget(path, os.fstat(file.fileno()).st_size)
         # FFmpeg counts padded frames, so its own limit is wider than that of `check_frame_size`.
         limit = {"max_pixels": str(2 * MAX_FRAME_PIXELS)}
-        guarded = _Guarded(file, path, budget)
-        # Titles in other encodings than UTF-8 are common and do no harm.
-        with av.open(
-            guarded, "r", options=_OPEN_OPTIONS | limit, metadata_errors="replace", timeout=budget.seconds
-        ) as container:
+        with _container(GuardedFile(file, path, budget), budget.seconds, limit) as (guarded, container):
             stream = _video_stream(path, container)
             decoder = _decoder(path, stream)
             decoder.thread_type = "NONE"  # loaders decode several files at once, one per thread
             decoder.options = limit
             check_frame_size(path, stream.height, stream.width, frame_limit(decoder))
-            yield OpenVideo(path=path, container=container, stream=stream, decoder=decoder, budget=budget)
+            yield OpenVideo(path=path, file=guarded, container=container, stream=stream, decoder=decoder, budget=budget)
 
 
-class _Guarded:
-    """File for PyAV whose readings check the budget, because a demuxer may search a whole file for one packet."""
-
-    def __init__(self, file: io.BufferedReader, path: Path, budget: Budget):
-        self.name = str(path)  # the suffix helps to recognize a container
-        self.seek, self.tell = file.seek, file.tell
-        self._read, self._budget = file.read, budget
-
-    def read(self, size: int) -> bytes:
-        self._budget.spend()
-        return self._read(size)
+@contextlib.contextmanager
+def _container(
+    file: GuardedFile, seconds: float, limit: dict[str, str]
+) -> Iterator[tuple[GuardedFile, InputContainer]]:
+    try:
+        # Titles in other encodings than UTF-8 are common and do no harm.
+        with av.open(file, "r", options=_OPEN_OPTIONS | limit, metadata_errors="replace", timeout=seconds) as container:
+            yield file, container
+    except av.FFmpegError:
+        file.check()
+        raise
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:

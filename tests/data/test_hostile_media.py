@@ -183,6 +183,20 @@ def test_decoding_stops_after_its_share_of_pixels_and_of_time(tmp_path: Path, mo
             use(path)
 
 
+def test_positions_outside_the_file_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """PyAV prints tracebacks of callbacks that fail; here the offsets of all frames are beyond 2^63."""
+    path = encode(tmp_path / "a.mov", flat_frames(20))
+    data = path.read_bytes()
+    place = data.index(b"stco")
+    count = struct.unpack(">I", data[place + 8 : place + 12])[0]
+    offsets = b"\xff" * 8 * count
+    table = data[place : place + 12 + 4 * count]
+    data = data.replace(table, b"co64" + table[4:12] + offsets[: 4 * count])
+    path.write_bytes(data)
+    refusal(path)
+    assert capfd.readouterr().err == ""
+
+
 def test_strange_shapes(tmp_path: Path) -> None:
     """Pixels of 1000:1 would make frames that no memory holds; such ratios are damage, and are not applied."""
     wide = encode(
