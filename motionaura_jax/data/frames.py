@@ -85,7 +85,7 @@ def _opaque(frame: av.VideoFrame) -> av.VideoFrame:
 
 def _pixels(frame: av.VideoFrame, channels: int) -> UInt8[np.ndarray, "h w c"]:
     """Return the pixels of a packed 8-bit frame without copying them."""
-    plane = frame.planes[0]
+    plane: Any = frame.planes[0]  # its stubs leave out that it is a buffer
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width * channels]
     return rows.reshape(frame.height, frame.width, channels)
 

@@ -1,5 +1,6 @@
 """Reading of still images with Pillow."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from motionaura_jax.data.opening import VideoError, check_frame_size, media_erro
 
 MAX_STILL_PIXELS = 2**26
 """Largest still image that is decoded (8192 x 8192)."""
+
+# Damage that matters ends in a VideoError; Pillow's warnings about the rest would print source lines.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow opens a file by its content, whatever its name, and starts Ghostscript for PostScript.  Images whose suffix is that
 # of another format on this list are common and harmless.
