@@ -1,6 +1,7 @@
 """Latents of clips that `motionaura encode --checkpoint` computed once, as a field of training batches."""
 
 import contextlib
+import errno
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.files import kind_of
 from motionaura_jax.data.array_cache import ArrayCache, file_content
 from motionaura_jax.data.buckets import ClipShape
 from motionaura_jax.data.clips import load_clip
@@ -66,9 +68,15 @@ class FileHashes:
         """Return what `array_cache.file_content` returns for the file of a record.
 
         Raises:
-          OSError: the file cannot be read.
+          OSError: the file cannot be read, or is a pipe or device.
         """
-        status = record.path.stat()
+        try:
+            status = record.path.stat()
+        except ValueError as error:  # a name that no file can have
+            raise OSError(errno.EINVAL, str(error)) from None
+        kind = kind_of(status)
+        if kind is not None:
+            raise OSError(errno.EINVAL, f"is {kind}, not a file")
         stamp = [status.st_size, status.st_mtime_ns]
         known = self._known.get(record.id, [])
         if known[:-1] != stamp:

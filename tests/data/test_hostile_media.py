@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motionaura_jax.data.latents import FileHashes
+from motionaura_jax.data.manifest import Record
 from motionaura_jax.data.video import VideoError, probe, read_clip, read_video
 from tests.data.videos import encode, flat_frames
 
@@ -138,6 +140,8 @@ def test_pipes_and_devices_do_not_hang(tmp_path: Path, make: Callable[[Path], No
     for name in ("a.mp4", "a.png"):
         make(tmp_path / name)
         assert "is a pipe or device, not a file; save the video as a file" in refusal(tmp_path / name)
+    with pytest.raises(OSError, match="is a pipe or device"):
+        FileHashes(tmp_path).content(Record(path=tmp_path / "a.mp4", caption=None, id="a.mp4"))
 
 
 def bomb(path: Path, side: int, frames: int = 30) -> Path:
