@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 _LONGEST = 80  # characters of a value in a message
+_LONGEST_MESSAGE = 2000  # characters; fault and remedy stand at the end
 
 
 class UserError(Exception):
@@ -14,8 +15,18 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
-        # Names of files may hold bytes that are not text: no terminal or log could print them.
-        super().__init__(" ".join(message.split()).encode("utf-8", "backslashreplace").decode())
+        super().__init__(_printable(message))
+
+
+def _printable(message: str) -> str:
+    """Return `message` on one line of bounded length that any terminal and log can show.
+
+    Messages quote names and values that may come from strangers: bytes that are not text, escape sequences of terminals.
+    """
+    line = " ".join(message.split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE // 2]} ... {line[-_LONGEST_MESSAGE // 2 :]}"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
