@@ -16,6 +16,7 @@ from typing import Any
 
 from motionaura_jax.core import cli
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.files import check_writable
 
 _BESIDE = (".json", ".model", ".txt")  # settings and tokenizer files to copy
 
@@ -23,8 +24,8 @@ _BESIDE = (".json", ".model", ".txt")  # settings and tokenizer files to copy
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = cli.Parser("convert_weights", "Convert pickled weights to safetensors, in a separate process.")
-    parser.add_argument("source", help="pickled file, folder of pickled files, or hub id")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("source", type=cli.place, help="pickled file, folder of pickled files, or hub id")
+    parser.add_argument("--output", required=True, type=cli.path, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder of converted weights")
     args = parser.parse_args(argv)
     return cli.run(lambda: _convert(args), as_json=args.json)
@@ -35,6 +36,7 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.weights import hub, release, tensors
 
     release.check_output(args.output, overwrite=args.overwrite)
+    check_writable(args.output)
     if importlib.util.find_spec("torch") is None:
         raise UserError("convert_weights reads pickles with PyTorch, which is not installed; pip install torch")
     folder, files = pathlib.Path(args.source), [pathlib.Path(args.source)]

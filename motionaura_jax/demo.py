@@ -14,12 +14,12 @@ import logging
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from motionaura_jax import assets
-from motionaura_jax.core import cli
+from motionaura_jax.core import cli, files
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.limits import Count, Several
+from motionaura_jax.core.limits import between
 from motionaura_jax.pipelines import demo_page
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIGS = {"tokenizer": "configs/tokenizer.py:demo", "denoiser": "configs/text_to_video.py:demo"}
+Prompts = Annotated[int, between(2, 10_000)]
+Seeds = Annotated[int, between(1, 1000)]
 TRAINED_ON = ("scene_style", "num_frames", "height", "width", "fps")
 CONTINUED = {"optimizer.learning_rate": "2e-4", "train.steps": "300"}
 
@@ -35,16 +37,17 @@ CONTINUED = {"optimizer.learning_rate": "2e-4", "train.steps": "300"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = cli.Parser("demo", "Train text to video on rendered scenes and measure how well it follows its prompts.")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="folder of the demo")
+    parser.add_argument("--output", type=cli.path, default=pathlib.Path("runs/demo"), help="folder of the demo")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="start from the committed checkpoint")
-    parser.add_argument("--prompts", type=cli.number(Several), default=32, help="number of held-out prompts")
-    parser.add_argument("--seeds", type=cli.number(Count), default=1, help="videos per prompt")
+    parser.add_argument("--prompts", type=cli.number(Prompts), default=32, help="number of held-out prompts")
+    parser.add_argument("--seeds", type=cli.number(Seeds), default=1, help="videos per prompt")
     parser.epilog = "Every key of both trainings can be set: --tokenizer.KEY=VALUE, --denoiser.KEY=VALUE"
     args, flags = parser.parse_with_overrides(argv, prefix=tuple(f"--{stage}." for stage in CONFIGS))
     return cli.run(lambda: _demo(args, flags), as_json=args.json, show=demo_page.show)
 
 
 def _demo(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
+    files.check_folder(args.output)
     tokenizer = args.output / "tokenizer"
     recipes = _continue(flags) if args.go_on else _from_scratch(flags, tokenizer)
     result: dict[str, Any] = {"output": args.output}

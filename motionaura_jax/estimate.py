@@ -101,7 +101,9 @@ def _size(count: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = cli.Parser("estimate", "Estimate the resources of a training run without its devices.")
-    parser.add_argument("--config", required=True, help="FILE.py:PRESET[,PRESET...], or a saved config.json")
+    parser.add_argument(
+        "--config", required=True, type=cli.place, help="FILE.py:PRESET[,PRESET...], or a saved config.json"
+    )
     parser.add_argument("--mesh", default="", help="devices per axis, e.g. data:8,fsdp:8; empty means config.mesh")
     parser.add_argument(
         "--device", default="a100", help=f"device that the run must fit: {', '.join(machines.MACHINES)}"

@@ -8,14 +8,13 @@ python -m motionaura_jax.export --checkpoint=runs/t2v --output=exports/t2v --for
 """
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import motionaura_jax
-from motionaura_jax.core import cli
+from motionaura_jax.core import cli, files
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.limits import Count
+from motionaura_jax.core.limits import Bytes
 
 SHARD_BYTES = 5 * 10**9
 FORMATS = ("release", "pytorch", "stablehlo", "adapter")  # a system may declare more
@@ -35,23 +34,25 @@ _READ_BY = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = cli.Parser("export", "Write a trained model and the tokenizer that it needs as one self-contained folder.")
-    parser.add_argument("--checkpoint", required=True, help="workdir, step folder, release, or ID@REVISION on the hub")
-    parser.add_argument("--tokenizer", default="", help="its tokenizer, if it has moved")
-    parser.add_argument("--text_encoder", default="", help="its published text encoder, if it has moved")
+    parser.add_argument(
+        "--checkpoint", required=True, type=cli.place, help="workdir, step folder, release, or ID@REVISION on the hub"
+    )
+    parser.add_argument("--tokenizer", type=cli.place, default="", help="its tokenizer, if it has moved")
+    parser.add_argument(
+        "--text_encoder", type=cli.place, default="", help="its published text encoder, if it has moved"
+    )
     parser.add_argument(
         "--part", action="append", metavar="ROLE=PLACE", default=[], help="any other part of the model, if it has moved"
     )
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("--output", required=True, type=cli.path, help="folder to write")
     formats = f"{', '.join(FORMATS)}, or another format that the system declares"
     parser.add_argument("--format", default="release", help=formats)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="dtype of the weights"
     )
+    parser.add_argument("--provenance", type=cli.path, help="JSON object to keep in config.json: command, data, hours")
     parser.add_argument(
-        "--provenance", type=pathlib.Path, help="JSON object to keep in config.json: command, data, hours"
-    )
-    parser.add_argument(
-        "--max_shard_bytes", type=cli.number(Count), default=SHARD_BYTES, help="pytorch: largest size of one file"
+        "--max_shard_bytes", type=cli.number(Bytes), default=SHARD_BYTES, help="pytorch: largest size of one file"
     )
     parser.add_argument("--no_check", action="store_true", help="pytorch: do not compare the result with this model")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing exported folder")
@@ -68,6 +69,7 @@ def _export(args: argparse.Namespace, given: Sequence[str]) -> dict[str, Any]:
         if args.format in FORMATS and args.format not in _READ_BY[name]:
             formats = " and ".join(_READ_BY[name])
             raise UserError(f"--{name}: not read by --format={args.format}, only by {formats}; leave it out")
+    files.check_writable(args.output)
     if args.format == "stablehlo":
         _trace_on_cpu()
     if args.format == "pytorch" and not args.no_check:
@@ -110,7 +112,7 @@ def _places(args: argparse.Namespace) -> dict[str, str]:
         role, separator, place = text.partition("=")
         if not (role and separator and place):
             raise UserError(f"--part={text}: write it as --part=ROLE=PLACE")
-        places[role] = place
+        places[role] = files.place(place)
     return places
 
 

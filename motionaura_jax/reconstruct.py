@@ -4,7 +4,6 @@ python -m motionaura_jax.reconstruct --checkpoint=runs/tokenizer --input=clip.mp
 """
 
 import argparse
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +15,11 @@ from motionaura_jax.core.limits import Count
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = cli.Parser("reconstruct", "Encode and decode a video; write the result and a contact sheet.")
-    parser.add_argument("--checkpoint", required=True, help="workdir, step folder or release of a tokenizer")
-    parser.add_argument("--input", required=True, type=pathlib.Path, help="video or image")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help=".mp4, .gif, .npz or .png (numbered frames)")
+    parser.add_argument(
+        "--checkpoint", required=True, type=cli.place, help="workdir, step folder or release of a tokenizer"
+    )
+    parser.add_argument("--input", required=True, type=cli.path, help="video or image")
+    parser.add_argument("--output", required=True, type=cli.path, help=".mp4, .gif, .npz or .png (numbered frames)")
     parser.add_argument("--max_frames", type=cli.number(Count), help="stop after this many frames of the input")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args(argv)
@@ -26,11 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
+    import numpy as np
+
+    from motionaura_jax.core import memory
+    from motionaura_jax.core.files import check_outputs
     from motionaura_jax.data import media, video
 
     media.check_output(args.output, overwrite=args.overwrite)
     sheet = args.output.with_name(f"{args.output.stem}_sheet.png")
     media.check_free(sheet, overwrite=args.overwrite)
+    check_outputs((*media.output_files(args.output, 1), sheet))
+    info = video.probe(args.input)
+    # The input as it is and in float32, the result in float32 and as it is written.
+    pixel = 3 * 2 * (np.float32().nbytes + np.uint8().nbytes)
+    memory.require(
+        "--max_frames",
+        min(info.frames, args.max_frames or info.frames),
+        lambda count: count * info.height * info.width * pixel,
+    )
     frames, fps = video.read_video(args.input, max_frames=args.max_frames)
 
     from motionaura_jax.pipelines.reconstruct import reconstruct

@@ -13,7 +13,24 @@ from typing import TYPE_CHECKING, Any
 import motionaura_jax
 from motionaura_jax import assets
 from motionaura_jax.core import cli
-from motionaura_jax.core.limits import Count, KeySeed, Natural, NonNegative, OneOrMore, Positive, PositiveShare, Share
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.files import readable
+from motionaura_jax.core.limits import (
+    MAX_VIDEOS,
+    Batch,
+    Count,
+    Frames,
+    KeySeed,
+    Natural,
+    NonNegative,
+    OneOrMore,
+    PositiveShare,
+    Rate,
+    Share,
+    Side,
+    Steps,
+    Videos,
+)
 
 if TYPE_CHECKING:
     from motionaura_jax.pipelines.base import Settings
@@ -33,33 +50,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("sample", "Generate videos from text. Flags default to their values in training.")
-    path, whole, real = pathlib.Path, cli.number(Count), cli.number(NonNegative)
+    frames, side, real = cli.number(Frames), cli.number(Side), cli.number(NonNegative)
     parser.add_argument(
         "--checkpoint",
+        type=cli.place,
         default=str(assets.SCENES),
         help="workdir, step folder or release; by default our model of scenes",
     )
-    parser.add_argument("--tokenizer", default="", help="its tokenizer, if it has moved")
-    parser.add_argument("--text_encoder", default="", help="its published text encoder, if it has moved")
-    parser.add_argument("--lora", default="", help="folder of an adapter to apply to the model")
+    parser.add_argument("--tokenizer", type=cli.place, default="", help="its tokenizer, if it has moved")
+    parser.add_argument(
+        "--text_encoder", type=cli.place, default="", help="its published text encoder, if it has moved"
+    )
+    parser.add_argument("--lora", type=cli.place, default="", help="folder of an adapter to apply to the model")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="what to show")
+    source.add_argument("--prompt", type=cli.text, help="what to show")
     source.add_argument(
         "--prompts_file",
-        type=path,
+        type=cli.path,
         help=".txt with a prompt per line, or .jsonl; a repeated call generates only missing videos",
     )
     parser.add_argument(
-        "--output", default=path("sample.mp4"), type=path, help=".mp4, .gif, .npz or .png (numbered frames)"
+        "--output", default=pathlib.Path("sample.mp4"), type=cli.path, help=".mp4, .gif, .npz or .png (numbered frames)"
     )
-    parser.add_argument("--negative_prompt", default="", help="what to guide away from")
-    parser.add_argument("--num_videos_per_prompt", type=whole, default=1, help="videos per prompt")
-    parser.add_argument("--num_frames", type=whole, help="frames per video")
-    parser.add_argument("--height", type=whole, help="in pixels")
-    parser.add_argument("--width", type=whole, help="in pixels")
-    parser.add_argument("--fps", type=cli.number(Positive), help="frames per second")
-    parser.add_argument("--window_frames", type=whole, help="frames generated at once; longer videos are continued")
-    parser.add_argument("--num_inference_steps", type=whole, help="number of sampling steps")
+    parser.add_argument("--negative_prompt", type=cli.text, default="", help="what to guide away from")
+    parser.add_argument("--num_videos_per_prompt", type=cli.number(Videos), default=1, help="videos per prompt")
+    parser.add_argument("--num_frames", type=frames, help="frames per video")
+    parser.add_argument("--height", type=side, help="in pixels")
+    parser.add_argument("--width", type=side, help="in pixels")
+    parser.add_argument("--fps", type=cli.number(Rate), help="frames per second")
+    parser.add_argument("--window_frames", type=frames, help="frames generated at once; longer videos are continued")
+    parser.add_argument("--num_inference_steps", type=cli.number(Steps), help="number of sampling steps")
     parser.add_argument("--guidance_scale", type=cli.number(OneOrMore), help="strength of the guidance; 1 means none")
     parser.add_argument("--guidance_ramp", choices=("linear", "constant"), help="from 0 up to the scale, or constant")
     share = cli.number(Share)
@@ -68,7 +88,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--sampler", choices=SAMPLERS, help="order in which tokens are revealed")
     parser.add_argument("--temperature", type=real, help="of the sampled tokens; 0 takes the most likely token")
     parser.add_argument("--choice_temperature", type=real, help="of the choice of positions to reveal")
-    parser.add_argument("--top_k", type=whole, help="sample among this many most likely tokens")
+    parser.add_argument("--top_k", type=cli.number(Count), help="sample among this many most likely tokens")
     parser.add_argument(
         "--top_p", type=cli.number(PositiveShare), help="sample among the most likely tokens of this probability"
     )
@@ -76,7 +96,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("--remask_rate", type=share, help="share of tokens that the ancestral sampler masks again")
     parser.add_argument("--remask_rule", choices=("cap", "rescale"), help="what the rate is a share of")
     parser.add_argument("--seed", type=cli.number(KeySeed), default=0, help="equal seeds give equal videos")
-    parser.add_argument("--batch_size", type=whole, help="videos generated together; does not change the videos")
+    parser.add_argument(
+        "--batch_size", type=cli.number(Batch), help="videos generated together; does not change the videos"
+    )
     parser.add_argument("--mesh", default="", help="split of the work, e.g. data:2,sequence:4; by default by video")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     return parser
@@ -89,6 +111,12 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     media.check_suffix(args.output)
     prompts = read_prompts(args.prompts_file) if args.prompts_file else [Prompt(text=args.prompt)]
     prompts = [dataclasses.replace(p, negative=p.negative or args.negative_prompt) for p in prompts]
+    if len(prompts) * args.num_videos_per_prompt > MAX_VIDEOS:
+        most = MAX_VIDEOS // len(prompts)
+        raise UserError(
+            f"--num_videos_per_prompt={args.num_videos_per_prompt}: {len(prompts)} prompts would give more than "
+            f"{MAX_VIDEOS} videos; the largest value that fits is {most}" + ("" if most else "; split --prompts_file")
+        )
 
     from motionaura_jax.parallel.config import parse
     from motionaura_jax.pipelines import outputs
@@ -96,6 +124,7 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
 
     pipeline = TextToVideo(args.checkpoint, args.tokenizer, parse(args.mesh), args.text_encoder, args.lora)
     settings = _settings(pipeline, args, len(prompts))
+    pipeline.check_memory(settings)
     pipeline.check(prompts, settings.sample, settings.fps)
     targets = _targets(pipeline, args, prompts, settings)
     sheet = args.output.with_name(f"{args.output.stem}_sheet.png")
@@ -151,8 +180,8 @@ def _targets(
         **dict(zip(("num_frames", "height", "width"), settings.size, strict=True)),
         "window_frames": settings.window,
         **settings.sample.sampling,
-        "checkpoint": str(args.checkpoint),
-        "lora": args.lora,
+        "checkpoint": readable(args.checkpoint),
+        "lora": readable(args.lora),
         "checkpoint_step": pipeline.step,
         "checkpoint_hash": pipeline.digest,
         "latent_space": pipeline.autoencoder.latent_space,

@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from motionaura_jax.core import cli
-from motionaura_jax.core.limits import Count, Natural
+from motionaura_jax.core.limits import Natural, Processes, Seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = cli.Parser("train", "Train a system from a config file; the same command again resumes.")
-    parser.add_argument("--config", required=True, help="FILE.py:PRESET[,PRESET...], or a saved config.json")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument(
+        "--config", required=True, type=cli.place, help="FILE.py:PRESET[,PRESET...], or a saved config.json"
+    )
+    parser.add_argument("--workdir", required=True, type=cli.path, help="folder of the run")
     parser.add_argument("--override", action="store_true", help="continue even if the workdir has another config")
     parser.epilog = "Every key can be set: --config.KEY=VALUE, e.g. --config.data.manifest=videos/"
     requeue = "exit with status 75 instead of 0 if a signal stops the run, so that a scheduler starts it again"
@@ -50,12 +52,12 @@ def _place_flags(parser: cli.Parser) -> list[str]:
     group = parser.add_argument_group("several processes (detected on SLURM, Open MPI and TPU pods)")
     flags = [
         group.add_argument("--coordinator_address", metavar="HOST:PORT", help="address of process 0"),
-        group.add_argument("--num_processes", type=cli.number(Count), help="number of processes"),
+        group.add_argument("--num_processes", type=cli.number(Processes), help="number of processes"),
         group.add_argument("--process_id", type=cli.number(Natural), help="number of this process, from 0"),
         group.add_argument(
-            "--heartbeat_timeout", type=cli.number(Count), help="seconds until a silent process counts as gone"
+            "--heartbeat_timeout", type=cli.number(Seconds), help="seconds until a silent process counts as gone"
         ),
-        group.add_argument("--start_timeout", type=cli.number(Count), help="seconds to wait for all processes"),
+        group.add_argument("--start_timeout", type=cli.number(Seconds), help="seconds to wait for all processes"),
     ]
     return [flag.dest for flag in flags]
 
@@ -64,7 +66,7 @@ def _train(
     location: str, overrides: Sequence[str], workdir: pathlib.Path, override: bool, place: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Join the other processes, check that all agree, and train."""
-    from motionaura_jax.core import config
+    from motionaura_jax.core import config, files
     from motionaura_jax.parallel import cluster, distributed, preflight
     from motionaura_jax.planning import exhaustion
     from motionaura_jax.systems import loading, registry
@@ -73,6 +75,9 @@ def _train(
     with distributed.joined(cluster.Wanted(**place)):
         values = config.read(location, overrides)
         recipe = config.build(registry.system_class(values.get("system", "")).Recipe, values)
+        if distributed.is_primary():
+            files.check_folder(workdir)
+        exhaustion.check_batch(recipe, distributed.process_count())
         preflight.check(workdir, config.to_dict(recipe))
         system = loading.open_system(recipe, workdir)
         with exhaustion.explained(system.recipe, workdir):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from motionaura_jax.core.limits import Checked, Count, Share
+from motionaura_jax.core.limits import Checked, Codes, Length, Place, Share
 from motionaura_jax.models.encoders.config import TextEncoderConfig
 
 
@@ -24,11 +24,11 @@ class TextConfig(Checked):
 
     encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     vocabulary: tuple[str, ...] = ()
-    tower: str = ""
-    cache: str = ""
+    tower: Place = ""
+    cache: Place = ""
     tower_hash: str = ""
-    limit: Count = 180
-    max_words: Count = 8192
+    limit: Length = 180
+    max_words: Codes = 8192
     max_missing: Share = 0.05
 
     @property

@@ -18,14 +18,17 @@ import importlib
 import json
 import logging
 import math
+import pathlib
+import re
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import motionaura_jax
-from motionaura_jax.core import process
-from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core import files, process
+from motionaura_jax.core.errors import UserError, nearest, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,13 +95,25 @@ class Parser(argparse.ArgumentParser):
         overrides = [word for word in words if prefix and word.startswith(prefix)]
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         # Check this first: argparse would report a mistyped required flag as a missing one.
-        for word in words:
+        for before, word in zip(["", *words], words, strict=False):
             if word.startswith("--") and word not in overrides and word.split("=")[0] not in flags:
-                self.error(f"unexpected {word!r}{nearest(word.split('=')[0], flags)}")
+                self.error(f"unexpected {shown(word)!r}{self._hint(before, word, flags)}")
+            # A negative number is a value, and argparse takes a dash alone as one.
+            if self._takes_value(before) and re.match(r"-[^-.\d]", word):
+                self.error(f"unexpected {shown(word)!r}{self._hint(before, word, [])}")
         args, rest = self.parse_known_args([word for word in words if word not in overrides])
         if rest:
-            self.error(f"unexpected {rest[0]!r}")
+            self.error(f"unexpected {shown(rest[0])!r}")
         return args, overrides
+
+    def _takes_value(self, flag: str) -> bool:
+        action = self._option_string_actions.get(flag)
+        return flag.startswith("--") and action is not None and action.nargs != 0
+
+    def _hint(self, before: str, word: str, flags: Sequence[str]) -> str:
+        """Suggest a flag for an unknown word, or how to write a value that looks like a flag."""
+        value = f"; if it is the value of {before}, write {before}={shlex.quote(shown(word))}"
+        return nearest(word.split("=")[0], flags) + (value if self._takes_value(before) else "")
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on one line, without the usage, and exit with status 2."""
@@ -114,20 +129,44 @@ def number(hint: Any) -> Callable[[str], Any]:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a valid number") from None
+            raise argparse.ArgumentTypeError(f"{shown(text)!r} is not a valid number") from None
         if not limit.holds(value):
-            raise argparse.ArgumentTypeError(f"{text}: must be {limit.words}")
+            raise argparse.ArgumentTypeError(f"{shown(text)}: must be {limit.words}")
         return value
 
     return parse
+
+
+def path(text: str) -> pathlib.Path:
+    """Convert the value of a flag to a local path; the argparse type of files and folders. `~` is the home folder."""
+    try:
+        return files.expanded(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def place(text: str) -> str:
+    """Convert the value of a flag that may also be a bucket, a hub id or empty; see `path`."""
+    try:
+        return files.place(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def text(value: str) -> str:
+    """Check the value of a flag that is stored as text; the argparse type of prompts."""
+    if files.readable(value) != value or "\0" in value:
+        raise argparse.ArgumentTypeError(f"{shown(files.readable(value))!r} is not UTF-8 text")
+    return value
 
 
 def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Result], None] | None = None) -> int:
     """Run a command and return its exit status.
 
     `emit` prints the result of `body`; if its "ok" is False, the status is 1. A `UserError`, a file that cannot be opened,
-    a full disk or exhausted device memory prints one `error:` line on stderr and gives status 2; an interrupt prints one
-    line and gives 130. Any other exception is a bug of ours and keeps its traceback.
+    a full disk, exhausted memory or a device that is not there prints one `error:` line on stderr and gives status 2. An
+    interrupt prints one line and gives 130; SIGTERM and SIGHUP clean up in the same way and give 143 and 129. Any other
+    exception is a bug of ours and keeps its traceback.
 
     Args:
       body: the work. Everything it prints goes to stderr, so stdout carries only the result.
@@ -135,14 +174,18 @@ def run(body: Callable[[], Result | None], *, as_json: bool, show: Callable[[Res
       show: shows the result to a person; by default one line per entry.
     """
     try:
-        set_up_logging()
-        process.quiet_libraries()
-        process.set_up_compilation_cache()
-        process.keep_freed_memory()
-        with contextlib.redirect_stdout(sys.stderr):
-            result = body()
-        if result is not None:
-            emit(result, as_json=as_json, show=show)
+        with process.ended_by_signals():
+            set_up_logging()
+            process.check_current_folder()
+            process.quiet_libraries()
+            process.set_up_compilation_cache()
+            process.keep_freed_memory()
+            with contextlib.redirect_stdout(sys.stderr):
+                result = body()
+            if result is not None:
+                emit(result, as_json=as_json, show=show)
+    except process.Ended as end:
+        return _fail(f"ended by {end.signal.name}", 128 + end.signal)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except Exception as error:
@@ -167,6 +210,10 @@ def _one_line(error: Exception) -> str | None:
         return (
             f"Python package {error.name} is not installed; pip install -r requirements.txt, or see motionaura doctor"
         )
+    if isinstance(error, MemoryError):
+        return f"out of memory ({str(error) or 'no reason given'}); lower the batch size or shrink the clip"
+    if process.is_missing_device(error):
+        return f"no JAX device answers: {str(error) or 'its backend is not installed'}; {process.NO_DEVICE}"
     # The exception type lives in jaxlib, and a command that needs no device should not have to import it.
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
         first = str(error).splitlines()[0]

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import ml_collections
 
 from motionaura_jax.core.errors import UserError, nearest, shown
+from motionaura_jax.core.files import expanded, parse_json, read_json
 
 T = TypeVar("T")
 PREFIX = "--config."
@@ -45,7 +46,7 @@ def compose(
 
 
 def read(location: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Load "FILE.py:VARIANT" or a saved "config.json" and apply `--config.a.b=value` strings to it.
+    """Load "FILE.py:VARIANT" or a saved "config.json", whose names may hold colons, and apply `--config.a.b=value` strings to it.
 
     Raises:
       UserError: the file is missing or not a config, a preset is unknown, or an override has no value.
@@ -63,7 +64,7 @@ def override(values: Mapping[str, Any], flags: Sequence[str], prefix: str = PREF
     for flag in flags:
         key, separator, value = flag.removeprefix(prefix).partition("=")
         if not separator or not key:
-            raise UserError(f"{flag}: write it as {prefix}KEY=VALUE")
+            raise UserError(f"{shown(flag)}: write it as {prefix}KEY=VALUE")
         _assign(changed, key, value)
     return changed
 
@@ -81,7 +82,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     arguments = {}
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"{where}.{key}: no such key{nearest(key, fields)}")
+            raise UserError(f"{where}.{shown(key)}: no such key{nearest(key, fields)}")
         arguments[key] = _convert(hints[key], value, f"{where}.{key}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -113,18 +114,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _read_file(location: str) -> dict[str, Any]:
-    name, _, variant = location.partition(":")
-    path = _find(name)
+    path, variant = _find(location)
     if path.suffix == ".json":
         if variant:
             raise UserError(f"{location}: a saved config takes no presets; set its keys with --config.KEY=VALUE")
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: not a JSON config: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: not a JSON config: expected an object of keys, not {shown(values)}")
-        return values
+        return read_json(path, remedy="name a config.json that train has saved")
     if path.suffix != ".py":
         raise UserError(f"{path}: a config is a .py file (configs/NAME.py:VARIANT) or a saved config.json")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -139,13 +133,20 @@ def _read_file(location: str) -> dict[str, Any]:
         raise UserError(f"{path}: this config file failed: {type(error).__name__}: {error}") from error
 
 
-def _find(name: str) -> pathlib.Path:
-    """Find a config file relative to the working directory, the parent folder of the package, or the package."""
+def _find(location: str) -> tuple[pathlib.Path, str]:
+    """Split a location into a file and a variant; a colon may also belong to the name of the file.
+
+    The file is relative to the working directory, the parent folder of the package, or the package.
+    """
     package = pathlib.Path(__file__).parents[1]
-    places = [pathlib.Path(name), package.parent / name, package / name]
-    for place in places:
-        if place.is_file():
-            return place
+    name, _, variant = location.rpartition(":")
+    splits = [(location, ""), (name, variant)] if name else [(location, "")]
+    for written, presets in splits:
+        path = expanded(written)
+        for place in (path, package.parent / path, package / path):
+            if place.is_file():
+                return place, presets
+    name = location if "/" in variant else splits[-1][0]  # the colon is part of a folder
     known = sorted(
         f"configs/{p.name}" for folder in (package.parent, package) for p in folder.glob("configs/[a-z]*.py")
     )
@@ -157,7 +158,7 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     for parent in parents:
         child = values.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"config.{dotted}: {parent!r} holds a value, not further keys")
+            raise UserError(f"config.{shown(dotted)}: {parent!r} holds a value, not further keys")
         values = child
     values[last] = value
 
@@ -188,7 +189,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         choices = {str(choice): choice for choice in arguments}
         if str(value) not in choices:
-            raise UserError(f"{where}={value}: expected one of {', '.join(choices)}")
+            raise UserError(f"{where}={shown(value)}: expected one of {', '.join(choices)}")
         return choices[str(value)]
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
@@ -197,7 +198,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return value
         if not isinstance(value, Mapping):
             raise UserError(
-                f"{where}={value}: this is a group of keys, e.g. {where}.{dataclasses.fields(hint)[0].name}"
+                f"{where}={shown(value)}: this is a group of keys, e.g. {where}.{dataclasses.fields(hint)[0].name}"
             )
         return build(hint, value, where)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, where)
@@ -217,12 +218,12 @@ def _parse_list(text: str, where: str) -> list[Any]:
         return text.split(",")
     for written in (text, text.replace("(", "[").replace(")", "]")):  # first as written: strings may hold parentheses
         with contextlib.suppress(ValueError):
-            return json.loads(written)
-    raise UserError(f"{where}={text}: expected a list such as 1,2,3")
+            return parse_json(written)
+    raise UserError(f"{where}={shown(text)}: expected a list such as 1,2,3")
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    fault = UserError(f"{where}={value}: expected {hint.__name__}, not {type(value).__name__}")
+    fault = UserError(f"{where}={shown(value)}: expected {hint.__name__}, not {type(value).__name__}")
     if hint is bool:
         if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
             return value.lower() in ("true", "1")

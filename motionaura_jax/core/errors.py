@@ -26,7 +26,11 @@ def _printable(message: str) -> str:
     line = " ".join(message.split())
     if not line.isprintable():
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE // 2]} ... {line[-_LONGEST_MESSAGE // 2 :]}"
+    return (
+        line
+        if len(line) <= _LONGEST_MESSAGE
+        else f"{line[: _LONGEST_MESSAGE // 2]} ... {line[-_LONGEST_MESSAGE // 2 :]}"
+    )
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
@@ -40,5 +44,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """Format `value` for a message, cut after 80 characters."""
-    text = str(value)
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or deep nesting
+        text = f"a very large {type(value).__name__}"
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

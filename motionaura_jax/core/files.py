@@ -1,12 +1,16 @@
-"""Reading of paths, text and JSON that may come from strangers.
+"""Reading of paths, text and JSON that may come from strangers, and checks of paths to write.
 
 Every reader of such files goes through this module: it opens regular files only, because a pipe or a device would hang or
 never end, and it bounds size and nesting before anything is built from the content.
 """
 
+import errno
 import json
 import os
+import shutil
 import stat
+import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +22,7 @@ MAX_TEXT_BYTES = 2**32
 """Largest table or list of texts that is read (4 GiB)."""
 MAX_DEPTH = 64
 """Deepest nesting of JSON objects and lists."""
+_PROBE_BYTES = 2**16
 
 
 def expanded(text: str | os.PathLike[str]) -> Path:
@@ -40,6 +45,71 @@ def kind_of(status: os.stat_result) -> str | None:
     if stat.S_ISREG(status.st_mode):
         return None
     return "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+
+
+def place(text: str) -> str:
+    """Return a local path with a leading `~` replaced, and any other place (`gs://...`, a hub id, nothing) unchanged.
+
+    Raises:
+      UserError: see `expanded`.
+    """
+    return str(expanded(text)) if text.startswith("~") or "\0" in text else text
+
+
+def readable(path: str | os.PathLike[str]) -> str:
+    """Return a path as text that UTF-8 can hold; bytes that are no text become question marks."""
+    return os.fspath(path).encode(errors="replace").decode()
+
+
+def check_writable(path: Path) -> None:
+    """Check ahead of the work that the file or folder `path` can be written after it; leave nothing behind.
+
+    Raises:
+      UserError: the folder cannot be made or written to, its disk is full, or the name is too long for a draft.
+    """
+    name = f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        folder = next(each for each in path.absolute().parents if each.exists() or each.is_symlink())
+        draft = folder / name
+        draft.mkdir()
+        try:
+            probe = draft / name  # one level down, as missing folders will be made
+            with probe.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free disk space or write to another disk" if full else "choose a folder that you can write to"
+        raise UserError(f"{path}: cannot be written ({_reason(error)}); {remedy}") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Check ahead of the work that files can be written into a folder, which may not exist yet; see `check_writable`.
+
+    Raises:
+      UserError: also if `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; choose another name")
+    check_writable(folder / "file")
+
+
+def check_outputs(paths: Iterable[Path]) -> None:
+    """Check ahead of the work that files of one folder can be written after it; see `check_writable`.
+
+    Raises:
+      UserError: also for a folder, pipe or device under the name of a file.
+    """
+    longest = None
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is not a file; remove it or choose another name")
+        longest = max(longest or path, path, key=lambda each: len(os.fsencode(each.name)))
+    if longest is not None:
+        check_writable(longest)
 
 
 def check_regular(path: Path, *, limit: int, remedy: str) -> os.stat_result:

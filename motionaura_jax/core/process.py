@@ -1,30 +1,112 @@
-"""Process setup of commands: the compilation cache, the memory allocator, and the messages of libraries."""
+"""Process setup of commands: signals, the compilation cache, the memory allocator, and the messages of libraries."""
 
+import contextlib
 import ctypes
 import functools
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
+from motionaura_jax.core.errors import UserError
+
+NO_DEVICE = "check the driver and JAX_PLATFORMS; JAX_PLATFORMS=cpu runs without the accelerator"
+"""Remedy for a platform without a device."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
 _GROWTH = 1 << 26  # bytes
 _REPORTED = ("Event loop is closed", "Encountered error while reading array index")
 
 
-def compilation_cache() -> Path:
-    """Return the folder of compiled programs: $JAX_COMPILATION_CACHE_DIR, else one in the user's cache folder."""
+class Ended(KeyboardInterrupt):
+    """Exception for a signal that ends the process; everything cleans up as after an interrupt."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Raise `Ended` in the main thread at SIGTERM and SIGHUP during the block, so that drafts are removed.
+
+    A signal that is ignored, as SIGHUP under nohup, or that the caller handles, stays as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def end(number: int, _: FrameType | None) -> None:
+        if os.getpid() == owner:
+            raise Ended(number)
+        signal.signal(number, signal.SIG_DFL)  # a forked child ends as it would have without us
+        os.kill(os.getpid(), number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    caught = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def check_current_folder() -> None:
+    """Refuse to work in a folder that was deleted, in which no relative path means anything.
+
+    Raises:
+      UserError: the current folder is gone or cannot be read.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"the current folder cannot be used ({reason}); change to a folder that exists") from None
+
+
+def is_missing_device(error: Exception) -> bool:
+    """Tell whether JAX failed because the platform of JAX_PLATFORMS has no device here."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("Unable to initialize backend")
+    if not isinstance(error, AssertionError) or "jax" not in sys.modules:
+        return False
+    # Without its plugin, JAX 0.11 leaves a platform out, and an assertion without words fails as none is left.
+    try:
+        sys.modules["jax"].devices()
+    except (AssertionError, RuntimeError):
+        return True
+    return False
+
+
+def compilation_cache() -> Path | None:
+    """Return the folder of compiled programs: $JAX_COMPILATION_CACHE_DIR, else one in the user's cache folder.
+
+    Returns:
+      None if neither is known, because the user has no home folder.
+    """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if chosen:
         return Path(chosen)
+    with contextlib.suppress(RuntimeError):
+        return _user_cache() / "motionaura_jax" / "jax"
+    return None
+
+
+def _user_cache() -> Path:
+    """Return the cache folder of the user. Raise RuntimeError without a home folder."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "motionaura_jax" / "jax"
+    return Path(base)
 
 
 def set_up_compilation_cache() -> None:
@@ -33,6 +115,10 @@ def set_up_compilation_cache() -> None:
     Sets environment variables: JAX must not be imported yet, and child processes share the cache.
     """
     folder = compilation_cache()
+    if folder is None:
+        logger = logging.getLogger(__name__)
+        logger.warning("no compilation cache, as there is no home folder; set JAX_COMPILATION_CACHE_DIR to a folder")
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

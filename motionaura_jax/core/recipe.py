@@ -9,16 +9,23 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.limits import (
+    Batch,
     Checked,
     Count,
+    Files,
+    Frames,
     Limit,
     Natural,
     NonNegative,
+    Place,
     Positive,
+    Rate,
     Seed,
-    Several,
     Share,
     ShareBelowOne,
+    Side,
+    Threads,
+    between,
 )
 from motionaura_jax.data.buckets import Bucket, ClipShape
 from motionaura_jax.parallel.config import MeshConfig
@@ -43,17 +50,17 @@ class DataConfig(Checked):
       scene_style: "easy" (one large object near the middle of a plain background) or "full".
     """
 
-    manifest: str = SCENES
+    manifest: Place = SCENES
     held_out: Annotated[float, Limit("above 0 and below 1", lambda value: 0 < value < 1)] = 0.05
-    num_frames: Count = 8
-    height: Count = 64
-    width: Count = 64
-    fps: Positive = 8.0
-    batch_size: Count = 4
+    num_frames: Frames = 8
+    height: Side = 64
+    width: Side = 64
+    fps: Rate = 8.0
+    batch_size: Batch = 4
     buckets: tuple[Bucket, ...] = ()
     flip: Share = 0.0
-    threads: Natural = 4
-    scenes: Count = 512
+    threads: Threads = 4
+    scenes: Files = 512
     scene_style: Literal["easy", "full"] = "full"
 
     def __post_init__(self) -> None:
@@ -103,8 +110,10 @@ class ParamGroup(Checked):
         super().__post_init__()
         try:
             re.compile(self.pattern)
-        except re.error as error:
-            raise UserError(f"ParamGroup.pattern={self.pattern!r}: not a regular expression: {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"ParamGroup.pattern={shown(repr(self.pattern))}: not a regular expression: {error}"
+            ) from None
         if self.clip == "other":
             raise UserError(
                 "ParamGroup.clip=other: the log uses this name for the group without a name; choose another"
@@ -182,7 +191,7 @@ class CheckpointConfig(Checked):
     best: str = ""
     best_mode: Literal["max", "min"] = "max"
     keep_best: Count = 1
-    folder: str = ""
+    folder: Place = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +206,7 @@ class WatchdogConfig(Checked):
       stalled_seconds: shortest step that counts as stalled.
     """
 
-    window: Several = 50
+    window: Annotated[int, between(2, 10**6)] = 50
     spike: NonNegative = 10.0
     collapse: ShareBelowOne = 0.3
     stalled: NonNegative = 20.0
@@ -217,9 +226,9 @@ class EvaluateConfig(Checked):
     """Evaluation every `every` steps on `clips` fixed held-out clips, with pictures of the first `pictures` clips."""
 
     every: Count = 250
-    manifest: str = ""
-    clips: Count = 16
-    pictures: Natural = 4
+    manifest: Place = ""
+    clips: Batch = 16
+    pictures: Annotated[int, between(0, 1024)] = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +247,7 @@ class Recipe(Checked):
 
     system: str
     seed: Seed = 0
-    init_from: str = ""
+    init_from: Place = ""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.limits import Checked, Count, Positive
+from motionaura_jax.core.limits import Batch, Checked, Frames, Positive, Rate, Side
 
 MAX_PERIOD = 10_000
 
@@ -38,12 +38,12 @@ class Bucket(Checked):
       UserError: a size below 1, or a weight that is not positive.
     """
 
-    num_frames: Count
-    height: Count
-    width: Count
-    batch_size: Count
+    num_frames: Frames
+    height: Side
+    width: Side
+    batch_size: Batch
     weight: Positive = 1.0
-    fps: Positive | None = None
+    fps: Rate | None = None
 
     def clip_shape(self, fps: float) -> ClipShape:
         """Return the shape of one clip; `fps` is the rate of buckets that have none of their own."""

@@ -7,9 +7,10 @@ from typing import Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from motionaura_jax.core.errors import UserError, nearest
+from motionaura_jax.core.errors import UserError, nearest, shown
 
 _ROUNDING = 1.0 - 2.0**-20  # in float32, (k / T) * T may exceed k, but must still be step k
+_DIGITS = 6  # of the number of discrete steps; float32 tells no more of them apart
 
 
 class Schedule(Protocol):
@@ -90,9 +91,9 @@ def schedule(name: str) -> Schedule:
     """
     base, separator, steps = name.partition(":")
     if base not in SCHEDULES:
-        raise UserError(f"schedule {name!r}: no such schedule{nearest(base, SCHEDULES)}")
+        raise UserError(f"schedule {shown(name)!r}: no such schedule{nearest(base, SCHEDULES)}")
     if not separator:
         return SCHEDULES[base]
-    if not steps.isdecimal():
-        raise UserError(f"schedule {name!r}: write the number of discrete steps as {base}:1000")
+    if not steps.isdecimal() or len(steps) > _DIGITS:
+        raise UserError(f"schedule {shown(name)!r}: write the number of discrete steps as {base}:1000")
     return Discrete(base=SCHEDULES[base], T=int(steps))

@@ -125,8 +125,7 @@ def _installation(facts: Facts) -> Iterator[Finding]:
 def _checks(facts: Facts) -> Iterator[Finding]:
     for name, error in facts.errors.items():
         if name == "devices":
-            remedy = "check the driver and JAX_PLATFORMS; JAX_PLATFORMS=cpu runs without the accelerator"
-            yield _problem(f"no JAX device answers: {error}", remedy)
+            yield _problem(f"no JAX device answers: {error}", process.NO_DEVICE)
         else:
             yield _problem(f"{name} does not work: {error}", "pip install --force-reinstall -r requirements.txt")
     if not facts.devices and "devices" not in facts.errors:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from motionaura_jax.core import memory
+
 PROBE = (sys.executable, "-P", str(Path(__file__).with_name("probe.py")))
 PROBE_SECONDS = 120
 
@@ -82,22 +84,15 @@ def host() -> dict[str, Any]:
     return {
         "system": sys.platform,
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "memory_gb": _memory_gb(),
+        "memory_gb": None if (size := memory.total()) is None else round(size / 1e9, 1),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
     }
 
 
-def _memory_gb() -> float | None:
-    if not hasattr(os, "sysconf"):
-        return None
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
-    return round(min(total, int(text) if text.isdigit() else total) / 1e9, 1)
-
-
-def cache(folder: Path) -> dict[str, Any]:
+def cache(folder: Path | None) -> dict[str, Any]:
     """Return path, writability and size in MB of the compilation cache; a missing folder is as writable as its parent."""
+    if folder is None:
+        return {"path": "(no home folder)", "writable": False, "size_mb": 0.0}
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     sizes = (path.stat().st_size for path in folder.glob("*") if path.is_file())
     return {

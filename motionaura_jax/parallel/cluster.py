@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.limits import Checked, Count, Natural
+from motionaura_jax.core.limits import Checked, Natural, Processes, Seconds
 
 VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
@@ -51,10 +51,10 @@ class Wanted(Checked):
     """
 
     coordinator_address: str | None = None
-    num_processes: Count | None = None
+    num_processes: Processes | None = None
     process_id: Natural | None = None
-    heartbeat_timeout: Count = 100
-    start_timeout: Count = 120
+    heartbeat_timeout: Seconds = 100
+    start_timeout: Seconds = 120
 
 
 def find(wanted: Wanted, environment: Mapping[str, str] | None = None) -> Place | None:

@@ -5,12 +5,21 @@ import math
 from typing import Annotated
 
 from motionaura_jax.core.errors import UserError, nearest
-from motionaura_jax.core.limits import Checked, Count, Limit
+from motionaura_jax.core.errors import shown as cut
+from motionaura_jax.core.limits import Checked, Limit, between
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 """Names of the mesh axes, ordered from the least communication to communication in every layer."""
 
-Rest = Annotated[int, Limit("at least 1, or -1 for all devices that the other axes leave", lambda value: value >= -1)]
+MAX_DEVICES = 2**16
+Devices = Annotated[int, between(1, MAX_DEVICES)]
+Rest = Annotated[
+    int,
+    Limit(
+        f"at least 1 and at most {MAX_DEVICES}, or -1 for all devices that the other axes leave",
+        lambda value: -1 <= value <= MAX_DEVICES,
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,9 +34,9 @@ class MeshConfig(Checked):
     """
 
     data: Rest = -1
-    fsdp: Count = 1
-    tensor: Count = 1
-    sequence: Count = 1
+    fsdp: Devices = 1
+    tensor: Devices = 1
+    sequence: Devices = 1
 
     def sizes(self, devices: int) -> dict[str, int]:
         """Return the size of every axis on `devices` devices.
@@ -58,9 +67,13 @@ def parse(text: str, flag: str = "--mesh") -> MeshConfig:
     for part in filter(None, text.split(",")):
         axis, _, size = part.strip().partition(":")
         if axis not in AXES:
-            raise UserError(f"{flag}={text}: {axis!r} is not a mesh axis{nearest(axis, AXES)}")
-        if axis in sizes or not size.isdecimal() or int(size) < 1:
-            raise UserError(f"{flag}={text}: write each axis once with its number of devices, e.g. data:2,sequence:4")
+            raise UserError(f"{flag}={cut(text)}: {cut(axis)!r} is not a mesh axis{nearest(axis, AXES)}")
+        digits = size.isdecimal() and len(size) <= len(str(MAX_DEVICES))
+        if axis in sizes or not digits or not 1 <= int(size) <= MAX_DEVICES:
+            raise UserError(
+                f"{flag}={cut(text)}: write each axis once with its number of devices, from 1 to {MAX_DEVICES}, "
+                f"e.g. data:2,sequence:4"
+            )
         sizes[axis] = int(size)
     return MeshConfig(**sizes)
 

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, Num, UInt8, UInt32
 
+from motionaura_jax.core import memory
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
@@ -24,6 +26,8 @@ from motionaura_jax.systems.diffusion import DiffusionSystem
 from motionaura_jax.weights import hub, steps
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import Loaded
+
+_BATCH = 8  # videos that a device usually generates together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,51 @@ class Pipeline(abc.ABC):
             latents = self.latents([*part, *part[-1:] * (size - len(part))], settings)[: len(part)]
             yield from decode_video(self._decoder, self._system.latent(latents, settings.size), mesh=self._mesh)
 
+    def check_memory(self, settings: Settings) -> None:
+        """Refuse sizes that cannot fit into the memory of this machine or of a device.
+
+        The figures count only what every run holds at once: a decoded video, the latents, and `step_bytes`.
+
+        Raises:
+          UserError: names the flag that is furthest from the training clips, and its largest value that fits.
+        """
+        bucket = self.recipe.data.all_buckets()[0]
+        usual = {"num_frames": bucket.num_frames, "height": bucket.height, "width": bucket.width, "batch_size": _BATCH}
+        given = {**dict(zip(usual, settings.size, strict=False)), "batch_size": settings.batch_size}
+        name = max(given, key=lambda key: given[key] / usual[key])
+
+        def changed(value: int) -> Settings:
+            """Return the settings with another value of the flag."""
+            new = {**given, name: value}
+            size = (new["num_frames"], new["height"], new["width"])
+            window = min(settings.window, size[0])
+            return dataclasses.replace(settings, size=size, window=window, batch_size=new["batch_size"])
+
+        def valid(value: int) -> int:
+            """Round down to a value that the autoencoder can make."""
+            first, stride = (1, 1) if name == "batch_size" else self._steps(name)
+            return first + (value - first) // stride * stride if value >= first else 0
+
+        device = jax.local_devices()[0]
+        own = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+        flag = f"--{name}"
+        shards = batch_shards(self._mesh)
+        if own is not None:
+            on_device = lambda value: self.step_bytes(changed(value)) // shards  # noqa: E731
+            memory.require(flag, given[name], on_device, limit=own, valid=valid)
+        on_host = lambda value: self._host_bytes(changed(value), own is None)  # noqa: E731
+        memory.require(flag, given[name], on_host, valid=valid)
+
+    def step_bytes(self, settings: Settings) -> int:
+        """Return the bytes that one step of sampling holds at least, over all devices; systems refine it."""
+        return 0
+
+    def _host_bytes(self, settings: Settings, with_step: bool) -> int:
+        cells = math.prod(self.autoencoder.geometry.latent_shape(*settings.size))
+        video = math.prod(settings.size) * 3 * (np.float32().nbytes + np.uint8().nbytes)
+        latents = cells * settings.batch_size * np.int32().nbytes
+        return video + latents + (self.step_bytes(settings) if with_step else 0)
+
     def size(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size:
         """Check a size; None takes that of the first training bucket.
 
@@ -145,11 +194,9 @@ class Pipeline(abc.ABC):
 
     def _length(self, name: str, given: int | None, flag: str = "") -> int:
         """Check the number of frames, the height or the width (`name`), which `flag` sets; see `size`."""
-        geometry = self.autoencoder.geometry
         trained = [getattr(bucket, name) for bucket in self.recipe.data.all_buckets()]
         value = trained[0] if given is None else given
-        stride = dict(zip(("num_frames", "height", "width"), geometry.strides, strict=True))[name]
-        first = 1 if geometry.causal and name == "num_frames" else stride
+        first, stride = self._steps(name)
         if value not in trained and (value < first or (value - first) % stride):
             below = first + max(0, value - first) // stride * stride
             near = [below] if value < first else [below, below + stride]
@@ -158,6 +205,12 @@ class Pipeline(abc.ABC):
                 f"the nearest is {' or '.join(map(str, near))}"
             )
         return value
+
+    def _steps(self, name: str) -> tuple[int, int]:
+        """Return the smallest number of frames, rows or columns, and the distance to the next one."""
+        geometry = self.autoencoder.geometry
+        stride = dict(zip(("num_frames", "height", "width"), geometry.strides, strict=True))[name]
+        return 1 if geometry.causal and name == "num_frames" else stride, stride
 
 
 def window_starts(total: int, length: int) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from motionaura_jax.conditioning import text as conditioners
+from motionaura_jax.core import memory
 from motionaura_jax.data.array_cache import ArrayCache, content_key, fill, text_content
 from motionaura_jax.data.buckets import ClipShape
 from motionaura_jax.data.frames import to_float
@@ -118,6 +119,9 @@ def encode_clips(
         fps=fps or trained.fps,
     )
     meta = latents_meta(kind, autoencoder.latent_space, shape)
+    pixels = shape.num_frames * shape.height * shape.width
+    held = 3 * (np.uint8().nbytes + np.float32().nbytes)  # bytes of a pixel: as decoded, and as the encoder reads it
+    memory.require("--batch_size", work.batch_size, lambda size: size * pixels * held)
     hashes, items = FileHashes(work.output), dict[bytes, Record]()
     for record in records:
         try:

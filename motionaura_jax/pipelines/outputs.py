@@ -1,8 +1,9 @@
 """Generated videos as files, with a sidecar that records the settings of each; a repeated call resumes."""
 
 import dataclasses
-import json
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from jaxtyping import UInt8
 from rich.progress import track
 
 from motionaura_jax.core import cli
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.errors import UserError, shown
+from motionaura_jax.core.files import check_outputs, check_regular, read_json
+from motionaura_jax.core.limits import MAX_FRAMES
 from motionaura_jax.data import media
 from motionaura_jax.data.video import read_video
 from motionaura_jax.pipelines.base import Pipeline, Settings
 
 SHEET_ROWS = 16
+_MAX_SIDECAR = 2**20  # bytes
+_MAX_HEADER = 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +65,12 @@ class Target:
     def recorded(self) -> dict[str, Any] | None:
         """Read the sidecar; return None unless we wrote it."""
         try:
-            found = json.loads(self.sidecar.read_text("utf-8"))
-        except (OSError, ValueError):
+            found = read_json(self.sidecar, limit=_MAX_SIDECAR, remedy="")
+        except UserError:
             return None
-        return found if isinstance(found, dict) and {"checkpoint_hash", "num_frames"} <= found.keys() else None
+        frames = found.get("num_frames")
+        counted = isinstance(frames, int) and not isinstance(frames, bool) and 1 <= frames <= MAX_FRAMES
+        return found if counted and "checkpoint_hash" in found else None
 
     @property
     def is_ours(self) -> bool:
@@ -96,15 +103,17 @@ def write(
       The targets that this call generated.
 
     Raises:
-      UserError: a file blocks a path, is damaged, or cannot be written.
+      UserError: a file blocks a path, is damaged, or cannot be written; the check comes before the first video.
     """
     left = [target for target in targets if overwrite or not target.is_done()]
     media.check_free(sheet, overwrite=overwrite or any(target.is_ours for target in targets))
+    if left or not sheet.exists():
+        check_outputs(path for target in targets for path in (*target.files, target.sidecar, sheet))
     first, generated = targets[:SHEET_ROWS], {}
     console = cli.console()
     videos = pipeline.generate([target.job for target in left], settings)
-    shown = track(videos, "sampling", total=len(left), console=console, disable=not console.is_terminal)
-    for target, video in zip(left, shown, strict=True):
+    progress = track(videos, "sampling", total=len(left), console=console, disable=not console.is_terminal)
+    for target, video in zip(left, progress, strict=True):
         # With --overwrite, an old video must never lie next to a new sidecar.
         for file in {*target.files, *target.recorded_files}:
             file.unlink(missing_ok=True)
@@ -114,7 +123,8 @@ def write(
             generated[target.path] = video
     if left or not sheet.exists():
         rows = [
-            (target.label, generated[path] if (path := target.path) in generated else _read(target)) for target in first
+            (shown(target.label), generated[path] if (path := target.path) in generated else _read(target))
+            for target in first
         ]
         media.contact_sheet(rows, sheet)
     return left
@@ -123,9 +133,24 @@ def write(
 def _read(target: Target) -> UInt8[np.ndarray, "t h w 3"]:
     """Read the frames of a video from an earlier call, without the padding of an .mp4."""
     if target.path.suffix.lower() == ".npz":
-        try:
-            return np.load(target.path)["video"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{target.path}: is damaged ({error}); remove it and run the same command again") from error
+        return _read_npz(target)
     frames = np.concatenate([read_video(file)[0] for file in target.files])
     return frames[:, : target.record["height"], : target.record["width"]]
+
+
+def _read_npz(target: Target) -> UInt8[np.ndarray, "t h w 3"]:
+    """Read the array of a video, if it is of the size that the sidecar records."""
+    remedy, record = "remove it and run the same command again", target.record
+    shape = (record["num_frames"], record["height"], record["width"], 3)
+    check_regular(target.path, limit=2 * math.prod(shape) + _MAX_HEADER, remedy=remedy)
+    try:
+        with zipfile.ZipFile(target.path) as archive, archive.open("video.npy") as file:
+            # NumPy allocates what the header names, so compare the header first.
+            np.lib.format.read_magic(file)
+            found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            if (found, fortran, dtype) != (shape, False, np.uint8):
+                raise ValueError(f"holds {dtype} {found}, {shape} was expected")
+            frames = np.frombuffer(file.read(math.prod(shape)), np.uint8)
+            return frames.reshape(shape)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{target.path}: is damaged ({error}); {remedy}") from error

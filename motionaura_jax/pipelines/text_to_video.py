@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ class TextToVideo(Pipeline):
             logger.warning("this model was trained at %s fps; motion at %g fps may be wrong", known, fps)
         if sample.guidance is None and any(prompt.negative for prompt in prompts):
             logger.warning("a negative prompt has no effect without guidance; raise --guidance_scale above 1")
+
+    def step_bytes(self, settings: Settings) -> int:
+        """Return the size of the logits of one step, with and without guidance."""
+        cells = math.prod(self.autoencoder.geometry.latent_shape(settings.window, *settings.size[1:]))
+        branches = 1 if settings.sample.guidance is None else 2
+        return settings.batch_size * branches * cells * self.recipe.model.vocab_size * np.float32().nbytes
 
     def latents(self, jobs: Sequence[Job], settings: Settings) -> Int32[np.ndarray, "b t h w"]:
         """Generate tokens window by window; each window starts with known tokens of the previous one."""

@@ -11,6 +11,9 @@ from typing import Any
 
 from motionaura_jax.core.errors import UserError
 
+MAX_DEVICES = 4096
+"""Most virtual devices of one estimate."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
@@ -74,13 +77,16 @@ def ask(question: Question, timeout: float | None = None) -> Estimate:
     """Compute the answer in a child process, on a CPU with as many virtual devices as the mesh has.
 
     Raises:
-      UserError: the run is invalid.
+      UserError: the run is invalid, or has more devices than one process can stand for.
       TimeoutError: no answer within `timeout` seconds.
     """
+    devices = math.prod(question.mesh.values())
+    if devices > MAX_DEVICES:
+        raise UserError(f"--mesh: {devices} devices; an estimate is possible for at most {MAX_DEVICES}")
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(math.prod(question.mesh.values())),
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program would hide the compile time
     }
     command = [sys.executable, "-m", "motionaura_jax.planning.measure"]

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from motionaura_jax.core import memory
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.parallel.config import shown
@@ -16,8 +17,21 @@ from motionaura_jax.planning.questions import of_recipe
 
 logger = logging.getLogger(__name__)
 
+_PIXEL = 3  # bytes of a clip as the loader holds it
 _SECONDS = 300.0  # time limit of one estimate
 _LESS = 0.85  # target as a share of an estimate that proved too low
+
+
+def check_batch(recipe: Recipe, processes: int) -> None:
+    """Refuse a batch that the memory of this machine cannot hold, before anything is loaded or compiled.
+
+    Raises:
+      UserError: names the key of the batch size, and the largest value that fits.
+    """
+    for index, bucket in enumerate(recipe.data.all_buckets()):
+        key = f"config.data.buckets[{index}].batch_size" if recipe.data.buckets else "config.data.batch_size"
+        pixels = bucket.num_frames * bucket.height * bucket.width
+        memory.require(key, bucket.batch_size, lambda size, pixels=pixels: -(-size // processes) * pixels * _PIXEL)
 
 
 @contextlib.contextmanager

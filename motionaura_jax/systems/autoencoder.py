@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError, nearest
-from motionaura_jax.core.limits import Checked, NonNegative, Share
+from motionaura_jax.core.limits import Checked, NonNegative, Place, Share
 from motionaura_jax.core.recipe import ParamGroup, Recipe
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.frames import to_uint8
@@ -52,7 +52,7 @@ class LossConfig(Checked):
     mse: NonNegative = 1.0
     l1: NonNegative = 0.2
     perceptual: NonNegative = 0.0
-    perceptual_weights: str = ""
+    perceptual_weights: Place = ""
     adversarial: NonNegative = 0.0
     adversarial_start: Share = 0.2
     r1: NonNegative = 10.0
@@ -68,7 +68,7 @@ class FeatureLossConfig(Checked):
     """
 
     network: str = "squeezenet"
-    weights: str
+    weights: Place
     weight: NonNegative = 1.0
 
 

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.limits import Checked, Count, Natural, OneOrMore, Share
+from motionaura_jax.core.limits import Checked, Natural, OneOrMore, Place, Share, Steps, between
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.diffusion.sampling import Guidance, Scalar
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
@@ -24,12 +24,12 @@ class SampleConfig(Checked):
       levels: rising noise levels at which the held-out loss is reported.
     """
 
-    num_inference_steps: Count = 32
+    num_inference_steps: Steps = 32
     guidance_scale: OneOrMore = 4.0
     guidance_ramp: Literal["linear", "constant"] = "linear"
     guidance_start: Share = 0.0
     guidance_end: Share = 1.0
-    levels: Count = 4
+    levels: Annotated[int, between(1, 1024)] = 4
 
     NOT_SAMPLING: ClassVar[tuple[str, ...]] = ("levels",)
 
@@ -79,7 +79,7 @@ class DiffusionRecipe(Recipe):
     places = (*Recipe.places, "latent_cache")
 
     latent_space: str = ""
-    latent_cache: str = ""
+    latent_cache: Place = ""
     token_cache: Natural = 0
     sample: SampleConfig = field(default_factory=SampleConfig)
 

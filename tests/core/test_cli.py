@@ -5,6 +5,8 @@ import errno
 import json
 import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,7 +90,7 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
 
 def example_parser() -> cli.Parser:
     parser = cli.Parser("example", "An example.")
-    parser.add_argument("--num_frames", type=int, default=8)
+    parser.add_argument("--num_frames", type=cli.number(limits.Frames), default=8)
     parser.add_argument("--config", required=True)
     return parser
 
@@ -102,8 +104,15 @@ def example_parser() -> cli.Parser:
         (["--config=x", "clip.mp4"], "unexpected 'clip.mp4'"),
         (["--config=x", "-n", "3"], "unexpected '-n'"),
         ([], "the following arguments are required: --config"),
-        (["--num_frames=many"], "argument --num_frames: invalid int value: 'many'"),
+        (["--num_frames=many"], "argument --num_frames: 'many' is not a valid number"),
         (["--num_frames"], "argument --num_frames: expected one argument"),
+        (
+            ["--config", "--red"],
+            "unexpected '--red'; known: --config, --help, --json, --num_frames; if it is the value of",
+        ),
+        (["--config", "-red car"], "unexpected '-red car'; if it is the value of --config, write --config='-red car'"),
+        (["--config=x", "--num_frames", "-x"], "unexpected '-x'; if it is the value of --num_frames, write"),
+        (["--num_frames=" + "9" * 10_000], "argument --num_frames: "),
     ],
 )
 def test_bad_flag_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +120,8 @@ def test_bad_flag_is_one_line(words: list[str], message: str, capsys: pytest.Cap
         example_parser().parse_args(words)
     assert end.value.code == 2
     shown = capsys.readouterr()
-    assert shown.err == f"error: motionaura example: {message}; see motionaura example --help\n"
+    assert shown.err.startswith(f"error: motionaura example: {message}") and shown.err.count("\n") == 1
+    assert shown.err.endswith("; see motionaura example --help\n") and len(shown.err) < 400
     assert not shown.out
 
 
@@ -142,6 +152,12 @@ class JaxRuntimeError(RuntimeError):
         (OSError(errno.ENOSPC, "No space left on device", "out.mp4"), 2, "out.mp4: no space left on the disk"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore"), 2, "out of device memory (RESOURCE_EXHAUSTED: 9 GB)"),
         (ModuleNotFoundError("No module named 'x'", name="x"), 2, "Python package x is not installed"),
+        (
+            RuntimeError("Unable to initialize backend 'tpu': no libtpu"),
+            2,
+            "no JAX device answers: Unable to initialize",
+        ),
+        (MemoryError("Unable to allocate 7 TiB"), 2, "out of memory (Unable to allocate 7 TiB)"),
     ],
 )
 def test_failure_is_one_line(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,7 +257,7 @@ def test_compiled_programs_are_kept(tmp_path: Path) -> None:
     [
         (limits.Count, "0", "0: must be at least 1"),
         (limits.PositiveShare, "7.5", "7.5: must be above 0 and at most 1"),
-        (limits.Positive, "inf", "inf: must be above 0 and finite"),
+        (limits.Positive, "inf", "inf: must be above 0 and at most 1e+30"),
         (limits.NonNegative, "nan", "nan: must be at least 0"),
         (limits.Count, "1.5", "'1.5' is not a valid number"),
         (limits.KeySeed, "9" * 400, "must be at least 0 and below 2^32"),
@@ -253,3 +269,108 @@ def test_numbers_keep_the_limits_of_settings(hint: object, text: str, message: s
     with pytest.raises(argparse.ArgumentTypeError) as error:
         parse(text)
     assert message in str(error.value)
+
+
+def test_values_that_start_with_a_dash_pass_behind_an_equals_sign_and_as_negative_numbers(capsys):
+    assert example_parser().parse_args(["--config=--red"]).config == "--red"
+    with pytest.raises(SystemExit):
+        example_parser().parse_args(["--config=x", "--num_frames", "-3"])
+    assert "-3: must be at least 1" in capsys.readouterr().err
+
+
+def test_paths_of_flags_know_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.path("~/a:b.mp4") == tmp_path / "a:b.mp4" and cli.path("a/~") == Path("a/~")
+    assert cli.place("~/run") == str(tmp_path / "run")
+    for text in ("gs://bucket/run", "org/name@v1", ""):
+        assert cli.place(text) == text
+    for fault in ("~nobody-of-this-name/x", "a\0b"):
+        for kind in (cli.path, cli.place):
+            with pytest.raises(argparse.ArgumentTypeError):
+                kind(fault)
+    with pytest.raises(argparse.ArgumentTypeError, match="not UTF-8"):
+        cli.text("a \udcff circle")
+
+
+# Writes a draft, says so, and waits for the signal.
+WAITING = """
+import contextlib, pathlib, sys, time
+from motionaura_jax.core import cli
+@contextlib.contextmanager
+def draft():
+    path = pathlib.Path(sys.argv[1])
+    path.write_text("half")
+    try:
+        yield
+    finally:
+        path.unlink()
+def body():
+    with draft():
+        print("ready", flush=True)
+        time.sleep(60)
+sys.exit(cli.run(body, as_json=True))
+"""
+
+
+def ended(tmp_path: Path, number: int) -> tuple[int, str]:
+    """Send a signal to a command at work; return its status and what it said, and check that nothing is left."""
+    draft = tmp_path / ".draft.tmp"
+    child = subprocess.Popen([sys.executable, "-c", WAITING, draft], stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    assert child.stderr.readline() == "ready\n" and draft.exists()
+    child.send_signal(number)
+    said = child.stderr.read()
+    status = child.wait(timeout=20)
+    assert not draft.exists()
+    return status, said
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_cleans_up_as_an_interrupt_does(tmp_path, name, status):
+    end, said = ended(tmp_path, getattr(signal, name))
+    assert end == status and said == ("error: interrupted\n" if name == "SIGINT" else f"error: ended by {name}\n")
+
+
+def test_handlers_are_as_before_after_a_command():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    seen = []
+    cli.run(lambda: seen.append(signal.getsignal(signal.SIGTERM)), as_json=True)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before and seen != before[:1]
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        cli.run(lambda: seen.append(signal.getsignal(signal.SIGHUP)), as_json=True)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    assert seen[-1] is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("module", ["motionaura_jax", "motionaura_jax.reconstruct"])
+def test_a_current_folder_that_was_deleted_is_one_line(tmp_path, module):
+    words = ["reconstruct"] if module == "motionaura_jax" else []
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        "import os, runpy, sys; os.rmdir(os.getcwd()); "
+        f"sys.argv = ['x', *{words!r}, '--checkpoint=a', '--input=b', '--output=c.mp4']; "
+        f"runpy.run_module({module!r}, run_name='__main__')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    child = subprocess.run([sys.executable, "-c", code], cwd=gone, env=environment, capture_output=True, text=True)
+    assert child.returncode == 2
+    assert child.stderr.splitlines()[-1].startswith(
+        "error: the current folder cannot be used (no such file or directory)"
+    )
+    assert "Traceback" not in child.stderr
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+def test_a_platform_without_device_is_one_line(platform):
+    if shutil.which("nvidia-smi") or any(Path("/dev").glob("accel[0-9]*")):
+        pytest.skip("this machine has an accelerator")
+    code = "from motionaura_jax.core import cli\ndef body():\n    import jax\n    jax.devices()\n"
+    code += "raise SystemExit(cli.run(body, as_json=True))"
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert child.returncode == 2 and child.stderr.count("\n") == 1
+    assert child.stderr.startswith("error: no JAX device answers: ")
+    assert "JAX_PLATFORMS=cpu runs without the accelerator" in child.stderr

@@ -9,6 +9,8 @@ import pytest
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.systems import registry
+from motionaura_jax.systems.mbq_vae import MBQVAERecipe
+from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def test_plain_values_survive_a_round_trip_through_json():
         ({"name": "n", "inner": {"limit": 2.5}}, r"config\.inner\.limit=2\.5: expected int"),
         ({"name": 3}, r"config\.name=3: expected str"),
         ({"name": "n", "inner": {"limit": float("inf")}}, r"config\.inner\.limit=inf: expected int"),
-        ({"name": "n", "inner": {"rate": 10**400}}, r"config\.inner\.rate=10+: expected float"),
+        ({"name": "n", "inner": {"rate": 10**400}}, r"config\.inner\.rate=10+...: expected float"),
     ],
 )
 def test_wrong_values_are_one_line_with_the_key(values, message):
@@ -108,7 +110,7 @@ def test_files_that_are_no_config_say_so(tmp_path):
 def test_a_json_file_that_is_no_object_says_so(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"config\.json: not a JSON config: expected an object of keys"):
+    with pytest.raises(UserError, match=r"config\.json: is damaged \(holds a JSON \w+, an object was expected\)"):
         config.read(str(path))
 
 
@@ -146,3 +148,62 @@ def test_differences_name_each_dotted_key():
         "b.c: 2 -> 3",
         "d: None -> 4",
     ]
+
+
+def test_a_colon_may_belong_to_the_name_of_a_file(tmp_path, monkeypatch):
+    folder = tmp_path / "exp:1"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"name": "n"}')
+    (folder / "mine.py").write_text(
+        "import ml_collections\ndef get_config(variant=''):\n    return ml_collections.ConfigDict({'name': variant})\n"
+    )
+    assert config.read(f"{folder}/config.json") == {"name": "n"}
+    assert config.read(f"{folder}/mine.py:a,b") == {"name": "a,b"} and config.read(f"{folder}/mine.py") == {"name": ""}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.read("~/exp:1/config.json") == {"name": "n"}
+    with pytest.raises(UserError, match=r"^gone:1/config\.json: no such config file"):
+        config.read("gone:1/config.json")
+    with pytest.raises(UserError, match=r"takes no presets"):
+        config.read(f"{folder}/config.json:tiny")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--config.data.buckets=" + "[" * 5000,
+        "--config.data.buckets=" + "[" * 5000 + "]" * 5000,
+        "--config.data.buckets=" + "(" * 5000,
+        "--config.seed=" + "9" * 100_000,
+        "--config.optimizer.learning_rate=1e400",
+        "--config.optimizer.learning_rate=nan",
+        "--config.model.channels=" + "1," * 5000,
+        "--config.model.channels=10000000000,8,8,8",
+        "--config.data.height=8000000",
+        "--config.data.scenes=10000000000",
+        "--config.data.threads=1000000",
+        "--config.mesh.fsdp=1000000000",
+        '--config.optimizer.groups=[{"pattern": "a{99999999999999999999}"}]',
+        "--config." + "x" * 100_000 + "=1",
+        "--config." + "a." * 50_000 + "b=1",
+        "--config.model=" + "x" * 100_000,
+        "--config.checkpoint.folder=~nobody-of-this-name/x",
+        "x" * 100_000,
+    ],
+    ids=lambda flag: flag[:40],
+)
+def test_an_extreme_value_is_one_short_line(flag):
+    with pytest.raises(UserError) as caught:
+        config.build(MBQVAERecipe, config.override({"system": "mbq_vae"}, [flag]))
+    assert len(str(caught.value)) < 500
+
+
+def test_places_know_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for cls in (MBQVAERecipe, TextToVideoRecipe):
+        for key in cls.places:
+            if key != "features.weights":  # below a list
+                values = config.override({"system": "any", "tokenizer": "t"}, [f"--config.{key}=~/x"])
+                values = values if cls is TextToVideoRecipe else {k: v for k, v in values.items() if k != "tokenizer"}
+                assert config.build(cls, values).at(key) == str(tmp_path / "x")
+    recipe = config.build(MBQVAERecipe, {"system": "any", "data": {"manifest": "gs://a/b"}})
+    assert recipe.data.manifest == "gs://a/b"

@@ -1,5 +1,6 @@
 """Readers of core/files.py: every damaged or hostile file is one UserError, every sound one reads as written."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.files import MAX_DEPTH, expanded, parse_json, read_bytes, read_json, read_text
+from motionaura_jax.core.files import (
+    MAX_DEPTH,
+    check_folder,
+    check_outputs,
+    check_writable,
+    expanded,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+)
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -86,3 +97,35 @@ def test_paths_are_taken_as_written_except_for_the_home_folder(tmp_path, monkeyp
     for name in ("", " ", "a\0b", "~nobody-of-this-name/x"):
         with pytest.raises(UserError):
             expanded(name)
+
+
+def test_what_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "folders" / "o.mp4")
+    check_folder(tmp_path / "new")
+    check_outputs([tmp_path / "o.mp4", tmp_path / "o.json"])
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is not a folder"):
+        check_folder(tmp_path / "file")
+    for name in ("folder", "pipe"):
+        with pytest.raises(UserError, match=f"{name}: is not a file; remove it"):
+            check_outputs([tmp_path / "o.mp4", tmp_path / name])
+    # The draft of a name that is just short enough would be too long.
+    for path in (
+        tmp_path / "file" / "o.mp4",
+        Path("/proc/none/o.mp4"),
+        tmp_path / ("n" * 245),
+        tmp_path / ("n" * 300) / "o",
+    ):
+        with pytest.raises(UserError, match=r": cannot be written \(.*\); choose a folder"):
+            check_writable(path)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot be written \(no space left on device\); free disk space"):
+        check_writable(tmp_path / "o.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "pipe"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from motionaura_jax.core import process
+from motionaura_jax.health import machine
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,19 @@ def test_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert process.compilation_cache() == tmp_path / "xdg" / "motionaura_jax" / "jax"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert process.compilation_cache() == Path.home() / "Library" / "Caches" / "motionaura_jax" / "jax"
+
+
+def test_a_user_without_home_works_without_a_cache(monkeypatch, caplog):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(
+        Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory."))
+    )
+    assert process.compilation_cache() is None
+    process.set_up_compilation_cache()
+    assert "no home folder; set JAX_COMPILATION_CACHE_DIR" in caplog.text
+    assert not machine.cache(None)["writable"]
 
 
 def new_pages(call: str, **environment: str) -> int:

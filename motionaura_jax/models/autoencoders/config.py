@@ -9,15 +9,22 @@ from typing import Any, Literal
 
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.limits import (
+    MAX_CODES,
+    MAX_LEVELS,
+    Batch,
     Checked,
+    Codes,
     Count,
-    Natural,
+    Layers,
     NonNegative,
     Pixel,
     Positive,
+    Ratio,
     Several,
     Share,
     ShareBelowOne,
+    Side,
+    Width,
 )
 from motionaura_jax.models.autoencoders.geometry import Geometry
 
@@ -39,23 +46,23 @@ class MBQVAEConfig(Checked):
     """
 
     # Trunk (appendix B.1-B.5).
-    channels: tuple[Count, ...] = (64, 128, 256, 512)
-    enc_mb: tuple[Natural, ...] = (1, 2, 3, 3)
-    enc_inc: tuple[Natural, ...] = (1, 1, 2, 2)
-    dec_mb: tuple[Natural, ...] = (2, 2, 2, 7)
-    dec_inc: tuple[Natural, ...] = (1, 1, 2, 2)
+    channels: tuple[Width, ...] = (64, 128, 256, 512)
+    enc_mb: tuple[Layers, ...] = (1, 2, 3, 3)
+    enc_inc: tuple[Layers, ...] = (1, 1, 2, 2)
+    dec_mb: tuple[Layers, ...] = (2, 2, 2, 7)
+    dec_inc: tuple[Layers, ...] = (1, 1, 2, 2)
     t_stride: Literal[1, 2, 4] = 4
-    latent_dim: Count = 16
-    z_channels: Count = 256
+    latent_dim: Width = 16
+    z_channels: Width = 256
     causal: bool = False
     norm: Literal["group", "frame_gn"] = "group"
     se_pos: Literal["before", "after"] = "before"
     lead: Literal["full", "factor"] = "full"
-    inception_width: Positive = 1.0
+    inception_width: Ratio = 1.0
     inception_final: Literal[1, 3] = 3
     upsample: Literal["nearest", "subpixel"] = "nearest"
     zero_init: bool = False
-    mfi_hidden: Count = 256
+    mfi_hidden: Width = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
 
@@ -68,7 +75,7 @@ class MBQVAEConfig(Checked):
 
     # Quantizer.
     quantizer: Literal["vq", "vq_ema", "fsq", "lfq", "none"] = "vq"
-    codebook_size: Count = 16384
+    codebook_size: Codes = 16384
     l2: bool = True
     beta: NonNegative = 0.25
     continuous_until: ShareBelowOne = 0.0
@@ -78,7 +85,7 @@ class MBQVAEConfig(Checked):
     restart_threshold: NonNegative = 0.03
     restart_patience: Count = 50
     restart_until: Share = 0.8
-    restart_pool: Count = 64
+    restart_pool: Batch = 64
     fsq_levels: tuple[Several, ...] = (8, 5, 5, 5)
     entropy_weight: NonNegative = 0.1
     entropy_boost: NonNegative = 10.0
@@ -88,6 +95,8 @@ class MBQVAEConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         levels = len(self.channels)
+        if levels > MAX_LEVELS:
+            raise UserError(f"MBQVAEConfig.channels has {levels} entries; use at most {MAX_LEVELS}")
         for name in ("enc_mb", "enc_inc", "dec_mb", "dec_inc"):
             if len(getattr(self, name)) != levels:
                 raise UserError(f"MBQVAEConfig.{name} has {len(getattr(self, name))} entries; channels has {levels}")
@@ -101,6 +110,8 @@ class MBQVAEConfig(Checked):
                 f"MBQVAEConfig.fsq_levels={self.fsq_levels} needs latent_dim={len(self.fsq_levels)}, "
                 f"got {self.latent_dim}"
             )
+        if self.quantizer == "fsq" and self.vocab_size > MAX_CODES:
+            raise UserError(f"MBQVAEConfig.fsq_levels={self.fsq_levels} means more than {MAX_CODES} codes; lower them")
         if self.quantizer == "lfq" and self.latent_dim > 20:
             raise UserError(f"MBQVAEConfig.latent_dim={self.latent_dim} means 2 ** {self.latent_dim} codes; use <= 20")
 
@@ -185,7 +196,7 @@ class MaskConfig(Checked):
     fill: Pixel = 0.0
     patch_probability: Share = 0.5
     patch_ratio: Share = 0.15
-    patch_sizes: tuple[Count, ...] = (16, 32)
+    patch_sizes: tuple[Side, ...] = (16, 32)
     anneal: Share = 0.15
 
 
@@ -197,9 +208,14 @@ class DiscriminatorConfig(Checked):
     """
 
     kind: Literal["2d", "3d"] = "3d"
-    channels: tuple[Count, ...] = (64, 128, 256)
+    channels: tuple[Width, ...] = (64, 128, 256)
     dtype: Literal["float32", "bfloat16"] = "float32"
     weight: NonNegative = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.channels) > MAX_LEVELS:
+            raise UserError(f"DiscriminatorConfig.channels has {len(self.channels)} entries; use at most {MAX_LEVELS}")
 
 
 _BASE: dict[str, Any] = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from motionaura_jax.core.errors import UserError, nearest
-from motionaura_jax.core.limits import Checked, Count, Natural, Positive
+from motionaura_jax.core.limits import Checked, Codes, Depth, Length, Natural, Ratio, Width
 from motionaura_jax.models.layers.config import LoraConfig
 
 logger = logging.getLogger(__name__)
@@ -50,12 +50,12 @@ class SpectralTransformerConfig(Checked):
       UserError: a value is not among the choices, or values contradict each other.
     """
 
-    vocab_size: Count
-    width: Count
-    heads: Count
-    blocks: Count
-    mlp_ratio: Positive = 4.0
-    attention_ratio: Positive = 1.0
+    vocab_size: Codes
+    width: Width
+    heads: Width
+    blocks: Depth
+    mlp_ratio: Ratio = 4.0
+    attention_ratio: Ratio = 1.0
     spectral: Literal["re_fft2", "hartley", "hartley3d", "seq_hartley", "filter", "none"] = "re_fft2"
     cross_spectral: bool = True
     residual: Literal["paper", "identity"] = "identity"
@@ -64,8 +64,8 @@ class SpectralTransformerConfig(Checked):
     qk_gain: float | None = None
     adaln: Literal["single", "lowrank256", "perblock"] = "single"
     time_cond: bool = True
-    text_dim: Count = 4096
-    text_len: Count = 192
+    text_dim: Width = 4096
+    text_len: Length = 192
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     remat: Literal["none", "dots", "full", "offload"] = "none"
     folded_training: bool = False

@@ -8,22 +8,35 @@ import dataclasses
 from typing import Annotated, Literal
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.limits import Checked, Count, Positive, Several, at_least
+from motionaura_jax.core.limits import (
+    MAX_CODES,
+    Checked,
+    Codes,
+    Count,
+    Depth,
+    Length,
+    Positive,
+    Ratio,
+    Side,
+    Width,
+    between,
+)
 
 Activation = Literal["gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu"]
+OptionalWidth = Annotated[int, between(0, 2**20)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config(Checked):
     """The encoder of T5 ("relu") or T5 v1.1 ("gated-gelu").  Raffel et al. 2020; Shazeer 2020."""
 
-    vocab_size: Count = 32128
-    d_model: Count = 512
-    d_kv: Count = 64
-    d_ff: Count = 2048
-    num_layers: Count = 6
-    num_heads: Count = 8
-    relative_attention_num_buckets: Count = 32
+    vocab_size: Codes = 32128
+    d_model: Width = 512
+    d_kv: Width = 64
+    d_ff: Width = 2048
+    num_layers: Depth = 6
+    num_heads: Width = 8
+    relative_attention_num_buckets: Length = 32
     relative_attention_max_distance: Count = 128
     feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
     layer_norm_epsilon: Positive = 1e-6
@@ -48,10 +61,10 @@ class TextEncoderConfig(Checked):
       buckets, max_distance: relative distances share `buckets` learned biases, logarithmic up to `max_distance` words.
     """
 
-    layers: Count = 2
-    heads: Count = 4
-    mlp_ratio: Positive = 2.0
-    buckets: Annotated[int, at_least(4)] = 32
+    layers: Depth = 2
+    heads: Width = 4
+    mlp_ratio: Ratio = 2.0
+    buckets: Annotated[int, between(4, 2**14)] = 32
     max_distance: Count = 128
 
     def __post_init__(self) -> None:
@@ -81,10 +94,10 @@ class TextEncoderConfig(Checked):
 class TransformerConfig(Checked):
     """Settings that the towers of SigLIP and CLIP share."""
 
-    hidden_size: Count = 768
-    intermediate_size: Count = 3072
-    num_hidden_layers: Count = 12
-    num_attention_heads: Count = 12
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Width = 12
     hidden_act: Activation = "gelu_pytorch_tanh"
     layer_norm_eps: Positive = 1e-6
 
@@ -101,8 +114,8 @@ class TransformerConfig(Checked):
 class VisionConfig(TransformerConfig):
     """A picture tower: pictures of `image_size` squared pixels, cut into squares of `patch_size`."""
 
-    image_size: Count = 224
-    patch_size: Count = 16
+    image_size: Side = 224
+    patch_size: Side = 16
     num_channels: Literal[3] = 3
 
     def __post_init__(self) -> None:
@@ -127,19 +140,19 @@ class SiglipVisionConfig(VisionConfig):
 class SiglipTextConfig(TransformerConfig):
     """SigLIP's text tower; 0 for `projection_size` means `hidden_size`."""
 
-    vocab_size: Count = 32000
-    max_position_embeddings: Count = 64
-    projection_size: int = 0
+    vocab_size: Codes = 32000
+    max_position_embeddings: Length = 64
+    projection_size: OptionalWidth = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipVisionConfig(VisionConfig):
     """CLIP's picture tower (Radford et al. 2021); 0 for `projection_dim` means a tower without projection."""
 
-    patch_size: Count = 32
+    patch_size: Side = 32
     hidden_act: Activation = "quick_gelu"
     layer_norm_eps: Positive = 1e-5
-    projection_dim: int = 512
+    projection_dim: OptionalWidth = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,12 +162,12 @@ class ClipTextConfig(TransformerConfig):
     The first published checkpoints have 2 there and mean the highest id of a text.
     """
 
-    hidden_size: Count = 512
-    intermediate_size: Count = 2048
-    num_attention_heads: Count = 8
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    num_attention_heads: Width = 8
     hidden_act: Activation = "quick_gelu"
     layer_norm_eps: Positive = 1e-5
-    vocab_size: Several = 49408
-    max_position_embeddings: Count = 77
+    vocab_size: Annotated[int, between(2, MAX_CODES)] = 49408
+    max_position_embeddings: Length = 77
     eos_token_id: int = 49407
-    projection_dim: int = 512
+    projection_dim: OptionalWidth = 512

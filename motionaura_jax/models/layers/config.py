@@ -1,10 +1,10 @@
 """Settings of shared layers.  No jax imports."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.limits import Checked, Natural
+from motionaura_jax.core.limits import Checked, between
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class LoraConfig(Checked):
       UserError: a value is not among the choices, or a rank is set without targets.
     """
 
-    rank: Natural = 0
+    rank: Annotated[int, between(0, 2**20)] = 0
     targets: tuple[Literal["q", "k", "v", "o"], ...] = ("q", "k")
     mlp: bool = True
     activation: Literal["gelu", "none"] = "gelu"

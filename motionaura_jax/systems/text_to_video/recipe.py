@@ -12,6 +12,7 @@ from motionaura_jax.core.limits import (
     Count,
     Natural,
     NonNegative,
+    Place,
     PositiveShare,
     Share,
     ShareBelowOne,
@@ -119,7 +120,7 @@ class TextToVideoRecipe(DiffusionRecipe):
     }
     autoencoder_role = "tokenizer"
 
-    tokenizer: str = ""
+    tokenizer: Place = ""
     model: SpectralTransformerConfig = field(default_factory=lambda: preset("tiny"))
     text: TextConfig = field(default_factory=TextConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
