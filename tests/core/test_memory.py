@@ -17,7 +17,7 @@ def test_the_largest_value_that_fits_is_named():
                 UserError, match=rf"^--n={value}: needs at least .*; the largest value that fits is 12$"
             ):
                 memory.require("--n", value, lambda n: 8 * n, limit=100)
-    with pytest.raises(UserError, match="is 10$"):
+    with pytest.raises(UserError, match=r"is 10$"):
         memory.require("--n", 30, lambda n: 8 * n, limit=100, valid=lambda n: n // 5 * 5)
     with pytest.raises(UserError, match="no value fits"):
         memory.require("--n", 30, lambda n: 200, limit=100)
