@@ -1,6 +1,8 @@
 """`motionaura sample`: files, sidecars, resuming, refusals."""
 
 import json
+import os
+import re
 import typing
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from motionaura_jax import sample
+from motionaura_jax.core import memory
 from motionaura_jax.data import media
 from motionaura_jax.data.video import probe
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig
@@ -191,8 +194,87 @@ def test_bad_input_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, flags,
 
 
 @pytest.mark.parametrize(
+    ("flag", "usual"),
+    [("--num_frames", "2"), ("--height", "4"), ("--width", "4"), ("--batch_size", "1")],
+)
+def test_a_size_beyond_the_memory_names_the_largest_that_fits(checkpoint, tmp_path, capsys, monkeypatch, flag, usual):
+    monkeypatch.setattr(memory, "total", lambda: 2**22)
+    monkeypatch.setattr(TextToVideoSystem, "for_inference", None)  # the first device work
+    flags = ["--prompt=a", f"--output={tmp_path / 'o.npz'}"]
+    assert run(checkpoint, *flags, f"{flag}=8192") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    found = re.fullmatch(rf"error: {flag}=8192: needs at least .* GiB.*; the largest value that fits is (\d+)", error)
+    assert found and not list(tmp_path.iterdir())
+    assert int(usual) <= int(found[1]) < 8192 and int(found[1]) % int(usual) == 0
+    assert run(checkpoint, *flags, f"{flag}={int(found[1]) + int(usual)}") == 2
+    assert capsys.readouterr().err.endswith(f"the largest value that fits is {found[1]}\n")
+
+
+def test_too_many_videos_are_one_line(checkpoint, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue square\na green star\n")
+    assert run(checkpoint, f"--prompts_file={prompts}", "--num_videos_per_prompt=50000") == 2
+    assert (
+        "3 prompts would give more than 100000 videos; the largest value that fits is 33333" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".png"])
+@pytest.mark.parametrize("sidecar", ["[1]", "[" * 10_000, '{"num_frames": "x"}', '{"num_frames": 1e9}', "pipe", "link"])
+def test_a_sidecar_from_elsewhere_is_kept_whatever_it_is(checkpoint, tmp_path, capsys, monkeypatch, sidecar, suffix):
+    monkeypatch.setattr(TextToVideoSystem, "for_inference", None)
+    place = tmp_path / "o.json"
+    if sidecar == "pipe":
+        os.mkfifo(place)
+    elif sidecar == "link":
+        place.symlink_to("/dev/zero")
+    else:
+        place.write_text(sidecar.replace("{", '{"checkpoint_hash": "a", '))
+    assert run(checkpoint, "--prompt=a", f"--output={tmp_path / 'o'}{suffix}") == 2
+    assert "o.json: exists already" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == [
+        "o.json"
+    ]
+
+
+def test_a_video_of_another_size_under_our_sidecar_is_damaged(checkpoint, tmp_path, capsys):
+    flags = ["--prompt=a red circle", f"--output={tmp_path / 'o.npz'}"]
+    assert run(checkpoint, *flags) == 0
+    (tmp_path / "o_sheet.png").unlink()
+    for video in (np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 1), object)):
+        np.savez_compressed(tmp_path / "o.npz", video=video)
+        assert run(checkpoint, *flags) == 2
+        assert "o.npz: is damaged (holds " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blocked", ["folder.npz", "file/o.npz", "folder_sheet"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    checkpoint, tmp_path, capsys, monkeypatch, blocked
+):
+    monkeypatch.setattr(TextToVideoSystem, "for_inference", None)  # the first device work
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "folder_sheet_sheet.png").mkdir()
+    (tmp_path / "file").touch()
+    output = tmp_path / blocked
+    output = output if output.suffix else output.with_name(f"{blocked}.npz")
+    assert run(checkpoint, "--prompt=a", f"--output={output}", "--overwrite") == 2
+    error = capsys.readouterr().err
+    assert "is not a file; remove it" in error or "cannot be written (not a directory)" in error
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--num_frames=1000000000", "must be at least 1 and at most 65536"),
+        ("--height=8000000", "must be at least 1 and at most 16384"),
+        ("--batch_size=1000000000", "must be at least 1 and at most 65536"),
+        (f"--num_videos_per_prompt={10**23}", "must be at least 1 and at most 100000"),
+        ("--fps=1e300", "must be at least 0.01 and at most 1000"),
+        ("--num_inference_steps=1000000000", "must be at least 1 and at most 100000"),
+        ("--top_k=10000000000", "must be at least 1 and at most 2147483647"),
+        ("--temperature=1e300", "must be at least 0 and at most 1e+30"),
+        ("--negative_prompt=\udcff", "is not UTF-8 text"),
+        ("--output=~nobody-of-this-name/o.mp4", "there is no such home folder"),
         ("--sampler=greedy", "invalid choice: 'greedy'"),
         ("--num_inference_steps=-3", "-3: must be at least 1"),
         ("--guidance_scale=0.5", "0.5: must be at least 1"),

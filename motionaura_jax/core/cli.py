@@ -112,8 +112,9 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, before: str, word: str, flags: Sequence[str]) -> str:
         """Suggest a flag for an unknown word, or how to write a value that looks like a flag."""
-        value = f"; if it is the value of {before}, write {before}={shlex.quote(shown(word))}"
-        return nearest(word.split("=")[0], flags) + (value if self._takes_value(before) else "")
+        if self._takes_value(before):
+            return f"; if it is the value of {before}, write {before}={shlex.quote(shown(word))}"
+        return nearest(word.split("=")[0], flags)
 
     def error(self, message: str) -> NoReturn:
         """Print `message` on one line, without the usage, and exit with status 2."""

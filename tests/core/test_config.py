@@ -154,9 +154,10 @@ def test_a_colon_may_belong_to_the_name_of_a_file(tmp_path, monkeypatch):
     folder = tmp_path / "exp:1"
     folder.mkdir()
     (folder / "config.json").write_text('{"name": "n"}')
-    (folder / "mine.py").write_text(
+    code = (
         "import ml_collections\ndef get_config(variant=''):\n    return ml_collections.ConfigDict({'name': variant})\n"
     )
+    (folder / "mine.py").write_text(code)
     assert config.read(f"{folder}/config.json") == {"name": "n"}
     assert config.read(f"{folder}/mine.py:a,b") == {"name": "a,b"} and config.read(f"{folder}/mine.py") == {"name": ""}
     monkeypatch.setenv("HOME", str(tmp_path))
