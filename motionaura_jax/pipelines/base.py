@@ -137,9 +137,8 @@ class Pipeline(abc.ABC):
         device = jax.local_devices()[0]
         own = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
         flag = f"--{name}"
-        shards = batch_shards(self._mesh)
         if own is not None:
-            on_device = lambda value: self.step_bytes(changed(value)) // shards  # noqa: E731
+            on_device = lambda value: self.step_bytes(changed(value)) // self._mesh.size  # noqa: E731
             memory.require(flag, given[name], on_device, limit=own, valid=valid)
         on_host = lambda value: self._host_bytes(changed(value), own is None)  # noqa: E731
         memory.require(flag, given[name], on_host, valid=valid)

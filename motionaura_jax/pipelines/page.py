@@ -3,6 +3,7 @@
 import html
 import math
 import pathlib
+import urllib.parse
 from collections.abc import Mapping, Sequence
 
 from motionaura_jax.data.media import write_text
@@ -55,7 +56,7 @@ class Page:
     def videos(self, items: Sequence[tuple[str, str]]) -> None:
         """Add `(caption, relative path)` videos that play in a loop."""
         figures = [
-            f'<figure><video src="{html.escape(path, quote=True)}" autoplay loop muted playsinline></video>'
+            f'<figure><video src="{html.escape(urllib.parse.quote(path), quote=True)}" autoplay loop muted playsinline></video>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             for caption, path in items
         ]
