@@ -1,6 +1,7 @@
 """Advice for a training run that ran out of device memory."""
 
 import contextlib
+import functools
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -30,8 +31,14 @@ def check_batch(recipe: Recipe, processes: int) -> None:
     """
     for index, bucket in enumerate(recipe.data.all_buckets()):
         key = f"config.data.buckets[{index}].batch_size" if recipe.data.buckets else "config.data.batch_size"
-        pixels = bucket.num_frames * bucket.height * bucket.width
-        memory.require(key, bucket.batch_size, lambda size, pixels=pixels: -(-size // processes) * pixels * _PIXEL)
+        clip = bucket.num_frames * bucket.height * bucket.width * _PIXEL
+        needed = functools.partial(_share, clip, processes)
+        memory.require(key, bucket.batch_size, needed)
+
+
+def _share(clip: int, processes: int, batch_size: int) -> int:
+    """Return the bytes of the clips that one of several processes holds."""
+    return -(-batch_size // processes) * clip
 
 
 @contextlib.contextmanager

@@ -20,11 +20,17 @@ def test_a_page_escapes_text_and_refers_to_its_videos(tmp_path):
     page.heading("results")
     page.paragraph("plain <script>")
     page.table(("name", "value"), [("x<y", 1.5)])
-    page.videos([("a <i>red</i> circle", "clips/one.mp4"), ("", "a\"b#1.mp4")])
+    page.videos([("a <i>red</i> circle", "clips/one.mp4"), ("", 'a"b#1.mp4')])
     page.curves({"loss": {"train": [(0, 1.0), (1, 0.5)]}})
     page.write(tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text()
-    assert "<script" not in text and "<i>" not in text and 'src="a%22b%231.mp4"' in text and "a &lt;b&gt;" in text and "x&lt;y" in text
+    assert (
+        "<script" not in text
+        and "<i>" not in text
+        and 'src="a%22b%231.mp4"' in text
+        and "a &lt;b&gt;" in text
+        and "x&lt;y" in text
+    )
     assert 'src="clips/one.mp4"' in text and "autoplay loop muted" in text
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", text)
 
