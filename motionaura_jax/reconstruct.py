@@ -38,7 +38,7 @@ def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     media.check_free(sheet, overwrite=args.overwrite)
     check_outputs((*media.output_files(args.output, 1), sheet))
     info = video.probe(args.input)
-    # The input as it is and in float32, the result in float32 and as it is written.
+    # Bytes of a pixel: input and result, each in uint8 and float32.
     pixel = 3 * 2 * (np.float32().nbytes + np.uint8().nbytes)
     memory.require(
         "--max_frames",

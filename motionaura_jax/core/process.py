@@ -33,7 +33,7 @@ class Ended(KeyboardInterrupt):
 def ended_by_signals() -> Iterator[None]:
     """Raise `Ended` in the main thread at SIGTERM and SIGHUP during the block, so that drafts are removed.
 
-    A signal that is ignored, as SIGHUP under nohup, or that the caller handles, stays as it is.
+    A signal that is ignored, such as SIGHUP under nohup, or that the caller handles, is left alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
