@@ -161,14 +161,17 @@ def read_text(path: Path, *, limit: int = MAX_TEXT_BYTES, remedy: str = "save th
     return text.replace("\r\n", "\n")
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
     """Parse strict JSON: no NaN or Infinity, no half of a surrogate pair, at most `MAX_DEPTH` levels.
+
+    Args:
+      allow_nan: accept NaN and Infinity, which earlier versions wrote into the files of a run.
 
     Raises:
       ValueError: says in a few words what is wrong.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=None if allow_nan else _refuse_constant)
         _check_strings(value, MAX_DEPTH)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -179,15 +182,15 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, remedy: str) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, remedy: str, allow_nan: bool = False) -> dict[str, Any]:
+    """Read a file that holds one JSON object; `allow_nan` is that of `parse_json`.
 
     Raises:
       UserError: "PATH: fault; remedy" for a file that cannot be read, that is not strict JSON, or that holds another value.
     """
     data = read_bytes(path, limit=limit, remedy=remedy)
     try:
-        value = parse_json(data.decode("utf-8-sig"))
+        value = parse_json(data.decode("utf-8-sig"), allow_nan=allow_nan)
     except ValueError as error:
         fault = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise UserError(f"{path}: is damaged ({fault}); {remedy}") from None

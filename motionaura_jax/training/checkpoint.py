@@ -80,18 +80,31 @@ class Checkpoints:
         self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future[None] | None = None
         self._consumed: collections.deque[TrainState] = collections.deque(maxlen=_CONSUMED)
-        self._warned = False
+        self._warned, self._proven = False, False
         with _disk_errors(self._folder):
             self._manager = _manager(self._folder, _preservation(config, self._known_scores))
 
     def check_new(self) -> None:
-        """Raise UserError if there are steps but none can be opened: a fresh start would overwrite them."""
+        """Raise UserError if there are steps but none can be opened: a fresh start would overwrite them.
+
+        Folders that have the name of a step and hold no file are renamed.
+        """
+        found = {str(step): steps.holds_files(self._folder / str(step)) for step in self._manager.all_steps()}
+        found = distributed.broadcast("stray steps", found)
+        empty = [(int(step), f"{self._folder / step}: is empty") for step, full in found.items() if not full]
+        self._set_aside(empty, 0)
         step = self.latest()
-        if step is not None:
-            raise UserError(
-                f"{self._folder}: no checkpoint can be read, not even step {step}; restore the folder from a copy, "
-                f"or move it away to start anew"
-            )
+        if step is None:
+            return
+        try:
+            steps.read_step(self._folder / str(step), step)
+            fault = ""
+        except steps.Damaged as damage:
+            fault = f" ({str(damage).split(';')[0]})"
+        raise UserError(
+            f"{self._folder}: no checkpoint can be read, not even step {step}{fault}; restore the folder from a copy, "
+            f"or move it away to start anew"
+        )
 
     def latest(self) -> int | None:
         """Return the newest committed step, or None."""
@@ -151,8 +164,15 @@ class Checkpoints:
         meta = {"recipe": self._recipe, "step": step, "version": __version__, "jax": jax.__version__}
         meta |= {"checksums": {name: checksum.finish(begun) for name, begun in sums.items()}}
         meta |= {"provenance": self._provenance, **dataclasses.asdict(continuation)}
-        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
+        saved = self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
         self._manager.wait_until_finished()
+        if not saved:  # orbax skips steps before its newest
+            raise UserError(
+                f"{self._folder}: step {step} was not saved, because there is a step {self.latest()}; move that one away"
+            )
+        if not self._proven:
+            steps.read_back(self._folder / str(step), step, trees)
+            self._proven = True
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Continuation]:
         """Restore the newest readable step in the shapes, dtypes and shardings of `abstract`.
@@ -196,7 +216,8 @@ class Checkpoints:
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Continuation]:
         wanted = _items(abstract)
         with _together():
-            folder, meta = steps.read_meta(self._folder / str(step))
+            folder = self._folder / str(step)
+            meta = steps.read_step(folder, step)
             new_average = "ema" in wanted and "ema" not in meta.get("checksums", wanted)  # listed but absent: damaged
             if new_average:
                 wanted.pop("ema")
@@ -240,13 +261,13 @@ class Checkpoints:
 
     def _set_aside(self, damaged: list[tuple[int, str]], step: int) -> None:
         for number, damage in damaged:
-            target = self._folder / f"damaged-{number}"
+            target, source = self._folder / f"damaged-{number}", self._folder / str(number)
             logger.warning("%s; continuing from step %d and keeping the damaged step as %s", damage, step, target.name)
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and source.exists():
                 with _disk_errors(self._folder):
                     if target.exists():
                         target.rmtree()
-                    (self._folder / str(number)).rename(target)
+                    source.rename(target)
         if damaged:
             multihost_utils.sync_global_devices("damaged checkpoints are renamed")
             self._manager.reload()

@@ -5,8 +5,8 @@ Every location may be local or a `gs://` or `s3://` path.
 
 import contextlib
 import importlib.util
-import json
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +17,8 @@ from etils import epath
 from packaging.version import Version
 
 from motionaura_jax import __version__
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core import files
+from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.trees import leaf_types, merge, partition
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights.checksum import checksum
@@ -31,9 +32,32 @@ class Damaged(UserError):
     """Error for a step folder that cannot be read because files are missing, truncated or wrong."""
 
 
+class _LocalPath(type(epath.Path())):  # type: ignore[misc]
+    """Local path that may hold any character but a backslash.
+
+    The paths of etils put their own name unescaped into a pattern, so that orbax finds nothing below a folder with `[`.
+    """
+
+    def glob(self, pattern: str) -> Iterator["_LocalPath"]:
+        """Yield the matches of `pattern` in this folder, whose own name is taken literally."""
+        return map(self._new, pathlib.Path(self).glob(pattern))
+
+
 def folder_of(workdir: Location, chosen: str) -> epath.Path:
-    """Return the checkpoint folder of a run: `chosen` (`checkpoint.folder`), else `checkpoints/` in the workdir."""
-    return _absolute(chosen) if chosen else _absolute(workdir) / FOLDER
+    """Return the checkpoint folder of a run: `chosen` (`checkpoint.folder`), else `checkpoints/` in the workdir.
+
+    Raises:
+      UserError: no checkpoint could be stored there.
+    """
+    folder = _absolute(chosen) if chosen else _absolute(workdir) / FOLDER
+    _check_place(folder)
+    return folder
+
+
+def _check_place(folder: epath.Path) -> None:
+    """Raise UserError if `folder` cannot hold a checkpoint: tensorstore takes a backslash for a slash."""
+    if isinstance(folder, _LocalPath) and os.sep == "/" and "\\" in str(folder):
+        raise UserError(f"{folder}: checkpoints cannot be stored under a path with a backslash; choose another folder")
 
 
 def exists(location: Location) -> bool:
@@ -42,20 +66,42 @@ def exists(location: Location) -> bool:
 
 
 def newest(location: Location) -> epath.Path | None:
-    """Return the newest finished step folder of a workdir or folder of steps, `location` if it is a step, or None."""
+    """Return the newest finished step folder of a workdir or folder of steps, `location` if it is a step, or None.
+
+    A step folder that is empty, or whose name is not the step that it holds, is not finished.
+    """
     path = _absolute(location)
     if (path / "meta").is_dir():
         return path
-    inside = (step for folder in (path, _folder(path)) if folder.is_dir() for step in folder.iterdir())
-    steps = sorted((step for step in inside if step.name.isdigit()), key=lambda step: int(step.name), reverse=True)
-    return next((step for step in steps if _finished(step)), None)
+    try:
+        chosen = _folder(path)
+    except UserError:
+        chosen = path / FOLDER  # a damaged config hides no checkpoint; if there is none, `read_meta` reports the config
+    steps = [*numbered(path).items(), *numbered(chosen).items()]
+    ordered = sorted(steps, key=lambda step: step[0], reverse=True)
+    return next((folder for number, folder in ordered if _finished(folder, number)), None)
+
+
+def numbered(folder: epath.Path) -> dict[int, epath.Path]:
+    """Return everything in `folder` with the name of a step, by number."""
+    if not folder.is_dir():
+        return {}
+    inside = {entry.name: entry for entry in folder.iterdir()}
+    # Not "007" and no digits of other scripts: orbax would look for "7".
+    names = [name for name in inside if name.isascii() and name.isdecimal() and name == str(int(name))]
+    return {int(name): inside[name] for name in names}
+
+
+def holds_files(folder: epath.Path) -> bool:
+    """Return whether there is a file at or below `folder`."""
+    return not folder.is_dir() or any(holds_files(inside) for inside in folder.iterdir())
 
 
 def _absolute(location: Location) -> epath.Path:
-    """Resolve a location. Raise UserError if it is remote and its client is not installed."""
+    """Resolve a location. Raise UserError if it is remote and its client is not installed, or if it is no path."""
     scheme, separator, _ = os.fspath(location).partition("://")
     if not separator:
-        return epath.Path(location).resolve()
+        return _LocalPath(files.expanded(location)).resolve()
     if scheme not in _CLIENTS:
         raise UserError(f"{location}: {scheme}:// is not among {', '.join(_CLIENTS)}; use one of them or a local path")
     if importlib.util.find_spec(_CLIENTS[scheme]) is None:
@@ -63,24 +109,79 @@ def _absolute(location: Location) -> epath.Path:
     return epath.Path(location)
 
 
-def _finished(step: epath.Path) -> bool:
+def _finished(step: epath.Path, number: int) -> bool:
     try:
-        return "recipe" in _meta(step)
-    except (OSError, ValueError, TypeError):
+        meta = _meta(step)
+        return "recipe" in meta and meta.get("step", number) == number
+    except (OSError, ValueError):
         return False
 
 
 def _meta(step: epath.Path) -> dict[str, Any]:
     """Read the JSON that orbax wrote. Its own reader synchronizes all processes, but often one process reads alone."""
-    meta: dict[str, Any] = json.loads((step / "meta" / "metadata").read_text())
-    return meta
+    return _read_json(step / "meta" / "metadata")
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    """Read a JSON object of a run.
+
+    Raises:
+      OSError, ValueError: it cannot be read.
+    """
+    _check_files(path)
+    if isinstance(path, _LocalPath) and pathlib.Path(path).stat().st_size > files.MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} has more than {files.MAX_JSON_BYTES} bytes")
+    value = files.parse_json(path.read_bytes(), allow_nan=True)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return value
+
+
+def _check_meta(meta: Mapping[str, Any], number: int | None) -> None:
+    """Raise ValueError if `meta` has another form than that of a step, or is of another step than `number`."""
+    forms = {"recipe": dict, "step": int, "version": str, "provenance": dict, "checksums": dict}
+    forms |= {"skipped_windows": list, "open_window": list}
+    missing = forms.keys() & {"recipe", "step", "version"} - meta.keys()
+    wrong = [name for name, form in forms.items() if name in meta and not isinstance(meta[name], form)]
+    if missing or wrong:
+        raise ValueError(f"meta/metadata has no usable {', '.join(sorted({*missing, *wrong}))}")
+    if meta["step"] < 0 or number not in (None, meta["step"]):
+        raise ValueError(f"it holds step {meta['step']}; if the folder was renamed, give it that name again")
+    if any(len(pair) != 2 or not all(type(end) is int for end in pair) for pair in meta.get("skipped_windows", ())):
+        raise ValueError("meta/metadata has no usable skipped_windows")
+    if any(len(pair) != 2 or not isinstance(pair[1], dict) for pair in meta.get("open_window", ())):
+        raise ValueError("meta/metadata has no usable open_window")
+
+
+def _check_files(path: epath.Path) -> None:
+    """Raise ValueError if there is a pipe or device at or below a local path: reading one may never end."""
+    if not isinstance(path, _LocalPath):
+        return
+    for folder, _, names in os.walk(path) if path.is_dir() else [(path.parent, [], [path.name])]:
+        for name in names:
+            found = pathlib.Path(folder, name)
+            if found.exists() and not found.is_file():
+                raise ValueError(f"{name} is a pipe or device, not a file")
 
 
 def _folder(workdir: epath.Path) -> epath.Path:
-    """Return the checkpoint folder of the run in `workdir`, from its saved config."""
-    chosen = ""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        chosen = json.loads((workdir / "config.json").read_text())["checkpoint"]["folder"]
+    """Return the checkpoint folder of the run in `workdir`, from its saved config.
+
+    Raises:
+      UserError: the config cannot be read.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return folder_of(workdir, "")
+    try:
+        chosen = _read_json(path).get("checkpoint", {}).get("folder", "")
+        if not isinstance(chosen, str):
+            raise ValueError(f"checkpoint.folder is {shown(chosen)}, not a path")
+    except (OSError, ValueError, AttributeError) as error:
+        reason = "checkpoint is no group of keys" if isinstance(error, AttributeError) else error
+        raise UserError(
+            f"{path}: is damaged ({reason}); restore the file, or give the folder of the checkpoints itself"
+        ) from None
     return folder_of(workdir, chosen)
 
 
@@ -88,8 +189,7 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
     """Find the newest step under a workdir, or take a step folder itself, and read its metadata.
 
     Returns:
-      The step folder and its meta: `recipe`, `step`, `version`, `jax`, `provenance`, `checksums`, `skipped_windows` and
-      `weights`, the kind that `read_weights` returns: "averaged" or "raw".
+      The step folder and its meta; see `read_step`.
 
     Raises:
       UserError: there is no checkpoint, or a newer version of this package wrote it.
@@ -103,16 +203,39 @@ def read_meta(location: Location) -> tuple[epath.Path, dict[str, Any]]:
         )
     step = newest(path)
     if step is None:
+        stray = max((numbered(path) | numbered(_folder(path))).items(), default=None, key=lambda step: step[0])
+        if stray is not None:
+            read_step(stray[1], stray[0])  # raises, with the reason why not even this one counts
         raise UserError(f"{path}: holds no finished checkpoint; train there first, or give another folder")
+    return step, read_step(step)
+
+
+def read_step(step: epath.Path, number: int | None = None) -> dict[str, Any]:
+    """Read the metadata of one step folder.
+
+    Args:
+      number: step that the folder must hold; by default any.
+
+    Returns:
+      `recipe`, `step`, `version`, `jax`, `provenance`, `checksums`, `skipped_windows` and `weights`, the kind that
+      `read_weights` returns: "averaged" or "raw".
+
+    Raises:
+      UserError: a newer version of this package wrote it.
+      Damaged: it cannot be read, or holds another step.
+    """
+    _check_place(step)
     with _reading(step):
         meta = _meta(step)
-        newer = Version(meta["version"]) > Version(__version__)
+        newer = isinstance(meta.get("version"), str) and Version(meta["version"]) > Version(__version__)
+        if not newer:
+            _check_meta(meta, number)
     if newer:
         raise UserError(
             f"{step}: was written by motionaura_jax {meta['version']}, which is newer than this one ({__version__}); "
             f"upgrade with pip install --upgrade motionaura_jax"
         )
-    return step, {**meta, "weights": "averaged" if (step / "ema").is_dir() else "raw"}
+    return {**meta, "weights": "averaged" if (step / "ema").is_dir() else "raw"}
 
 
 def read_weights(step: epath.Path, params: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
@@ -145,6 +268,7 @@ def stored_item(step: epath.Path, name: str) -> PyTree:
       Damaged: its description cannot be read.
     """
     with _reading(step), _alone() as checkpointer:
+        _check_files(step / name)
         metadata = checkpointer.metadata(step / name).item_metadata
         tree = getattr(metadata, "tree", metadata)
         if not jax.tree.leaves(tree):
@@ -176,6 +300,7 @@ def restore_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
       Damaged: it cannot be read.
     """
     with _reading(step), _alone() as checkpointer:
+        _check_files(step / name)
         metadata = checkpointer.metadata(step / name).item_metadata
         stored = leaf_types(getattr(metadata, "tree", metadata))
         wanted = leaf_types(abstract)
@@ -205,6 +330,37 @@ def verify(step: epath.Path, meta: Mapping[str, Any], items: Mapping[str, PyTree
         for name, found in sums.items():
             if found != meta.get("checksums", {}).get(name, found):
                 raise ValueError(f"{name} is not what was saved: its checksum differs")
+
+
+def read_back(step: epath.Path, number: int, trees: Mapping[str, PyTree]) -> None:
+    """Compare a step that was just saved with `trees`: the list of all arrays, and every bit of `params`.
+
+    Each process reads only the data of its own devices and runs no collective, so any thread may call this.
+
+    Raises:
+      UserError: the step cannot be read, or differs.
+    """
+    try:
+        read_step(step, number)
+        with _reading(step):
+            for name in (name for name, tree in trees.items() if jax.tree.leaves(tree)):
+                if leaf_types(stored_item(step, name)) != leaf_types(trees[name]):
+                    raise ValueError(f"{name} lists other arrays than were saved")
+            params = trees["params"]
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+            found = restore_item(step, "params", abstract)
+            if not all(map(_same_bits, jax.tree.leaves(found), jax.tree.leaves(params))):
+                raise ValueError("params is not what was saved")
+    except UserError as error:
+        raise UserError(
+            f"{str(error).split(';')[0]}, although it was just saved; choose another folder for the run, or check the disk"
+        ) from error
+
+
+def _same_bits(array: jax.Array, other: jax.Array) -> bool:
+    pairs = zip(array.addressable_shards, other.addressable_shards, strict=True)
+    bits = ([np.ravel(np.asarray(shard.data)).view(np.uint8) for shard in pair] for pair in pairs)
+    return all(np.array_equal(*pair) for pair in bits)
 
 
 def _alone() -> ocp.Checkpointer:
