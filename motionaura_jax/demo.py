@@ -9,7 +9,6 @@ The same command again resumes the training.
 
 import argparse
 import contextlib
-import json
 import logging
 import pathlib
 import time
@@ -31,6 +30,8 @@ CONFIGS = {"tokenizer": "configs/tokenizer.py:demo", "denoiser": "configs/text_t
 Prompts = Annotated[int, between(2, 10_000)]
 Seeds = Annotated[int, between(1, 1000)]
 TRAINED_ON = ("scene_style", "num_frames", "height", "width", "fps")
+_OWN = {"seconds.json": 0, "index.html": 0, "videos": 1, "tokenizer": 0, "text_to_video": 0}
+"""What the demo writes, and how many levels below it writes itself."""
 CONTINUED = {"optimizer.learning_rate": "2e-4", "train.steps": "300"}
 
 
@@ -50,6 +51,8 @@ def _demo(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     files.check_folder(args.output)
     tokenizer = args.output / "tokenizer"
     recipes = _continue(flags) if args.go_on else _from_scratch(flags, tokenizer)
+    for name, depth in _OWN.items():
+        files.check_own(args.output / name, depth=depth)
     result: dict[str, Any] = {"output": args.output}
     watch = Stopwatch(args.output / "seconds.json")
     for stage, recipe in recipes.items():
@@ -137,10 +140,11 @@ class Stopwatch:
     """Wall-clock seconds of named stages, summed over all starts of one demo in the file `path`."""
 
     def __init__(self, path: pathlib.Path):
-        try:
-            self.seconds: dict[str, float] = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            self.seconds = {}
+        known: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # the first start, or a damaged file: a statistic is no reason to stop
+            known = files.read_json(path, remedy="delete it")
+        numbers = {name: value for name, value in known.items() if type(value) in (int, float)}
+        self.seconds: dict[str, float] = {name: value for name, value in numbers.items() if 0 <= value < 2**53}
         self._path = path
 
     @contextlib.contextmanager

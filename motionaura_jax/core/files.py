@@ -4,6 +4,7 @@ Every reader of such files goes through this module: it opens regular files only
 never end, and it bounds size and nesting before anything is built from the content.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -128,6 +129,31 @@ def check_regular(path: Path, *, limit: int, remedy: str) -> os.stat_result:
     if status.st_size > limit:
         raise UserError(f"{path}: is too large ({status.st_size} bytes, at most {limit}); {remedy}")
     return status
+
+
+def check_own(path: Path, *, depth: int = MAX_DEPTH, remedy: str = "remove it") -> None:
+    """Refuse links, pipes, sockets and devices at `path` and up to `depth` levels below, before a command writes there.
+
+    What a command writes, appends to or deletes must lie in the folder that the user named, even if that folder came from
+    a stranger. The folder itself may be a link.
+
+    Raises:
+      UserError: "PATH: fault; remedy".
+    """
+    with contextlib.suppress(FileNotFoundError):  # another process of the run may have removed a draft meanwhile
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            raise UserError(
+                f"{path}: is a link to {os.readlink(path)}, and only this folder may be written to; {remedy}"
+            )
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{path}: is a pipe or device, not a file; {remedy}")
+        if stat.S_ISDIR(mode) and depth > 0:
+            with os.scandir(path) as entries:
+                # The type of most entries comes with the list, without a look at each file.
+                unsure = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+            for name in unsure:
+                check_own(path / name, depth=depth - 1, remedy=remedy)
 
 
 def read_bytes(path: Path, *, limit: int, remedy: str) -> bytes:

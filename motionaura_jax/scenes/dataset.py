@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from motionaura_jax.core import files
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.data.media import write_json, write_text, write_video
 from motionaura_jax.scenes import renderer
@@ -202,14 +203,14 @@ def _claim(folder: Path, marker: Mapping[str, Any]) -> bool:
     """Mark the folder as the place of this set; return True if the set is complete already."""
     path = folder / MARKER
     if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            same, complete = found["hash"] == marker["hash"], bool(found["complete"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a marker of rendered scenes; choose another folder") from error
-        if not same:
+        found = files.read_json(path, remedy="choose another folder")
+        if not (isinstance(found.get("hash"), str) and isinstance(found.get("complete"), bool)):
+            raise UserError(f"{path}: not a marker of rendered scenes; choose another folder")
+        if found["hash"] != marker["hash"]:
             raise UserError(f"{folder}: has scenes with other settings; choose another folder or remove this one")
-        return complete
+        for name in ("videos", MANIFEST):
+            files.check_own(folder / name)
+        return found["complete"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         occupied = any(folder.iterdir())

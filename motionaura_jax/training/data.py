@@ -182,7 +182,8 @@ def forget(workdir: pathlib.Path) -> None:
     for listed in workdir.glob("rejected*.jsonl"):
         listed.unlink()
     for marker in (workdir / SCENES).glob(f"*/{dataset.MARKER}"):
-        shutil.rmtree(marker.parent)
+        if marker.parent.resolve().parent == workdir.resolve() / SCENES:  # not behind a link
+            shutil.rmtree(marker.parent)
 
 
 def _records(

@@ -5,8 +5,8 @@ It holds `config.json`, `metrics.jsonl`, `goodput.json`, `checkpoints/`, `sample
 
 import contextlib
 import errno
+import fnmatch
 import importlib.metadata
-import json
 import logging
 import os
 import pathlib
@@ -19,17 +19,19 @@ from typing import Any, TextIO
 from etils import epath
 
 import motionaura_jax
-from motionaura_jax.core import config
+from motionaura_jax.core import config, files
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.recipe import Recipe
+from motionaura_jax.core.recipe import SCENES, Recipe
 from motionaura_jax.data.media import write_json
 from motionaura_jax.parallel import distributed
-from motionaura_jax.training import data
+from motionaura_jax.training import data, recovery
+from motionaura_jax.training.monitoring import goodput, watchdog, writers
 from motionaura_jax.weights import steps
 
 logger = logging.getLogger(__name__)
 
 CONFIG, LOCK = "config.json", "lock"
+_LONGEST_HOLDER = 300  # characters
 LEASE = 120.0  # seconds until a file server forgets a machine that is gone (NFSv4: 90)
 
 # Keys that may differ between two starts in one workdir, as they affect neither parameters nor samples.  A change of
@@ -39,6 +41,29 @@ BOUND_KEYS = ("checkpoint.folder",)
 FREE_KEYS = ("data.threads", "train.log_every", "train.max_rollbacks")
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
+
+
+_OWN = (CONFIG, LOCK, writers.FILE, writers.FOLDER, goodput.FILE, goodput.PROFILE, watchdog.FOLDER, recovery.FOLDER)
+_OWN += ("rejected*.jsonl", "samples", SCENES)
+"""What a run writes besides checkpoints."""
+
+
+# ---------------------------------------------------------------- Links
+def check_own(workdir: pathlib.Path) -> None:
+    """Raise UserError if a run in `workdir` would write to, or delete, what lies elsewhere."""
+    for path in workdir.iterdir():  # not by `exists`: a link may lead to a file that does not exist yet
+        if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _OWN):
+            files.check_own(path)
+    folder = workdir / steps.FOLDER
+    remedy = f"remove it, or train with --config.checkpoint.folder={folder.resolve()} --override"
+    files.check_own(folder, depth=0, remedy=remedy)
+    _check_steps(folder)
+
+
+def _check_steps(folder: pathlib.Path) -> None:
+    """Raise UserError for links among step folders.  Their files may be links: nothing is written through them."""
+    for step in folder.iterdir() if folder.is_dir() else ():
+        files.check_own(step, depth=0)
 
 
 # ---------------------------------------------------------------- Lock
@@ -51,7 +76,7 @@ def lock(workdir: pathlib.Path, lease: float = LEASE) -> Iterator[None]:
     A workdir that a refused run would leave empty is removed again.
 
     Raises:
-      UserError: another run holds it, or it is not writable.
+      UserError: another run holds it, it is not writable, or a run would follow a link in it.
     """
     if not distributed.is_primary():
         yield
@@ -59,11 +84,13 @@ def lock(workdir: pathlib.Path, lease: float = LEASE) -> Iterator[None]:
     fresh = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / LOCK).open("a+", encoding="utf-8")
+        check_own(workdir)
+        file = (workdir / LOCK).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise _unusable(workdir, error) from error
     with file:
         _acquire(workdir, file, lease)
+        _check_lock(workdir / LOCK, file)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {distributed.host_name()}")
         file.flush()
@@ -73,6 +100,14 @@ def lock(workdir: pathlib.Path, lease: float = LEASE) -> Iterator[None]:
             if fresh and [path.name for path in workdir.iterdir()] == [LOCK]:
                 (workdir / LOCK).unlink()
                 workdir.rmdir()
+
+
+def _check_lock(path: pathlib.Path, file: TextIO) -> None:
+    """Raise UserError if the file holds more than a run writes there, such as a file that a hard link shares."""
+    file.seek(0)
+    text = file.read(_LONGEST_HOLDER + 1)
+    if text and not (text.startswith("process ") and len(text) <= _LONGEST_HOLDER and text.isprintable()):
+        raise UserError(f"{path}: is not the lock of a run, and a run would empty it; move it away")
 
 
 def _acquire(workdir: pathlib.Path, file: TextIO, lease: float) -> None:
@@ -137,11 +172,13 @@ def _claim(workdir: pathlib.Path, recipe: Recipe, wanted: dict[str, Any], overri
     path, place = workdir / CONFIG, steps.folder_of(workdir, recipe.checkpoint.folder)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        saved = json.loads(path.read_text("utf-8")) if path.exists() else _from_checkpoint(place) or wanted
+        if "://" not in str(place):
+            _check_steps(pathlib.Path(place))
+        again = "delete it to save the config again"
+        present = path.exists()
+        saved = files.read_json(path, remedy=again, allow_nan=True) if present else _from_checkpoint(place) or wanted
     except OSError as error:
         raise _unusable(workdir, error) from error
-    except ValueError:
-        raise UserError(f"{path}: is damaged; delete it to save the config again") from None
     changed = [line for line in config.differences(_completed(saved, recipe), wanted) if not _free(line)]
     if changed and steps.newest(place) is None and steps.newest(workdir) is None:
         data.forget(workdir)

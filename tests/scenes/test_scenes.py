@@ -226,9 +226,14 @@ def test_a_folder_with_anything_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="other files"):
         write_scenes(tmp_path / "mine", **SMALL)
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "scenes.json").write_text("[1]")
-    with pytest.raises(UserError, match="not a marker"):
-        write_scenes(tmp_path / "odd", **SMALL)
+    for text in ("[1]", "[" * 10**5, '{"hash": [1], "complete": true}', '{"hash": ""}', "\0"):
+        (tmp_path / "odd" / "scenes.json").write_text(text)
+        with pytest.raises(UserError, match=r"scenes.json: (not a marker|is damaged).*choose another folder"):
+            write_scenes(tmp_path / "odd", **SMALL)
+    (tmp_path / "set" / "videos").rename(tmp_path / "elsewhere")
+    (tmp_path / "set" / "videos").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="set/videos: is a link"):
+        write_scenes(tmp_path / "set", **SMALL)
     with pytest.raises(UserError, match="cannot hold"):
         write_scenes(tmp_path / "mine" / "notes.txt", **SMALL)
     with pytest.raises(UserError, match="positive"):

@@ -4,7 +4,7 @@ Goodput is the share of the time that moved the weights; badput is the rest, by 
 """
 
 import contextlib
-import json
+import math
 import pathlib
 import threading
 import time
@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from motionaura_jax.core import files
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import ProfileConfig
 from motionaura_jax.data.media import write_json
 from motionaura_jax.parallel import distributed
@@ -86,12 +88,13 @@ class Goodput:
 
     def resume(self, step: int) -> None:
         """Continue the file of earlier starts from the checkpoint of `step` (0: no checkpoint); later steps are lost."""
-        try:
-            values = json.loads(self._path.read_text("utf-8"))
-            self._seconds |= {kind: float(values["seconds"][kind]) for kind in KINDS}
-            self._saved = {int(saved): float(seconds) for saved, seconds in values["steps_at_checkpoint"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # the first start, or a file damaged by a crash: a statistic is no reason to stop a run
+        # The first start, or a damaged file: a statistic is no reason to stop a run.
+        with contextlib.suppress(UserError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            values = files.read_json(self._path, remedy="delete it")
+            known = {kind: float(values["seconds"][kind]) for kind in KINDS}
+            saved = {int(number): float(seconds) for number, seconds in values["steps_at_checkpoint"].items()}
+            if all(0 <= seconds < math.inf for seconds in (*known.values(), *saved.values())):
+                self._seconds, self._saved = known, saved
         self.lose(step)
 
     def lose(self, step: int) -> None:

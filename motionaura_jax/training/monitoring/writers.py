@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,16 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image
 
+from motionaura_jax.core import files
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.media import write_text
 from motionaura_jax.parallel import distributed
 
+logger = logging.getLogger(__name__)
+
 FILE = "metrics.jsonl"
 FOLDER = "tensorboard"
+_LARGEST = 2**63  # whole numbers in a row are smaller
 _FLUSH_SECONDS = 30.0  # tensorboardX calls fsync at every flush, which uploads the file again on a mounted bucket
 
 
@@ -102,17 +107,36 @@ def _named(path: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space and run again to resume") from error
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """Read `metrics.jsonl`, ignoring a last line that a crash left unfinished.
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`, leaving out damaged lines, such as a last one that a crash left unfinished.
 
     Returns:
-      One dict per logged step; empty if the file is absent.
+      One dict per logged step, with an integer `step` and numbers or None; empty if the file is absent.
+
+    Raises:
+      UserError: the file cannot be read.
     """
-    rows = []
-    if path.exists():
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+    if not path.exists():
+        return []
+    data = files.read_bytes(path, limit=files.MAX_TEXT_BYTES, remedy="move it away")
+    lines = data.decode("utf-8", "replace").split("\n")
+    rows = [row for line in lines if (row := _row(line))]
+    damaged = sum(1 for line in lines[:-1] if line.strip()) - len(rows)
+    if damaged > 0:
+        logger.warning("%s: %d damaged lines are left out", path, damaged)
     return rows
+
+
+def _row(line: str) -> dict[str, Any]:
+    """Return the numbers of one line, or nothing if it is damaged."""
+    try:
+        row = files.parse_json(line, allow_nan=True)
+    except ValueError:
+        return {}
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < _LARGEST:
+        return {}
+    return {name: value for name, value in row.items() if value is None or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < _LARGEST)
