@@ -1,7 +1,10 @@
 """Who takes part in a run, and the news that one process is gone.
 
 Each process keeps one TCP connection to process 0 from the start of a run to its end. It carries one JSON object per line:
-who the process is, who takes part, beats, and last words. A connection that breaks without last words is a dead process.
+a greeting of both sides, who takes part, beats, and last words. A connection that breaks without last words is a dead
+process.
+
+A process that contradicts the run is told why, and process 0 goes on waiting for those that are missing.
 
 JAX's own service cannot give this news: it knows numbers but not machines, waits for a heartbeat timeout even when a
 process was killed, and then aborts the others from C++. docs/parallelism.md has the figures.
@@ -9,9 +12,7 @@ process was killed, and then aborts the others from C++. docs/parallelism.md has
 
 import contextlib
 import dataclasses
-import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -19,68 +20,20 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.parallel import connection as wire
+from motionaura_jax.parallel.connection import Connection, Member
 
 FAILED, AGAIN = 2, 75
 """Exit statuses: an error, and the loss of a process, after which the launcher starts the run again."""
 
 PATIENCE = 10.0  # seconds that process 0 waits for the others to end
-_GREETING = 5.0  # seconds within which a process that has connected says who it is
-_LONGEST_LINE = 1 << 24  # bytes; a stranger must not fill the memory
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Member:
-    """One process: its number, the number of processes it was started for, and its machine."""
-
-    index: int
-    count: int
-    host: str
-
-    def __str__(self) -> str:
-        return f"process {self.index} on {self.host}"
+_TOLD = 8  # refused processes that an error names
 
 
 def end_process(status: int, message: str) -> NoReturn:
     """Print one line and exit at once, although the main thread may wait for a dead process."""
-    os.write(sys.stderr.fileno(), f"error: {' '.join(message.split())}\n".encode())
+    os.write(sys.stderr.fileno(), f"error: {' '.join(message.split())}\n".encode("utf-8", "replace"))
     os._exit(status)
-
-
-class Connection:
-    """One side of a TCP connection that carries JSON objects. Any thread may send; one receives."""
-
-    def __init__(self, sock: socket.socket, silence: float):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket, self._lines, self._lock = sock, sock.makefile("rb"), threading.Lock()
-        self.allow(silence)
-
-    def allow(self, silence: float) -> None:
-        """Set the number of seconds that `receive` waits."""
-        self._socket.settimeout(silence)
-
-    def send(self, **message: Any) -> None:
-        """Send an object, unless the connection is broken, which `receive` finds out."""
-        with self._lock, contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> dict[str, Any]:
-        """Return the next object; {} if the connection is closed or the other side speaks something else.
-
-        Raises:
-          TimeoutError: nothing came in time.
-        """
-        try:
-            return dict(json.loads(self._lines.readline(_LONGEST_LINE)))
-        except TimeoutError:
-            raise
-        except (OSError, ValueError, TypeError):
-            return {}
-
-    def close(self) -> None:
-        """Close the connection, which ends `receive` on both sides."""
-        with contextlib.suppress(OSError):  # the other side was faster
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
 
 
 class Membership:
@@ -139,23 +92,26 @@ class Membership:
 
     def _wait_for_all(self, address: str, timeout: float) -> tuple[list[Member], dict[int, Connection]]:
         """Accept every other process, as process 0."""
-        here, connections = {0: self._me}, {}
-        until, fault = time.monotonic() + timeout, ""
-        with _listen_at(int(address.rsplit(":", 1)[1])) as server:
-            while len(here) < self._me.count and not fault:
-                server.settimeout(max(until - time.monotonic(), 0.001))
-                try:
-                    sock, _ = server.accept()
-                except TimeoutError:
-                    fault = _incomplete(here, self._me.count, timeout)
+        here, connections = {0: self._me}, dict[int, Connection]()
+        until, refused, fault = time.monotonic() + timeout, list[str](), ""
+        with (
+            wire.listen_at(int(address.rsplit(":", 1)[1])) as server,
+            contextlib.closing(wire.Reception(server)) as reception,
+        ):
+            while len(here) < self._me.count:
+                arrival = reception.next(until)
+                for gone in [here[index] for index, connection in connections.items() if not connection.is_open()]:
+                    refused.append(f"{gone} came and left again; its log has the reason")
+                    del here[gone.index]
+                    connections.pop(gone.index).close()
+                if arrival is None:
+                    fault = _incomplete(here, self._me.count, timeout, refused)
                     break
-                connection = Connection(sock, _GREETING)
-                member = _greeting(connection)
-                if member is None:
-                    connection.close()  # a stranger, such as a port scan
-                    continue
-                if fault := _contradiction(member, here):
-                    connection.send(end=[FAILED, fault])
+                member, connection = arrival
+                if contradiction := _contradiction(member, here):
+                    refused.append(contradiction)
+                    connection.send(end=[FAILED, contradiction])
+                    connection.close()
                 else:
                     here[member.index], connections[member.index] = member, connection
         members = [here[index] for index in sorted(here)]
@@ -168,28 +124,35 @@ class Membership:
 
     def _come(self, address: str, timeout: float) -> tuple[list[Member], dict[int, Connection]]:
         """Introduce this process to process 0 and wait for all others."""
-        connection = _connect(address, timeout)
-        connection.send(**dataclasses.asdict(self._me))
+        connection = wire.connect(address, timeout)
         answer: dict[str, Any] = {}
         with contextlib.suppress(TimeoutError):
-            answer = connection.receive()
-        if "end" in answer:
-            raise UserError(answer["end"][1])
-        if "members" not in answer:
+            hello = connection.receive(time.monotonic() + wire.GREETING)
+            if hello.get("hello") == wire.HELLO:
+                connection.send(**dataclasses.asdict(self._me), number=hello.get("number"))
+                # Process 0 answers within its own timeout, even when a process is missing.
+                answer = connection.receive(time.monotonic() + timeout + 2 * wire.GREETING)
+        if end := wire.last_words(answer):
+            raise UserError(end[1])
+        rows = answer.get("members")
+        members = [wire.member_of(row) for row in rows] if isinstance(rows, list) else []
+        known = [member for member in members if member is not None]
+        if [member.index for member in known] != list(range(self._me.count)):
+            connection.close()
             raise UserError(f"{address} does not answer like process 0 of a run; correct --coordinator_address")
-        return [Member(**row) for row in answer["members"]], {0: connection}
+        return known, {0: connection}
 
     def _listen(self, index: int, connection: Connection) -> None:
         """Follow one process from its first beat to its last words."""
         name = self.members[index]
         try:
-            while "beat" in (message := connection.receive()):
-                news = {int(number): step for number, step in message["beat"].items()}
-                self._steps.update({**news, self._me.index: self._steps[self._me.index]})
+            while isinstance(beat := (message := connection.receive()).get("beat"), dict):
+                news = {number: beat.get(str(number)) for number in self._steps if number != self._me.index}
+                self._steps.update({number: step for number, step in news.items() if isinstance(step, int)})
         except TimeoutError:
             message = {"end": [AGAIN, f"no sign of life for {self._timeout:g} s from {name}; look at that machine"]}
         gone = f"{name} is gone: it was killed, crashed or lost the network; its log has the reason"
-        status, words = message.get("end", (AGAIN, gone))
+        status, words = wire.last_words(message) or (AGAIN, gone)
         self._connections.pop(index)
         if status and self._first_to_end():
             self._say_last(status, words)
@@ -211,7 +174,7 @@ class Membership:
 
     def _say_last(self, status: int, message: str) -> None:
         """Send last words. Process 0 then waits for the others to end: without it, JAX aborts them."""
-        self._send(end=[status, message])
+        self._send(end=[status, message.encode("utf-8", "replace").decode()])  # names of files may not be UTF-8
         if self._me.index:
             return
         until = time.monotonic() + PATIENCE
@@ -221,44 +184,6 @@ class Membership:
     def _send(self, **message: Any) -> None:
         for connection in list(self._connections.values()):
             connection.send(**message)
-
-
-def _listen_at(port: int) -> socket.socket:
-    try:
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=1024)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"port {port} of this machine cannot be opened for the other processes ({error}); is another run using it? "
-            f"choose another port in --coordinator_address"
-        ) from error
-
-
-def _connect(address: str, timeout: float) -> Connection:
-    """Connect to process 0, which may start later than this process or publish its name late."""
-    host, port = address.rsplit(":", 1)
-    until = time.monotonic() + timeout
-    while True:
-        try:
-            sock = socket.create_connection((host.strip("[]"), int(port)), timeout=max(until - time.monotonic(), 1))
-        except (OSError, OverflowError) as error:
-            if time.monotonic() + 0.2 > until:
-                raise UserError(
-                    f"no coordinator answers at {address} ({error}); start process 0 there, or correct "
-                    f"--coordinator_address (waited {timeout:g} s, see --start_timeout)"
-                ) from error
-            time.sleep(0.2)
-        else:
-            # Process 0 answers within its own timeout, even when a process is missing.
-            return Connection(sock, timeout + 2 * _GREETING)
-
-
-def _greeting(connection: Connection) -> Member | None:
-    try:
-        return Member(**connection.receive())
-    except (TimeoutError, TypeError):
-        return None
 
 
 def _contradiction(member: Member, here: dict[int, Member]) -> str:
@@ -272,10 +197,8 @@ def _contradiction(member: Member, here: dict[int, Member]) -> str:
     return f"{fault}; start every process with the same --num_processes and a --process_id of its own"
 
 
-def _incomplete(here: dict[int, Member], count: int, timeout: float) -> str:
+def _incomplete(here: dict[int, Member], count: int, timeout: float, refused: list[str]) -> str:
     missing = ", ".join(str(index) for index in range(count) if index not in here)
     names = "; ".join(str(here[index]) for index in sorted(here))
-    return (
-        f"of {count} processes, number {missing} did not come within {timeout:g} s ({names} did); "
-        f"see why it did not start, or wait longer with --start_timeout"
-    )
+    remedy = "; ".join(refused[:_TOLD]) or "see why it did not start, or wait longer with --start_timeout"
+    return f"of {count} processes, number {missing} did not come within {timeout:g} s ({names} did); {remedy}"

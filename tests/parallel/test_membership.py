@@ -1,5 +1,7 @@
 """Processes that start and end together: members run as threads, and their exits are recorded, not executed."""
 
+import contextlib
+import json
 import queue
 import re
 import socket
@@ -9,6 +11,7 @@ import time
 import pytest
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.parallel import connection as wire
 from motionaura_jax.parallel.membership import AGAIN, FAILED, Member, Membership
 from tests.processes import free_port
 
@@ -142,7 +145,8 @@ def test_every_process_knows_the_steps_of_the_others():
     ],
 )
 def test_processes_that_disagree_are_refused(changes, message):
-    errors = errors_of(Run(3), {"index": 0}, {"index": 1}, {"index": 1, "host": "n9", **changes})
+    run = Run(3, start_timeout=1.0)
+    errors = errors_of(run, {"index": 0}, {"index": 1}, {"index": 1, "host": "n9", **changes})
     assert all(re.search(message, error) for error in errors)
 
 
@@ -180,17 +184,134 @@ def test_a_taken_port_is_one_line():
         run.join(0)
 
 
-@pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"index": 3}\n', b"[1]\n"])
-def test_strangers_do_not_disturb(words):
+SPOOFED = b'{"index": 1, "count": 2, "host": "n1"}\n'
+STRANGERS = [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"index": 3}\n', b"[1]\n", b"\n", b"\xff\0\n", SPOOFED]
+STRANGERS += [SPOOFED.replace(b"2", b"3"), b'{"index": 7, "count": 9, "host": "x"}\n', b'{"index": [], "count": {}}\n']
+STRANGERS += [b"[" * 10**5 + b"\n", b"x" * 10**6, b'{"beat": 3}\n', b'{"end": [2, "over"]}\n']
+
+
+@pytest.mark.parametrize("words", STRANGERS, ids=range(len(STRANGERS)))
+@pytest.mark.parametrize("leaves", [True, False])
+def test_strangers_do_not_disturb(words, leaves):
+    run = Run(2)
+    with contextlib.ExitStack() as opened:
+
+        def join(number):
+            if number == 1:  # after the stranger has connected
+                stranger = opened.enter_context(connected(run.port))
+                with contextlib.suppress(OSError):  # closed while it was speaking
+                    stranger.sendall(words)
+                if leaves:
+                    stranger.close()
+            return run.join(number)
+
+        began = time.monotonic()
+        members = together(join, range(2))
+    assert [len(membership.members) for membership in members] == [2, 2]
+    assert time.monotonic() - began < 3
+    time.sleep(0.05)
+    assert all(ends.empty() for ends in run.ends.values())
+
+
+def test_a_crowd_of_silent_strangers_keeps_nobody_out():
     run = Run(2)
 
     def join(number):
-        if number == 1:  # after the stranger has connected
-            with connected(run.port) as stranger:
-                stranger.sendall(words)
+        if number == 1:
+            crowd.extend(connected(run.port) for _ in range(3 * wire._GUESTS))
         return run.join(number)
 
+    crowd = []
     assert [len(membership.members) for membership in together(join, range(2))] == [2, 2]
+    [stranger.close() for stranger in crowd]
+
+
+def test_a_stranger_who_says_little_by_little_is_closed_in_time(monkeypatch):
+    monkeypatch.setattr(wire, "GREETING", 0.3)
+    with socket.create_server(("localhost", 0)) as server:
+        reception = wire.Reception(server)
+        with socket.create_connection(server.getsockname()) as stranger:
+            stop = threading.Event()
+
+            def drip():
+                with contextlib.suppress(OSError):
+                    while not stop.wait(0.05):
+                        stranger.sendall(b" ")
+
+            threading.Thread(target=drip, daemon=True).start()
+            assert reception.next(time.monotonic() + 0.8) is None
+            assert not reception._guests
+            stop.set()
+        reception.close()
+
+
+def test_a_process_that_leaves_before_all_have_come_may_come_again():
+    run, first = Run(3), threading.Event()
+
+    def join(number):
+        if number == 1:  # killed and started again
+            early = connected(run.port)
+            number_line = json.loads(early.makefile().readline())["number"]
+            early.sendall(json.dumps({"index": 1, "count": 3, "host": "n1", "number": number_line}).encode() + b"\n")
+            time.sleep(0.1)
+            early.close()
+            first.set()
+        first.wait(10)
+        return run.join(number)
+
+    def start(number):
+        return run.join(0) if number == 0 else join(number)
+
+    assert [len(membership.members) for membership in together(start, range(3))] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("speech", ["silence", "drops", "a flood", "members", "hello", "end"])
+def test_another_program_on_the_port_is_one_line_and_no_wait(speech, monkeypatch):
+    monkeypatch.setattr(wire, "GREETING", 0.3)
+    monkeypatch.setattr(wire, "_LONGEST_LINE", 1 << 18)
+    run, stop = Run(2, start_timeout=1), threading.Event()
+    hello = b'{"hello": "motionaura_jax", "number": "1"}\n'
+    words = {"silence": b"", "drops": b" ", "a flood": b"x" * 4096, "members": b'{"members": [{"index": 0}, 3]}\n'}
+    words |= {"hello": hello + b'{"members": "abc"}\n', "end": hello + b'{"end": {"a": 1}}\n'}
+
+    def answer(server):
+        sock, _ = server.accept()
+        with sock, contextlib.suppress(OSError):
+            while not stop.wait(0 if speech == "a flood" else 0.05):
+                sock.sendall(words[speech])
+
+    with socket.create_server(("localhost", run.port)) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(UserError, match="does not answer like process 0 of a run; correct --coordinator_address"):
+            run.join(1)
+        assert time.monotonic() - began < 2
+        stop.set()
+
+
+@pytest.mark.parametrize("message", [{"beat": 3}, {"end": 5}, {"end": ["a"]}, {"x": 1}])
+def test_a_member_that_talks_nonsense_is_gone(message):
+    run = Run(2, heartbeat_timeout=60)
+    run.start()[1]._connections[0].send(**message)
+    assert run.end(0)[0] == AGAIN
+
+
+def test_steps_of_nobody_are_ignored():
+    run = Run(2, heartbeat_timeout=60)
+    members = run.start()
+    members[1]._connections[0].send(beat={"0": 7, "1": "x", "9": 1})
+    members[1].at_step(3)
+    until = time.monotonic() + 10
+    while members[0].steps() != {"process 0 on n0": -1, "process 1 on n1": 3}:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_an_error_that_is_not_utf_8_reaches_the_others():
+    run = Run(2)
+    run.start()[0].fail("data/caf\udce9.mp4: no such file")
+    status, message = run.end(1)
+    assert status == FAILED and message == "process 0 on n0 failed: data/caf?.mp4: no such file"
 
 
 def connected(port):
