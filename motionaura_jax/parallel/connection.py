@@ -123,7 +123,7 @@ class Reception:
             for key, _ in self._selector.select(max(wake - now, 0)):
                 if key.fileobj is self._server:
                     self._welcome()
-                elif key.fileobj in self._guests and (arrival := self._hear(key.fileobj)):  # type: ignore[arg-type]
+                elif key.fileobj in self._guests and (arrival := self._hear(key.fileobj)):
                     return arrival
         return None
 

@@ -43,8 +43,10 @@ FREE_KEYS = ("data.threads", "train.log_every", "train.max_rollbacks")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
-_OWN = (CONFIG, LOCK, writers.FILE, writers.FOLDER, goodput.FILE, goodput.PROFILE, watchdog.FOLDER, recovery.FOLDER)
-_OWN += ("rejected*.jsonl", "samples", SCENES)
+_OWN = (
+    *(CONFIG, LOCK, writers.FILE, writers.FOLDER, goodput.FILE, goodput.PROFILE, watchdog.FOLDER, recovery.FOLDER),
+    *("rejected*.jsonl", "samples", SCENES),
+)
 """What a run writes besides checkpoints."""
 
 

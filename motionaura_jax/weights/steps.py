@@ -358,9 +358,11 @@ def read_back(step: epath.Path, number: int, trees: Mapping[str, PyTree]) -> Non
 
 
 def _same_bits(array: jax.Array, other: jax.Array) -> bool:
+    def bits(shard: jax.Shard) -> np.ndarray:
+        return np.ravel(np.asarray(shard.data)).view(np.uint8)
+
     pairs = zip(array.addressable_shards, other.addressable_shards, strict=True)
-    bits = ([np.ravel(np.asarray(shard.data)).view(np.uint8) for shard in pair] for pair in pairs)
-    return all(np.array_equal(*pair) for pair in bits)
+    return all(np.array_equal(bits(one), bits(two)) for one, two in pairs)
 
 
 def _alone() -> ocp.Checkpointer:
