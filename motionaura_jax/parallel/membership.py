@@ -4,7 +4,7 @@ Each process keeps one TCP connection to process 0 from the start of a run to it
 a greeting of both sides, who takes part, beats, and last words. A connection that breaks without last words is a dead
 process.
 
-A process that contradicts the run is told why, and process 0 goes on waiting for those that are missing.
+A process that contradicts the run is told why, and process 0 keeps waiting for the missing ones.
 
 JAX's own service cannot give this news: it knows numbers but not machines, waits for a heartbeat timeout even when a
 process was killed, and then aborts the others from C++. docs/parallelism.md has the figures.

@@ -76,7 +76,7 @@ def newest(location: Location) -> epath.Path | None:
     try:
         chosen = _folder(path)
     except UserError:
-        chosen = path / FOLDER  # a damaged config hides no checkpoint; if there is none, `read_meta` reports the config
+        chosen = path / FOLDER  # a damaged config hides no checkpoint; without any, `read_meta` reports the config
     steps = [*numbered(path).items(), *numbered(chosen).items()]
     ordered = sorted(steps, key=lambda step: step[0], reverse=True)
     return next((folder for number, folder in ordered if _finished(folder, number)), None)
