@@ -12,7 +12,7 @@ def known_frames(keys: Key[Array, " b"], frames: int, share: float) -> Bool[Arra
     length, or keyframes, each frame with a probability that is itself uniform.  In the other samples none is.
 
     Raises:
-      ValueError: fewer than 2 frames, of which none could be given.
+      ValueError: fewer than 2 frames: one is given and another generated.
     """
     if frames < 2:
         raise ValueError(f"frames={frames}: a clip needs at least 2 to have one that is given")
