@@ -47,7 +47,8 @@ class DataConfig(Checked):
       flip: probability of mirroring a training clip left to right; unsuitable for captions that name sides or directions.
       threads: number of reader threads.
       scenes: number of training scenes to render if `manifest` is "scenes".
-      scene_style: "easy" (one large object near the middle of a plain background) or "full".
+      scene_style: "easy" (one large object near the middle of a plain background), "full", or "world" (captions name only a
+        part of what is seen).
     """
 
     manifest: Place = SCENES
@@ -61,7 +62,7 @@ class DataConfig(Checked):
     flip: Share = 0.0
     threads: Threads = 4
     scenes: Files = 512
-    scene_style: Literal["easy", "full"] = "full"
+    scene_style: Literal["easy", "full", "world"] = "full"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,6 +21,7 @@ from motionaura_jax.data.media import write_json, write_text, write_video
 from motionaura_jax.scenes import renderer
 from motionaura_jax.scenes import scene as vocabulary
 from motionaura_jax.scenes.scene import Background, Scene, SceneObject, attributes, caption
+from motionaura_jax.scenes.world import make_world
 
 Combination = tuple[str, str, str]
 
@@ -48,6 +49,8 @@ class SceneOptions:
       two_objects: fraction of scenes with a second object.
       spread: size of the central region for a single object; 1 is the whole frame, and with 0 every object is in the middle
         of the frame halfway through the clip.
+      world: scenes with more than their captions tell, see `scenes.world`; ignores `backgrounds`, `sizes`, `two_objects` and
+        `spread`.
 
     Raises:
       UserError: an unknown or missing value, or values too few for both splits.
@@ -61,6 +64,7 @@ class SceneOptions:
     background_colors: tuple[str, ...] = _VOCABULARY["background_colors"]
     two_objects: float = 0.0
     spread: float = 1.0
+    world: bool = False
 
     def __post_init__(self) -> None:
         for name, values in _VOCABULARY.items():
@@ -81,6 +85,7 @@ PRESETS = {
     # Large objects near the middle over few backgrounds: a small network learns these in minutes.
     "easy": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "navy"), spread=0.0),
     "full": SceneOptions(two_objects=0.25),
+    "world": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "teal"), world=True),
 }
 
 
@@ -179,6 +184,8 @@ def make_scene(index: int, *, split: str, options: SceneOptions, seed: int = 0) 
     epoch, position = divmod(index, len(pool))
     combination = _balanced_order(pool, seed, epoch)[position]
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    if options.world:
+        return make_world(rng, combination, pool, options.background_colors)
     background = Background(
         kind=options.backgrounds[rng.integers(len(options.backgrounds))],
         color=options.background_colors[rng.integers(len(options.background_colors))],
@@ -263,7 +270,12 @@ def write_scenes(
     folder = Path(folder)
     size = {"num_frames": num_frames, "height": height, "width": width}
     settings = {"version": _VERSION, "count": count, "split": split, "seed": seed, "fps": fps, **size}
-    settings["options"] = dataclasses.asdict(options)
+    settings["options"] = {
+        # Sets from before there was a style `world` do not name it.
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if (name, value) != ("world", False)
+    }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     marker = {"settings": settings, "hash": digest}
     scenes = {
