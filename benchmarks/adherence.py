@@ -2,7 +2,9 @@
 
     python -m benchmarks.adherence --checkpoint=motionaura_jax/assets/scenes [--prompts=64] [--seeds=4]
 
-Prints one table on stderr and one JSON line on stdout, and writes a contact sheet.  `--sample.KEY=VALUE` overrides a
+Prints tables on stderr and one JSON line on stdout, and writes a contact sheet.  The baselines are the same prompts sampled in
+one step without guidance, and rendered scenes after the tokenizer alone.  A last table has the likelihood bound by masked share
+with true, shuffled and no text, and that of copying neighboring tokens.  `--sample.KEY=VALUE` overrides a
 sampling setting of the checkpoint, e.g. `--sample.sampler=ancestral`.
 """
 
@@ -50,10 +52,17 @@ def _measure(
     sample = config.build(type(trained), values, where="sample")
     prompts = adherence.prompts_for(pipeline, count)
     drawn = adherence.measure(pipeline, prompts, seeds=seeds, sample=sample, keep=SHEET_ROWS)
+    single = adherence.measure(pipeline, prompts, seeds=seeds, sample=adherence.one_step(sample), keep=0)
     kept = adherence.measure_tokenizer(pipeline, prompts)
-    obeyed, limits = ([row.to_dict() for row in part.rows] for part in (drawn, kept))
+    obeyed, baseline, limits = ([row.to_dict() for row in part.rows] for part in (drawn, single, kept))
     cli.show_table(HEADER, [cells(row) for row in obeyed])
+    cli.show_table(HEADER, [cells({**row, "attribute": f"one step: {row['attribute']}"}) for row in baseline])
     cli.show_table(HEADER, [cells({**row, "attribute": f"tokenizer alone: {row['attribute']}"}) for row in limits])
+    bounds = adherence.bounds(pipeline, prompts)
+    shares = [f"{round(100 * (level + 1) / len(bounds['true']))} %" for level in range(len(bounds["true"]))]
+    cli.show_table(
+        ("nats per token, masked up to", *shares), [(n, *(f"{v:.2f}" for v in row)) for n, row in bounds.items()]
+    )
     contact_sheet([(one.prompt, one.video) for one in drawn.shown], sheet)
     return {
         "checkpoint": checkpoint,
@@ -63,7 +72,9 @@ def _measure(
         "seeds": seeds,
         "sample": config.to_dict(sample),
         "adherence": obeyed,
+        "one_step": baseline,
         "tokenizer": limits,
+        "bounds": bounds,
         "tokenizer_psnr": kept.psnr,
         "seconds": time.perf_counter() - started,
         "sheet": sheet,

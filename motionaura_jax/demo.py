@@ -124,10 +124,19 @@ def _measure(args: argparse.Namespace, watch: "Stopwatch") -> dict[str, Any]:
         pipeline = TextToVideo(args.output / "text_to_video")
         prompts = adherence.prompts_for(pipeline, args.prompts)
         drawn = adherence.measure(pipeline, prompts, seeds=args.seeds)
+        single = adherence.measure(pipeline, prompts, sample=adherence.one_step(pipeline.recipe.sample), keep=0)
         kept = adherence.measure_tokenizer(pipeline, prompts)
     limits = {row.attribute: row.share for row in kept.rows}
+    baseline = {row.attribute: row.share for row in single.rows}
     result = {
-        "adherence": [{**row.to_dict(), "tokenizer_share": limits[row.attribute]} for row in drawn.rows],
+        "adherence": [
+            {
+                **row.to_dict(),
+                "one_step_share": baseline[row.attribute],
+                "tokenizer_share": limits[row.attribute],
+            }
+            for row in drawn.rows
+        ],
         "tokenizer_psnr": kept.psnr,
         "seconds": watch.seconds,
         "page": args.output / "index.html",

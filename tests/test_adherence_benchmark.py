@@ -15,6 +15,9 @@ def test_a_checkpoint_is_measured_with_the_settings_asked_for(tmp_path, capsys):
     result = json.loads(shown.out)
     assert (result["sample"]["guidance_scale"], result["sample"]["num_inference_steps"]) == (1, 2)
     assert {row["n"] for row in result["adherence"]} == {4} and {row["n"] for row in result["tokenizer"]} == {2}
+    assert {row["n"] for row in result["one_step"]} == {4}
+    assert set(result["bounds"]) == {"true", "shuffled", "no text", "neighbors"}
+    assert all(len(row) == 4 and min(row) > 0 for row in result["bounds"].values())
     assert "95 % interval" in shown.err and (tmp_path / "sheet.png").stat().st_size > 0
     assert adherence.main([*flags, "--sample.sampler=best"]) == 2
     assert "sample.sampler=best: expected one of confidence" in capsys.readouterr().err

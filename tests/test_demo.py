@@ -56,17 +56,19 @@ def test_the_same_command_goes_on_where_it_ended(finished, capsys):
     assert {"color", "motion", "shape"} <= rows.keys() and "background" not in rows
     for row in rows.values():
         assert row["n"] == 3 and row["low"] <= row["share"] <= row["high"] and 0 <= row["tokenizer_share"] <= 1
+        assert 0 <= row["one_step_share"] <= 1
     assert np.isfinite(result["tokenizer_psnr"]) and result["page"] == str(finished / "index.html")
     assert all(result["seconds"][stage] > seconds for stage, seconds in before.items())
 
 
 def test_the_terminal_gets_one_table_and_the_page(capsys):
     shares = {"share": 0.9, "low": 0.8, "high": 0.95, "chance": 0.125, "shuffled": 0.1, "tokenizer_share": 1.0}
+    shares["one_step_share"] = 0.3
     result = {"adherence": [{"attribute": "background_color", "n": 32, **shares}], "page": "runs/demo/index.html"}
     demo_page.show({**result, "tokenizer_psnr": 25.25, "seconds": {"train denoiser": 90.0}})
     rows = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
-    assert rows[1] == "measure result 95 % interval chance shuffled tokenizer"
-    assert "background color 90.0 % 80.0 to 95.0 % 12.5 % 10.0 % 100.0 %" in rows
+    assert rows[1] == "measure result 95 % interval chance shuffled one step tokenizer"
+    assert "background color 90.0 % 80.0 to 95.0 % 12.5 % 10.0 % 30.0 % 100.0 %" in rows
     assert {"videos measured 32", "tokenizer PSNR 25.2 dB", "train denoiser 1.5 min"} < set(rows)
     assert "page: runs/demo/index.html" in rows
 
@@ -102,7 +104,7 @@ def test_videos_are_drawn_and_shown_at_the_rate_of_the_first_bucket(tmp_path, mo
     monkeypatch.setattr(text_to_video, "TextToVideo", Pipeline)
     monkeypatch.setattr(adherence, "measure_tokenizer", kept)
     monkeypatch.setattr(demo_page, "write", lambda result, drawn, kept, fps: rates.append(fps))
-    assert run(tmp_path) == 0 and rates == [16.0] * 3
+    assert run(tmp_path) == 0 and rates == [16.0] * 4
 
 
 @pytest.mark.parametrize(

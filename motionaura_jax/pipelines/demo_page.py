@@ -9,7 +9,7 @@ from motionaura_jax.core import cli
 if TYPE_CHECKING:
     from motionaura_jax.pipelines.adherence import Shown
 
-HEADER = ("measure", "result", "95 % interval", "chance", "shuffled", "tokenizer")
+HEADER = ("measure", "result", "95 % interval", "chance", "shuffled", "one step", "tokenizer")
 OBJECT = ("color", "motion", "shape", "size")
 
 _TOKENIZER_CURVES = {
@@ -35,12 +35,16 @@ def show(result: Mapping[str, Any]) -> None:
 def table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return rows under HEADER: adherence by attribute, fidelity of the tokenizer, wall-clock time by stage.
 
-    The last two columns are references: the same videos scored against the prompts of other videos, which is the level
-    of chance, and rendered scenes after the tokenizer alone, which is the level of a perfect denoiser.
+    The last three columns are references: the same videos scored against the prompts of other videos, which is the level
+    of chance; videos sampled in one step without guidance, which predicts every token on its own; and rendered scenes after
+    the tokenizer alone, which is the level of a perfect denoiser.
     """
     from motionaura_jax.scenes.adherence import cells, percent
 
-    rows = [(*cells(row), percent(row["tokenizer_share"])) for row in result["adherence"]]
+    rows = [
+        (*cells(row), percent(row.get("one_step_share")), percent(row["tokenizer_share"]))
+        for row in result["adherence"]
+    ]
     rows.append(_short("videos measured", str(result["adherence"][0]["n"])))
     rows.append(_short("tokenizer PSNR", f"{result['tokenizer_psnr']:.1f} dB"))
     return rows + [_short(stage, f"{seconds / 60:.1f} min") for stage, seconds in result["seconds"].items()]
@@ -58,7 +62,8 @@ def write(result: Mapping[str, Any], drawn: Sequence["Shown"], kept: Sequence["S
     )
     page.table(HEADER, table(result))
     page.paragraph(
-        "Shuffled: the same videos scored against the prompts of other videos. Tokenizer: rendered scenes after encoding "
+        "Shuffled: the same videos scored against the prompts of other videos. One step: videos sampled in a single step "
+        "without guidance, so that no token sees another. Tokenizer: rendered scenes after encoding "
         "and decoding, the upper bound for any denoiser."
     )
     page.heading("Prompts and generated videos")
@@ -87,7 +92,7 @@ def _videos(shown: Sequence["Shown"], page: pathlib.Path, name: str, fps: float)
     for index, one in enumerate(shown):
         target = page.parent / "videos" / f"{name}_{index:02d}.mp4"
         write_video(target, one.video, fps)
-        wrong = [attribute for attribute in OBJECT if not one.right[attribute]]
+        wrong = [attribute for attribute in OBJECT if not one.right.get(attribute, True)]
         verdict = f"wrong: {', '.join(wrong)}" if wrong else "all right"
         items.append((f"{one.prompt} \N{EM DASH} {verdict}", target.relative_to(page.parent).as_posix()))
     return items

@@ -1,6 +1,7 @@
 """Text-to-video pipeline: prompts pass through text encoder, denoiser and tokenizer."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -8,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Array, Float32, Int32
 
 from motionaura_jax.conditioning.text import warn_of_words
+from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.exporters import adapter
+from motionaura_jax.ops.cross_entropy import cross_entropy
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.pipelines.base import Pipeline, Settings, window_starts
 from motionaura_jax.pipelines.prompts import Prompt
@@ -108,3 +112,34 @@ class TextToVideo(Pipeline):
                 )
             tokens[:, start : start + length] = np.asarray(sampled.x)
         return tokens
+
+    def loss_by_level(
+        self, tokens: Int32[np.ndarray, "b t h w"], texts: Sequence[str], *, fps: float, levels: int = 4, seed: int = 0
+    ) -> Float32[np.ndarray, "levels b"]:
+        """Return the bound of the negative log likelihood by masked share, in nats per token; see `likelihood.nelbo`.
+
+        Args:
+          tokens: of clips of a size that the model generates.
+          texts: one per clip; "" measures without text.
+          seed: gives the masks, which depend on the position of a clip.
+        """
+        raw = {"text": self._system.text.prompts(texts), "fps": np.full(len(texts), fps, np.float32)}
+        places = np.arange(len(tokens), dtype=np.uint32)[:, None]
+        with jax.set_mesh(self._mesh):
+            return np.asarray(
+                self._loss_by_level(self._params, raw, tokens, self.keys(seed, places), levels=levels), np.float32
+            )
+
+    @functools.cached_property
+    def _loss_by_level(self) -> Any:
+        def measure(params: Any, raw: Any, x0: Array, keys: Array, *, levels: int) -> Array:
+            denoise = self._system.denoise(params, raw, raw, None)
+            return nelbo(
+                lambda x_t, m: cross_entropy(denoise(x_t, m, jnp.zeros(())), x0),
+                x0,
+                keys,
+                mask_id=self._system.process.mask_id,
+                levels=levels,
+            )
+
+        return jax.jit(measure, static_argnames="levels")

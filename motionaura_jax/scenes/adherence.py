@@ -1,4 +1,4 @@
-"""Prompt adherence of videos of rendered scenes, attribute by attribute, with two baselines of luck.  Own construction.
+"""Prompt adherence and agreement of videos of rendered scenes, with two baselines of luck.  Own construction.
 
 The attributes are measured from the pixels (`scenes.reader`); no model judges anything.
 """
@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from motionaura_jax.scenes.agreement import LIMITS
 from motionaura_jax.scenes.dataset import SceneOptions
 from motionaura_jax.scenes.reader import SceneReading, score_reading
-from motionaura_jax.scenes.scene import Scene
+from motionaura_jax.scenes.scene import GROUNDS, PATTERNS, Scene
 
 HEADER = ("shown as asked", "share", "95 % interval", "chance", "shuffled")
+
+OVERALL = "agreement"  # row that counts videos whose every part agrees
 
 # Attribute, as `score_reading` names it -> the scene option that lists its possible values.
 _CHOICES = {
@@ -32,16 +35,19 @@ class Adherence:
     """Score of one attribute.
 
     Attributes:
-      hits: videos that show the wanted value, of `n`.
-      shuffled_hits: the same with every video scored against the prompt of another.
-      chance: one over the number of possible values; scenes with two objects are harder than that.
+      hits: videos that show the wanted value, of the `n` whose prompt names the attribute.
+      shuffled_hits: the same of `shuffled_n` with every video scored against the prompt of another; None for agreement, which
+        does not depend on the prompt.
+      chance: one over the number of possible values; scenes with two objects are harder than that.  None for agreement and
+        for what a prompt names only if it is there.
     """
 
     attribute: str
     hits: int
     n: int
-    shuffled_hits: int
-    chance: float
+    shuffled_hits: int | None
+    shuffled_n: int
+    chance: float | None
 
     @property
     def share(self) -> float:
@@ -54,11 +60,11 @@ class Adherence:
         return wilson(self.hits, self.n)
 
     @property
-    def shuffled(self) -> float:
+    def shuffled(self) -> float | None:
         """Return the fraction that matches the prompt of another video, as a model that ignores prompts would reach it."""
-        return self.shuffled_hits / self.n
+        return None if self.shuffled_hits is None or not self.shuffled_n else self.shuffled_hits / self.shuffled_n
 
-    def to_dict(self) -> dict[str, str | int | float]:
+    def to_dict(self) -> dict[str, str | int | float | None]:
         """Return all numbers as plain JSON values."""
         low, high = self.interval
         rates = {"share": self.share, "low": low, "high": high, "shuffled": self.shuffled}
@@ -72,9 +78,9 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return row["attribute"].replace("_", " "), *rates
 
 
-def percent(share: float) -> str:
-    """Return a fraction as text: "94.5 %"."""
-    return f"{100 * share:.1f} %"
+def percent(share: float | None) -> str:
+    """Return a fraction as text: "94.5 %", or nothing for None."""
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def adherence(pairs: Sequence[tuple[Scene, SceneReading]], options: SceneOptions) -> list[Adherence]:
@@ -83,6 +89,9 @@ def adherence(pairs: Sequence[tuple[Scene, SceneReading]], options: SceneOptions
     A video in which no object is found misses every attribute of the object.  For the shuffled baseline every wanted scene
     is replaced by the next one on a fixed random cycle through the different scenes.  No video then meets its own prompt,
     and the order of the prompts, which is balanced, has no influence.
+
+    In the style `world` an attribute counts where the prompt names it, and further rows count the videos that agree with
+    themselves (`scenes.agreement`): OVERALL, and one row for each part.
 
     Args:
       pairs: scene of the prompt and reading of the video; a scene may have several videos.
@@ -94,18 +103,52 @@ def adherence(pairs: Sequence[tuple[Scene, SceneReading]], options: SceneOptions
     others = _derangement([scene for scene, _ in pairs])
     true = [score_reading(reading, scene) for scene, reading in pairs]
     shuffled = [score_reading(reading, others[scene]) for scene, reading in pairs]
-    choices = {name: len(set(getattr(options, values))) for name, values in _CHOICES.items()}
+    rows = []
+    for name, chance in _chances(options).items():
+        hits, control = ([right[name] for right in scores if name in right] for scores in (true, shuffled))
+        if hits:
+            rows.append(
+                Adherence(
+                    attribute=name,
+                    hits=sum(hits),
+                    n=len(hits),
+                    shuffled_hits=sum(control),
+                    shuffled_n=len(control),
+                    chance=chance,
+                )
+            )
+    return rows + (agreement([reading for _, reading in pairs]) if options.world else [])
+
+
+def agreement(readings: Sequence[SceneReading]) -> list[Adherence]:
+    """Count the videos of the style `world` that agree with themselves, overall and part by part."""
+    found = [reading.world.agreement for reading in readings if reading.world is not None]
+    counts = {OVERALL: sum(one.overall for one in found)}
+    counts |= {f"{OVERALL}_{name}": sum(one.parts[name] for one in found) for name in LIMITS}
     return [
-        Adherence(
-            attribute=name,
-            hits=sum(right[name] for right in true),
-            n=len(pairs),
-            shuffled_hits=sum(right[name] for right in shuffled),
-            chance=1 / count,
-        )
-        for name, count in choices.items()
-        if count > 1
+        Adherence(attribute=name, hits=count, n=len(readings), shuffled_hits=None, shuffled_n=0, chance=None)
+        for name, count in counts.items()
     ]
+
+
+def _chances(options: SceneOptions) -> dict[str, float | None]:
+    """Return the attributes that vary, and the probability of guessing each."""
+    if options.world:
+        known = {
+            "color": len(options.colors),
+            "motion": len(options.motions),
+            "shape": len(options.shapes),
+            "texture": len(PATTERNS),
+            "background": len(GROUNDS),
+            "background_color": len(options.background_colors),
+        }
+        return {name: 1 / count for name, count in known.items() if count > 1} | {
+            "shadow": None,
+            "second_color": None,
+            "second_shape": None,
+        }
+    choices = {name: len(set(getattr(options, values))) for name, values in _CHOICES.items()}
+    return {name: 1 / count for name, count in choices.items() if count > 1}
 
 
 def _derangement(scenes: Sequence[Scene]) -> dict[Scene, Scene]:

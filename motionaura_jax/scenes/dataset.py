@@ -229,12 +229,26 @@ def _claim(folder: Path, marker: Mapping[str, Any]) -> bool:
     return False
 
 
-def _write_videos(scenes: Mapping[Path, Scene], size: Mapping[str, int], fps: float, threads: int) -> None:
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _is_marked(folder: Path, digest: str) -> bool:
+    """Return True for a folder whose marker has this hash."""
+    try:
+        return bool(json.loads((folder / MARKER).read_text(encoding="utf-8"))["hash"] == digest)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_videos(
+    scenes: Mapping[Path, Scene], size: Mapping[str, int], *, fps: float, threads: int, lossless: bool
+) -> None:
     """Write the missing videos; a video that exists is complete, because writes are atomic."""
 
     def write(path: Path, scene: Scene) -> None:
         if not path.is_file():
-            write_video(path, renderer.render(scene, **size), fps)
+            write_video(path, renderer.render(scene, **size), fps, lossless=lossless)
 
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
         try:
@@ -256,10 +270,15 @@ def write_scenes(
     width: int = 64,
     fps: float = 8.0,
     threads: int = 2,
+    lossless: bool = False,
 ) -> Path:
     """Write `count` scenes as `videos/*.mp4` with `metadata.jsonl`; return the path of the latter.
 
     The same call finishes an interrupted one and leaves a complete set alone; `scenes.json` tells them apart.
+
+    Args:
+      lossless: keep every bit of the rendered pixels, so that two machines train on the same arrays.  A folder that was begun
+        without it stays as it is.
 
     Raises:
       UserError: bad settings, or a folder with other contents.
@@ -276,8 +295,9 @@ def write_scenes(
         for name, value in dataclasses.asdict(options).items()
         if (name, value) != ("world", False)
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    marker = {"settings": settings, "hash": digest}
+    lossless = lossless and not _is_marked(folder, _digest(settings))
+    settings |= {"lossless": True} if lossless else {}
+    marker = {"settings": settings, "hash": _digest(settings)}
     scenes = {
         folder / "videos" / f"{index:06d}.mp4": make_scene(index, split=split, options=options, seed=seed)
         for index in range(count)
@@ -285,7 +305,7 @@ def write_scenes(
     if _claim(folder, marker):
         return folder / MANIFEST
     (folder / "videos").mkdir(exist_ok=True)
-    _write_videos(scenes, size, fps, threads)
+    _write_videos(scenes, size, fps=fps, threads=threads, lossless=lossless)
     rows = [
         {"file": f"videos/{path.name}", "caption": caption(scene), "fps": fps, "split": split, **attributes(scene)}
         for path, scene in scenes.items()

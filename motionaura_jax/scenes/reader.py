@@ -8,18 +8,21 @@ fitted to centroids and areas over time.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
 from motionaura_jax.scenes import scene as vocabulary
+from motionaura_jax.scenes.agreement import WorldReading, read_world
 from motionaura_jax.scenes.renderer import PROFILE_ANGLES, radial_profile
 from motionaura_jax.scenes.scene import Scene
 
 Mask = Bool[np.ndarray, "t h w"]
 
 ATTRIBUTES = ("color", "shape", "size", "motion")
+MAIN = ("color", "shape", "motion")  # attributes that every caption of the style `world` names
 
 _COLORS = np.array(list(vocabulary.COLORS.values()), dtype=np.float32)
 _BACKGROUND_COLORS = np.array(list(vocabulary.BACKGROUND_COLORS.values()), dtype=np.float32)
@@ -28,6 +31,7 @@ _TEXTURE_CONTRAST = 0.09  # relative deviation from a vertical gradient; rendere
 _GRADIENT_CONTRAST = 0.4  # relative brightness change from bottom to top; rendered gradients have 0.9
 _RADII = np.linspace(0.05, 1.85, 28)  # in radii of the disk with the same area; a triangle reaches 1.56
 _ANGLES = 120
+_DARKEST = 1 - vocabulary.TEXTURE_SHADE
 _BLURS = (0.0, 0.25)  # of half the nominal diameter; 2.75 pixels for a small object at 64
 # Turns over a clip that are tried, none first.
 _RATES = np.array(sorted(range(-12, 13), key=abs)) * (vocabulary.TURN / 8)
@@ -60,11 +64,15 @@ class ObjectReading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneReading:
-    """Background and at most two objects, the larger (main) object first; no objects if no compact area stands out."""
+    """Background and at most two objects, the larger (main) object first; no objects if no compact area stands out.
+
+    `world` has what is measured in the style `world` only.
+    """
 
     objects: tuple[ObjectReading, ...]
     background: str
     background_color: str
+    world: WorldReading | None = None
 
     @property
     def color(self) -> str | None:
@@ -117,15 +125,25 @@ def _line_distance(frames: np.ndarray, line: tuple[np.ndarray, float, float]) ->
     return _color_distance(frames, shade[..., None] * color)
 
 
+def _measured_line(pixels: Float[np.ndarray, "n 3"]) -> tuple[np.ndarray, float, float]:
+    """Return the mean color (3,) of an object, and the lowest and highest relative brightness of its texture."""
+    color = pixels.mean(axis=0)
+    low, high = np.percentile(pixels @ color / max(float(color @ color), 1.0), [5, 95])
+    return color, float(low), float(high)
+
+
 def _block(side: int) -> np.ndarray:
     """Return the smallest piece (t, h, w) of an object, wider than the blended edge of another object."""
     width = max(3, round(side * 5 / 64))
     return np.ones((1, width, width), dtype=bool)
 
 
-def _find_cores(frames: np.ndarray, away: np.ndarray) -> list[tuple[int, Mask]]:
+def _find_cores(frames: np.ndarray, away: np.ndarray, *, textured: bool) -> list[tuple[int, Mask]]:
     """Return at most two (palette index, compact area), the larger first; `away` is the distance to the background."""
-    distances = np.stack([_color_distance(frames, color) for color in _COLORS])
+    if textured:
+        distances = np.stack([_line_distance(frames, (color, _DARKEST, 1.0)) for color in _COLORS])
+    else:
+        distances = np.stack([_color_distance(frames, color) for color in _COLORS])
     nearest = distances.argmin(axis=0)
     foreground = distances.min(axis=0) < away
     side = min(frames.shape[1:3])
@@ -139,12 +157,19 @@ def _find_cores(frames: np.ndarray, away: np.ndarray) -> list[tuple[int, Mask]]:
     return [(index, core) for area, index, core in cores[:2] if area > _MIN_AREA * side**2 * len(frames) / 2]
 
 
-def _segment(frames: np.ndarray) -> tuple[list[tuple[str, Mask]], Mask]:
-    """Return (color name, mask) of each object, and the mask of pixels that are background for certain."""
-    away = _line_distance(frames, _background_line(frames))
-    cores = _find_cores(frames, away)
+def _segment(frames: np.ndarray, *, world: bool = False) -> tuple[list[tuple[str, Mask]], Mask]:
+    """Return (color name, mask) of each object, and the mask of pixels that are background for certain.
+
+    With `world`, objects have dark parts and the background has shadows.
+    """
+    color, low, high = _background_line(frames)
+    away = _line_distance(frames, (color, low * vocabulary.SHADOW_SHADE if world else low, high))
+    cores = _find_cores(frames, away, textured=world)
     # The boundary is halfway between background and the measured color, which may differ from the ideal one.
-    measured = [_color_distance(frames, np.median(frames[core], axis=0)) for _, core in cores]
+    if world:
+        measured = [_line_distance(frames, _measured_line(frames[core])) for _, core in cores]
+    else:
+        measured = [_color_distance(frames, np.median(frames[core], axis=0)) for _, core in cores]
     owner = np.argmin(np.stack([away, *measured]), axis=0)
     grown = np.ones((1, 3, 3), dtype=bool)
     reach = max(2, min(frames.shape[1:3]) // 24)
@@ -293,11 +318,14 @@ def _changes(rest: np.ndarray, free: Mask) -> bool:
     return in_time > 0.1 * float(((rest * free) ** 2).sum())
 
 
-def read_scene(video: UInt8[np.ndarray, "t h w 3"]) -> SceneReading:
+def read_scene(video: UInt8[np.ndarray, "t h w 3"], *, world: bool = False) -> SceneReading:
     """Measure the objects and the background of a clip.
 
     Any size works.  A single frame reads as "still", and rotation is certain from 5 frames, because no shape then turns by
     half of its symmetry angle in a step.  Pictures without a compact colored area read as a scene without objects.
+
+    Args:
+      world: read a scene of the style `world`: textured objects, shadows, stripes; and measure its agreement.
 
     Raises:
       ValueError: `video` is not a uint8 array of RGB frames of 16 pixels or more.
@@ -306,18 +334,28 @@ def read_scene(video: UInt8[np.ndarray, "t h w 3"]) -> SceneReading:
     if not is_rgb or min(video.shape[1:3]) < 16 or not len(video):
         raise ValueError(f"expected uint8 (T, H, W, 3) with sides of 16 or more, got {video.dtype} {video.shape}")
     frames = video.astype(np.float32)
-    found, free = _segment(frames)
-    readings = [reading for color, masks in found if (reading := _read_object(color, masks)) is not None]
+    found, free = _segment(frames, world=world)
+    objects = tuple(reading for color, masks in found if (reading := _read_object(color, masks)) is not None)
     kind, color = _read_background(frames, free)
-    return SceneReading(objects=tuple(readings), background=kind, background_color=color)
+    if not world:
+        return SceneReading(objects=objects, background=kind, background_color=color)
+    turn = objects[0].turn if objects and objects[0].motion == "rotating" else 0.0
+    ground = np.median(frames[free], axis=0) if free.any() else _background_line(frames)[0]
+    reading = read_world(frames, [masks for _, masks in found], ground, turn)
+    return SceneReading(objects=objects, background=reading.background, background_color=color, world=reading)
 
 
 def score_reading(reading: SceneReading, scene: Scene) -> dict[str, bool]:
     """Compare a reading with the wanted scene; keys are ATTRIBUTES, "background" and "background_color".
 
+    For a scene of the style `world`, compare what its caption names: color, shape and motion of the main object, and those
+    of MENTIONS that the scene mentions.
+
     The largest objects found, as many as the scene has, are paired with its objects in the order that agrees best.  An
     attribute is right if it is right for every object of the scene; a missing object is wrong.
     """
+    if scene.mentions is not None:
+        return _score_world(reading, scene, scene.mentions)
     wanted = len(scene.objects)
 
     def agreement(order: tuple[ObjectReading | None, ...]) -> dict[str, bool]:
@@ -332,3 +370,20 @@ def score_reading(reading: SceneReading, scene: Scene) -> dict[str, bool]:
     result["background"] = reading.background == scene.background.kind
     result["background_color"] = reading.background_color == scene.background.color
     return result
+
+
+def _score_world(reading: SceneReading, scene: Scene, mentions: Sequence[str]) -> dict[str, bool]:
+    item, found = scene.objects[0], reading.objects[0] if reading.objects else None
+    right = {name: found is not None and getattr(found, name) == getattr(item, name) for name in MAIN}
+    others = [(read.color, read.shape) for read in reading.objects[1:]]
+    second = (scene.objects[1].color, scene.objects[1].shape) if len(scene.objects) > 1 else ("", "")
+    more = reading.world
+    shown = {
+        "texture": more is not None and item.texture is not None and more.texture == item.texture.kind,
+        "background": reading.background == scene.background.ground,
+        "background_color": reading.background_color == scene.background.color,
+        "shadow": more is not None and (more.shadow is not None) == (scene.shadow is not None),
+        "second_color": second[0] in {color for color, _ in others},
+        "second_shape": second[1] in {shape for _, shape in others},
+    }
+    return right | {name: shown[name] for name in mentions}

@@ -216,7 +216,9 @@ def _world_caption(scene: Scene, mentions: tuple[str, ...]) -> str:
     texture = f"{item.texture.kind} " if item.texture and "texture" in mentions else ""
     noun = f"{texture}{item.color} {item.shape}"
     words = _words(item, "") | {"noun": noun, "a noun": _article(noun), "ground": "", "extra": ""}
-    kind = {"drifting": "drifting striped"}.get(background.ground, background.ground) if "background" in mentions else ""
+    kind = (
+        {"drifting": "drifting striped"}.get(background.ground, background.ground) if "background" in mentions else ""
+    )
     color = background.color if "background_color" in mentions else ""
     if kind or color:
         words["ground"] = f" over a {' '.join(filter(None, (kind, color)))} background"

@@ -108,9 +108,7 @@ def _ground(rng: np.random.Generator) -> Pattern | None:
     )
 
 
-def _second_object(
-    rng: np.random.Generator, main: SceneObject, pool: Sequence[tuple[str, str, str]]
-) -> SceneObject:
+def _second_object(rng: np.random.Generator, main: SceneObject, pool: Sequence[tuple[str, str, str]]) -> SceneObject:
     """Return a small object behind the main one, at a place where most of it stays visible."""
     choices = sorted({(color, shape) for color, shape, motion in pool if motion == "still" and color != main.color})
     color, shape = choices[rng.integers(len(choices))]
@@ -135,7 +133,7 @@ def variation(
 
     A sampler that mixes the two has followed its prompt, and has not decided for one video.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((seed, 0, 0, 1))  # no scene of a set has a seed of four numbers
     item, wanted = original.objects[0], scene.caption(original)
     while True:
         other = make_world(rng, (item.color, item.shape, item.motion), pool, background_colors)

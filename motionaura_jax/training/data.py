@@ -211,6 +211,7 @@ def _render(data: DataConfig, folder: pathlib.Path, split: str, count: int) -> l
             height=data.height,
             width=data.width,
             fps=data.fps,
+            lossless=True,
         )
     distributed.barrier(f"{split} scenes are rendered")
     return read_manifest(folder)

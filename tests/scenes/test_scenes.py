@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.data.video import read_video
+from motionaura_jax.data.manifest import read_manifest
+from motionaura_jax.data.video import read_clip, read_video
 from motionaura_jax.scenes import renderer
 from motionaura_jax.scenes import scene as vocabulary
 from motionaura_jax.scenes.dataset import (
@@ -198,6 +199,33 @@ def test_a_written_set_holds_the_rendered_scenes_and_their_captions(tmp_path):
         frames, fps = read_video(manifest.parent / row["file"])
         assert fps == pytest.approx(8.0)
         assert np.abs(frames.astype(int) - render(scene, num_frames=4, height=32, width=32)).mean() < 10
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47)])
+def test_a_lossless_set_holds_the_rendered_pixels_bit_for_bit(tmp_path, height, width):
+    options = PRESETS["full"]
+    size = {"num_frames": 4, "height": height, "width": width}
+    manifest = write_scenes(tmp_path / "set", count=3, split="train", options=options, lossless=True, **size)
+    for index, record in enumerate(read_manifest(manifest)):
+        wanted = render(make_scene(index, split="train", options=options), **size)
+        clip = read_clip(record.path, start=0.0, fps=8.0, num_frames=4, cover=(height, width))
+        np.testing.assert_array_equal(clip[:, :height, :width], wanted)
+        if height == 32:
+            assert clip.shape == wanted.shape
+
+
+def test_a_set_that_was_begun_with_loss_is_finished_and_kept_with_loss(tmp_path):
+    folder = tmp_path / "set"
+    write_scenes(folder, **SMALL)
+    marker = json.loads((folder / "scenes.json").read_text())
+    assert marker["hash"].startswith("15ba17e571b9d847") and "world" not in marker["settings"]["options"]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    write_scenes(folder, **SMALL, lossless=True)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+    write_scenes(tmp_path / "exact", **SMALL, lossless=True)
+    with pytest.raises(UserError, match="other settings"):
+        write_scenes(tmp_path / "exact", **SMALL)
 
 
 def test_writing_resumes_and_a_finished_set_is_left_alone(tmp_path):
