@@ -278,7 +278,7 @@ def write_scenes(
 
     Args:
       lossless: keep every bit of the rendered pixels, so that two machines train on the same arrays.  A folder that was begun
-        without it stays as it is.
+        without it keeps its files.
 
     Raises:
       UserError: bad settings, or a folder with other contents.

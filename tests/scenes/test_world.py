@@ -129,12 +129,13 @@ def _check(scene, **size):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([(8, 64, 64), (5, 64, 88), (3, 81, 65)]))
 def test_ground_truth_explains_the_pixels(index, size):
-    _check(_world(index), num_frames=size[0], height=size[1], width=size[2])
+    truth = _check(_world(index), num_frames=size[0], height=size[1], width=size[2])
+    assert truth.depth.shape == size and truth.flow.shape == (size[0] - 1, *size[1:], 2)
 
 
 def test_ground_truth_of_the_other_styles():
     for index in range(6):
-        _check(make_scene(index, split="train", options=PRESETS["full"]))
+        assert _check(make_scene(index, split="train", options=PRESETS["full"])).shadow.max() == 0
 
 
 def test_flow_and_occlusion_of_a_known_scene():
