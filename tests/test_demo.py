@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from motionaura_jax import assets, demo, export
-from motionaura_jax.core import config
+from motionaura_jax.core import cli, config
 from motionaura_jax.pipelines import adherence, demo_page, text_to_video
 from motionaura_jax.pipelines.text_to_video import TextToVideo
 from motionaura_jax.scenes import renderer
@@ -61,7 +63,8 @@ def test_the_same_command_goes_on_where_it_ended(finished, capsys):
     assert all(result["seconds"][stage] > seconds for stage, seconds in before.items())
 
 
-def test_the_terminal_gets_one_table_and_the_page(capsys):
+def test_the_terminal_gets_one_table_and_the_page(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "console", lambda: Console(file=sys.stderr, width=100))
     shares = {"share": 0.9, "low": 0.8, "high": 0.95, "chance": 0.125, "shuffled": 0.1, "tokenizer_share": 1.0}
     shares["one_step_share"] = 0.3
     result = {"adherence": [{"attribute": "background_color", "n": 32, **shares}], "page": "runs/demo/index.html"}

@@ -341,8 +341,8 @@ def read_scene(video: UInt8[np.ndarray, "t h w 3"], *, world: bool = False) -> S
         return SceneReading(objects=objects, background=kind, background_color=color)
     turn = objects[0].turn if objects and objects[0].motion == "rotating" else 0.0
     ground = np.median(frames[free], axis=0) if free.any() else _background_line(frames)[0]
-    reading = read_world(frames, [masks for _, masks in found], ground, turn)
-    return SceneReading(objects=objects, background=reading.background, background_color=color, world=reading)
+    more = read_world(frames, [masks for _, masks in found], ground, turn)
+    return SceneReading(objects=objects, background=more.background, background_color=color, world=more)
 
 
 def score_reading(reading: SceneReading, scene: Scene) -> dict[str, bool]:

@@ -245,6 +245,8 @@ def shadows(scene: Scene, num_frames: int, height: int, width: int) -> Float[np.
         return dark
     move = np.array(scene.shadow) * min(height, width)
     for item in scene.objects:
-        for frame, (center, *pose) in zip(dark, pixel_poses(item, num_frames, height, width), strict=True):
-            np.maximum(frame, coverage(item.shape, center + move, *pose, height, width), out=frame)
+        poses_by_frame = pixel_poses(item, num_frames, height, width)
+        for frame, (center, diameter, angle) in zip(dark, poses_by_frame, strict=True):
+            covered = coverage(item.shape, center + move, diameter, angle, height, width)
+            np.maximum(frame, covered, out=frame)
     return dark

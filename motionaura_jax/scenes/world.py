@@ -40,7 +40,8 @@ def make_world(
     """
     main = _main_object(rng, combination)
     background = Background(kind="plain", color=_pick(rng, background_colors), pattern=_ground(rng))
-    extra, shadow, objects = rng.random(), None, (main,)
+    extra, shadow = rng.random(), None
+    objects: tuple[SceneObject, ...] = (main,)
     applicable = ["texture", "background", "background_color"]
     if extra < _SHADOW_SHARE:
         angle, length = rng.uniform(0, 2 * math.pi), rng.uniform(*_SHADOWS)
@@ -60,7 +61,7 @@ def make_world(
 
 
 def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
-    return values[rng.integers(len(values))]
+    return values[int(rng.integers(len(values)))]
 
 
 def _phases(rng: np.random.Generator) -> tuple[float, float]:
