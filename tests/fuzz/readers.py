@@ -51,6 +51,7 @@ class Case:
     """Files of one reading: those of a seed, with other content in the first.
 
     Attributes:
+      seed: name of the seed, or of a file that stands alone.
       number: seed of the mutations, or -1 for a case that no seed describes.
     """
 
@@ -62,7 +63,7 @@ class Case:
     @property
     def files(self) -> dict[str, bytes]:
         """Return the content of all files by name; the mutated one is the first."""
-        seed = READERS[self.reader].valid[self.seed]
+        seed = READERS[self.reader].valid.get(self.seed, {self.seed: b""})
         return {**seed, next(iter(seed)): self.data}
 
 
