@@ -207,7 +207,7 @@ def save(path: Path, case: Case, outcome: Outcome) -> None:
         content = {"text": text} if len(text) < 1000 else content
     values = {"reader": case.reader, "seed": case.seed, "number": case.number, **content}
     path.write_text(
-        json.dumps({**values, "outcome": f"{outcome.kind}\n{outcome.detail}".splitlines()}, indent=1) + "\n"
+        json.dumps({**values, "found": outcome.signature, "details": outcome.detail.splitlines()[1:]}, indent=1) + "\n"
     )
 
 

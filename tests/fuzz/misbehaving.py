@@ -33,7 +33,7 @@ def _overflow(_: Path) -> None:
 
 
 def _start_program(_: Path) -> None:
-    subprocess.run([sys.executable, "-c", ""], check=True)
+    subprocess.run(["true"], check=True)
 
 
 def _refuse(path: Path) -> None:

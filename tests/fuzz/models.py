@@ -18,8 +18,10 @@ from motionaura_jax.data.array_cache import fill as fill_cache
 from motionaura_jax.exporters import adapter, base
 from motionaura_jax.models.encoders.text_tokenizers import PretrainedTokenizer
 from motionaura_jax.systems import loading
+from motionaura_jax.systems.base import System
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.weights import exported, load, release, steps, towers
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.tensors import INDEX, TensorFiles
@@ -113,26 +115,26 @@ def _abstract() -> tuple[Any, Any]:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (_PARAMS, _EXTRA))
 
 
-# ---------------------------------------------------------------- An untrained tokenizer
+# ---------------------------------------------------------------- Untrained models
 @functools.cache
-def _tokenizer_release() -> dict[str, bytes]:
-    recipe = config.build(MBQVAERecipe, {"system": "mbq_vae", "model": tiny.TOKENIZER})
-    shapes = jax.eval_shape(MBQVAESystem(recipe).init, jax.random.key(0))
+def _untrained(system_class: type[System]) -> dict[str, bytes]:
+    recipe = _recipe() if system_class is TextToVideoSystem else _tokenizer_recipe()
+    shapes = jax.eval_shape(system_class(recipe).init, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    meta = {**_META, "system": "mbq_vae", "recipe": config.to_dict(recipe)}
+    meta = {**_META, "system": recipe.system, "recipe": config.to_dict(recipe)}
     with tempfile.TemporaryDirectory() as folder:
         release.write_folder(Path(folder), meta, *zeros)
         return {name: (Path(folder) / name).read_bytes() for name in (release.CONFIG, release.WEIGHTS)}
 
 
 def trained_config() -> Seeds:
-    """Return the release of a tokenizer; its config is mutated."""
-    return {"tokenizer": _tokenizer_release()}
+    """Return the releases of a tokenizer and of a text-to-video model; their configs are mutated."""
+    return {"tokenizer": _untrained(MBQVAESystem), "text to video": _untrained(TextToVideoSystem)}
 
 
 def trained_weights() -> Seeds:
     """Return the release of a tokenizer; its weights are mutated."""
-    files = _tokenizer_release()
+    files = _untrained(MBQVAESystem)
     return {"tokenizer": {release.WEIGHTS: files[release.WEIGHTS], release.CONFIG: files[release.CONFIG]}}
 
 
@@ -149,6 +151,10 @@ def config_file() -> Seeds:
 def read_config(path: Path) -> object:
     """Read a saved config and build the recipe."""
     return config.build(TextToVideoRecipe, config.read(str(path)))
+
+
+def _tokenizer_recipe() -> MBQVAERecipe:
+    return config.build(MBQVAERecipe, {"system": "mbq_vae", "model": tiny.TOKENIZER})
 
 
 @functools.cache

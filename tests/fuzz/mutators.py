@@ -53,7 +53,7 @@ _TEXTS = (
     "None",
     "line\nline\r\nline\u2028line",
 )
-_NUMBERS = (0, -1, 1, 2**31, 2**63, 10**12, 10**30, -(10**30), 0.5, 1e300, 1e-300, -0.0)
+_NUMBERS = (0, -1, 1, 2, 7, 1000, 10**6, 10**9, 2**31, 2**63, 10**12, 10**30, -(10**30), 0.5, 1e300, 1e-300, -0.0)
 _VALUES = (None, True, False, [], {}, [1], [None], [[]], {"": None}, {"a": {"b": 3}}, *_NUMBERS, *_TEXTS)
 # Content that `json.dumps` does not write, put in place of a value.
 _RAW = ("NaN", "Infinity", "-Infinity", "1e999", "-0", "0x10", "1" * 5000, "'a'", '"\\ud83d"', '"\\u0000"', "[" * 70 + "]" * 70,
@@ -221,7 +221,12 @@ def _change(tree: Any, rng: random.Random, value: Any = None) -> Any:
 
 
 def _other(value: Any, rng: random.Random) -> Any:
-    """Return a value in place of another; a copy, because later edits change it in place."""
+    """Return a value in place of another: often a number for a number, which passes the checks of types.
+
+    It is a copy, because later edits change it in place.
+    """
+    if isinstance(value, (int, float)) and rng.random() < 0.6:
+        return rng.choice(_NUMBERS)
     return _wrapped(value, rng) if rng.random() < 0.2 else copy.deepcopy(rng.choice(_VALUES))
 
 

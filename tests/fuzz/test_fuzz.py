@@ -11,7 +11,13 @@ from tests.fuzz import campaign, media, misbehaving, mutators, worker
 from tests.fuzz.readers import GROUPS, READERS, Case, make_case
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.json"))
+ENDLESS = ("hang", "crash", "memory")  # these would take this process with them
 _EACH = 4  # mutations per reader in the fast test
+
+
+@pytest.fixture(autouse=True)
+def watched() -> None:
+    worker.watch()
 
 
 def test_every_seed_is_read(tmp_path: Path) -> None:
@@ -40,10 +46,23 @@ def test_a_few_mutations_of_each_reader(name: str, tmp_path: Path) -> None:
         assert not outcome.escaped, f"{number}: {outcome.kind} {outcome.detail}"
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def found(path: Path) -> str:
+    """Return what a kept case did when it was found."""
+    return str(json.loads(path.read_text())["found"])
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CASES if not found(path).startswith(ENDLESS)], ids=lambda path: path.stem
+)
 def test_kept_escapes(path: Path, tmp_path: Path) -> None:
     outcome = worker.attempt(campaign.load(path), tmp_path / "case")
     assert not outcome.escaped, f"{outcome.kind} {outcome.detail}"
+
+
+@pytest.mark.slow
+def test_kept_escapes_that_ended_a_process() -> None:
+    paths = [path for path in CASES if found(path).startswith(ENDLESS)]
+    assert [(path.stem, outcome.kind) for path, outcome in campaign.replay(paths) if outcome.escaped] == []
 
 
 def test_kept_escapes_are_small() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import faulthandler
+import functools
 import logging
 import os
 import shutil
@@ -21,8 +22,9 @@ _HEADROOM = 6 * 2**30  # address space that a reading may take before the kernel
 _LINES = 3
 READY = "ready"
 """First message of a worker process."""
-_FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect",
-              "socket.getaddrinfo", "pickle.find_class")  # fmt: skip
+_FORBIDDEN = frozenset({"os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo",
+                        "pickle.find_class", "subprocess.Popen"})  # fmt: skip
+_actions: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ def attempt(case: Case, folder: Path) -> Outcome:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     resident, before = _memory()
+    _actions.clear()
     begin, outcome = time.monotonic(), Outcome(kind="refused")
     for read in READERS[case.reader].reads:
         found = _call(read, folder / next(iter(files)))
@@ -69,11 +72,29 @@ def attempt(case: Case, folder: Path) -> Outcome:
     _, peak = _memory()
     grown = peak - resident if peak > before else 0  # below an earlier peak, which was allowed
     shutil.rmtree(folder, ignore_errors=True)
+    if _actions:
+        outcome = Outcome(kind="action", detail=f"{case.reader}: {_actions[0]}")
     if not outcome.escaped and grown > MAX_BYTES:
         outcome = Outcome(kind="memory", detail=f"{case.reader}: {grown / 2**20:.0f} MiB")
     elif not outcome.escaped and seconds > MAX_SECONDS:
         outcome = Outcome(kind="hang", detail=f"{case.reader}: {seconds:.0f} s")
     return dataclasses.replace(outcome, seconds=seconds, memory=grown)
+
+
+@functools.cache
+def watch() -> None:
+    """Notice programs, connections and unpickling from now on; `attempt` takes them for escapes.
+
+    Child processes that run this Python are allowed: other tests check their isolation.
+    """
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        """Keep the name of a forbidden event."""
+        own = event == "subprocess.Popen" and arguments[0] == sys.executable
+        if event in _FORBIDDEN and not own:
+            _actions.append(f"{event} {arguments}"[:200])
+
+    sys.addaudithook(note)
 
 
 def serve(connection: Connection, folder: Path, seconds: float = MAX_SECONDS) -> None:
@@ -83,13 +104,11 @@ def serve(connection: Connection, folder: Path, seconds: float = MAX_SECONDS) ->
     """
     os.chdir(folder)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    os.dup2(sys.stderr.fileno(), 2)  # decoders print to it
+    for number in (1, 2):  # libraries print to them
+        os.dup2(sys.stderr.fileno(), number)
     logging.disable(logging.CRITICAL)
     _limit_memory()
-    actions: list[str] = []
-    sys.addaudithook(
-        lambda event, arguments: actions.append(f"{event} {arguments}"[:200]) if event in _FORBIDDEN else None
-    )
+    watch()
     with (folder / "stack.txt").open("w+") as stack:
         faulthandler.enable(stack)
         connection.send(READY)
@@ -100,12 +119,9 @@ def serve(connection: Connection, folder: Path, seconds: float = MAX_SECONDS) ->
                 return
             stack.seek(0)
             stack.truncate()
-            actions.clear()
             faulthandler.dump_traceback_later(0.8 * seconds, file=stack)
             outcome = attempt(case, folder / f"{number}")
             faulthandler.cancel_dump_traceback_later()
-            if actions and not outcome.escaped:
-                outcome = dataclasses.replace(outcome, kind="action", detail=f"{case.reader}: {actions[0]}")
             connection.send(outcome)
 
 
