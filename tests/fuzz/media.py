@@ -12,6 +12,8 @@ import numpy as np
 from av.video.stream import VideoStream
 from PIL import Image, features
 
+from motionaura_jax.data.video import VIDEO_SUFFIXES
+
 SIZE, FRAMES = 64, 6
 DISGUISED = "disguised-"
 """Start of the names of files whose suffix is not that of their format; readers may refuse them."""
@@ -54,6 +56,14 @@ _VIDEOS = (
     (".ts", "mpegts", "libx264", "yuv420p", {}),
     (".wmv", "asf", "wmv2", "yuv420p", {}),
     (".wmv", "asf", "msmpeg4", "yuv420p", {}),
+    # Suffixes that cameras and disks use.
+    (".mts", "mpegts", "libx264", "yuv420p", {}),
+    (".m2ts", "mpegts", "mpeg2video", "yuv420p", {}),
+    (".vob", "vob", "mpeg2video", "yuv420p", {}),
+    (".m2v", "mpeg2video", "mpeg2video", "yuv420p", {}),
+    (".3g2", "3g2", "libx264", "yuv420p", {}),
+    (".f4v", "f4v", "libx264", "yuv420p", {}),
+    (".mxf", "mxf", "mpeg2video", "yuv420p", {}),
     # Videos under the suffix of another container.
     (".mp4", "matroska", "libx264", "yuv420p", {}),
     (".avi", "mpegts", "mpeg2video", "yuv420p", {}),
@@ -80,10 +90,10 @@ _OTHERS = ("AVIF", "BLP", "DDS", "DIB", "EPS", "GIF", "ICNS", "ICO", "IM", "JPEG
 
 
 def seeds() -> Iterator[tuple[str, bytes]]:
-    """Yield (file name, content) of one file per suffix, codec and format; encoders that are not installed are left out."""
+    """Yield (file name, content) of one file per suffix, codec and format that readers take and FFmpeg can write here."""
     frames = _frames()
     for number, (suffix, container, codec, pixels, options) in enumerate(_VIDEOS):
-        data = encode(frames, container, codec, pixels, options)
+        data = encode(frames, container, codec, pixels, options) if suffix in VIDEO_SUFFIXES else b""
         if data:
             yield f"{number:02d}-{codec.removeprefix('lib')}{suffix}", data
     for name, data in _images(frames):
@@ -93,7 +103,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
 def encode(frames: np.ndarray, container: str, codec: str, pixels: str, options: dict[str, str]) -> bytes:
     """Return a file with these RGB frames at 8 or 25 frames per second, or nothing if FFmpeg cannot write it."""
     width, height = (128, 96) if codec == "h263" else (SIZE, SIZE)  # H.263 knows a few sizes only
-    rate = 25 if "mpeg" in container else 8
+    rate = 25 if "mpeg" in container or container in ("mxf", "vob") else 8
     with tempfile.NamedTemporaryFile() as target:
         try:
             with av.open(target.name, "w", format=container, options=options) as file:
