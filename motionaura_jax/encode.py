@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", action="store_true", help="encode captions with --text_encoder")
     parser.add_argument("--text_encoder", type=cli.place, default="", help="folder or hub id of a published T5")
     parser.add_argument("--limit", type=cli.number(Length), default=180, help="largest number of ids per caption")
-    parser.add_argument("--prompts_file", type=cli.path, help="more texts to encode, one per line")
+    parser.add_argument(
+        "--prompts_file", type=cli.path, help="more texts to encode: .txt with one per line, .jsonl or .csv"
+    )
     parser.add_argument(
         "--checkpoint", type=cli.place, default="", help="trained tokenizer or other autoencoder; encode clips with it"
     )
@@ -57,9 +59,8 @@ def _encode(args: argparse.Namespace) -> dict[str, Any]:
         process_count=args.process_count,
     )
     if args.text:
-        return encode.encode_texts(
-            args.manifest, args.text_encoder, work, limit=args.limit, prompts_file=args.prompts_file
-        )
+        prompts = expanded(args.prompts_file) if args.prompts_file else None
+        return encode.encode_texts(args.manifest, args.text_encoder, work, limit=args.limit, prompts_file=prompts)
     shape = {name: getattr(args, name) for name in ("num_frames", "height", "width", "fps")}
     return encode.encode_clips(args.manifest, args.checkpoint, work, **shape)
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +24,8 @@ MAX_TEXT_BYTES = 2**32
 MAX_DEPTH = 64
 """Deepest nesting of JSON objects and lists."""
 _PROBE_BYTES = 2**16
+MAX_LINE = 2**24
+"""Longest line of a table, in characters."""
 
 
 def expanded(text: str | os.PathLike[str]) -> Path:
@@ -169,7 +171,9 @@ def read_bytes(path: Path, *, limit: int, remedy: str) -> bytes:
         raise UserError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
 
 
-def read_text(path: Path, *, limit: int = MAX_TEXT_BYTES, remedy: str = "save the file with UTF-8 encoding") -> str:
+def read_text(
+    path: Path, *, limit: int = MAX_TEXT_BYTES, remedy: str = "make it a readable file with UTF-8 encoding"
+) -> str:
     """Read UTF-8 text, with or without a byte-order mark, and with line ends as newlines.
 
     Raises:
@@ -187,18 +191,46 @@ def read_text(path: Path, *, limit: int = MAX_TEXT_BYTES, remedy: str = "save th
     return text.replace("\r\n", "\n")
 
 
-def parse_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
-    """Parse strict JSON: no NaN or Infinity, no half of a surrogate pair, at most `MAX_DEPTH` levels.
+def read_lines(
+    path: Path, *, limit: int = MAX_TEXT_BYTES, remedy: str = "make it a readable file with UTF-8 encoding"
+) -> Iterator[str]:
+    """Yield the lines of UTF-8 text with their ends, without holding the whole file in memory.
+
+    Lines end as in Python: with a newline, a carriage return, or both.  A byte-order mark is left out.
+
+    Raises:
+      UserError: see `read_text`; or a line is longer than `MAX_LINE` characters.
+    """
+    check_regular(path, limit=limit, remedy=remedy)
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            while line := file.readline(MAX_LINE):
+                number += 1
+                if "\0" in line:
+                    raise UserError(f"{path}: line {number} is not UTF-8 text (NUL character); {remedy}")
+                if len(line) == MAX_LINE:
+                    raise UserError(f"{path}: line {number} is longer than {MAX_LINE} characters; {remedy}")
+                yield line
+    except UnicodeDecodeError:
+        read_text(path, limit=limit, remedy=remedy)  # raises with the place; decoding by blocks does not know it
+        raise UserError(f"{path}: changed while it was read; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
+
+
+def parse_json(text: str | bytes, *, strict: bool = True) -> Any:
+    """Parse JSON: no NaN or Infinity, no half of a surrogate pair, at most `MAX_DEPTH` levels.
 
     Args:
-      allow_nan: accept NaN and Infinity, which earlier versions wrote into the files of a run.
+      strict: False lets NaN, Infinity and halves of surrogate pairs pass, for rows in which only some values are used.
 
     Raises:
       ValueError: says in a few words what is wrong.
     """
     try:
-        value = json.loads(text, parse_constant=None if allow_nan else _refuse_constant)
-        _check_strings(value, MAX_DEPTH)
+        value = (_STRICT if strict else _LENIENT).decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        _check_value(value, MAX_DEPTH, strict)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -208,15 +240,15 @@ def parse_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
     return value
 
 
-def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, remedy: str, allow_nan: bool = False) -> dict[str, Any]:
-    """Read a file that holds one JSON object; `allow_nan` is that of `parse_json`.
+def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, remedy: str, strict: bool = True) -> dict[str, Any]:
+    """Read a file that holds one JSON object; `strict` is that of `parse_json`.
 
     Raises:
       UserError: "PATH: fault; remedy" for a file that cannot be read, that is not strict JSON, or that holds another value.
     """
     data = read_bytes(path, limit=limit, remedy=remedy)
     try:
-        value = parse_json(data.decode("utf-8-sig"), allow_nan=allow_nan)
+        value = parse_json(data.decode("utf-8-sig"), strict=strict)
     except ValueError as error:
         fault = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise UserError(f"{path}: is damaged ({fault}); {remedy}") from None
@@ -225,22 +257,34 @@ def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, remedy: str, allow_nan
     return value
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether UTF-8 can hold a text: it has no half of a surrogate pair, as a file name that is not UTF-8 has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"not JSON: {name} is not a number")
 
 
-def _check_strings(value: Any, depth: int) -> None:
-    """Refuse nesting deeper than `depth`, and strings that UTF-8 cannot hold."""
+# Built once, because a table of a million rows is parsed row by row.
+_STRICT, _LENIENT = json.JSONDecoder(parse_constant=_refuse_constant), json.JSONDecoder()
+
+
+def _check_value(value: Any, depth: int, strict: bool) -> None:
+    """Refuse nesting deeper than `depth`, and if `strict` strings that UTF-8 cannot hold."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("a string holds half of a surrogate pair") from None
+        if strict and not is_utf8(value):
+            raise ValueError("a string holds half of a surrogate pair")
     elif isinstance(value, (dict, list)):
         if depth == 0:
             raise ValueError("nested too deeply")
         for item in (*value, *value.values()) if isinstance(value, dict) else value:
-            _check_strings(item, depth - 1)
+            if strict or isinstance(item, (dict, list)):
+                _check_value(item, depth - 1, strict)
 
 
 def _reason(error: Exception) -> str:

@@ -21,14 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.errors import UserError, shown
+from motionaura_jax.core.files import check_regular, read_json
 from motionaura_jax.data.media import write_json
 
 META, SUFFIX = "cache.json", ".arrayrecord"
 SHARD = 1024
 """Arrays per shard, and so the largest number that is computed again after an interruption."""
+_MAX_SHARD_BYTES = 2**50  # no limit in practice; what matters is that it is a file
 
 _KEY = 16  # bytes
+_DTYPES = ("bfloat16", "float16", "float32", "float64", "int8", "uint8", "int16", "uint16", "int32", "int64")
 T = TypeVar("T")
 
 
@@ -98,15 +101,24 @@ class ArrayCache(Mapping[bytes, np.ndarray]):
         self._places: dict[bytes, tuple[Path, int]] = {}
         self._readers: dict[Path, Any] = {}
         for shard in sorted(self.folder.glob(f"*{SUFFIX}")):
+            check_regular(shard, limit=_MAX_SHARD_BYTES, remedy="remove it")
             keys = self._read(shard, 0)
+            if len(keys) % _KEY:
+                raise _damaged(shard, f"{len(keys)} bytes of keys")
             places = range(0, len(keys), _KEY)
             self._places.update({keys[at : at + _KEY]: (shard, 1 + at // _KEY) for at in places})
 
     def __getitem__(self, key: bytes) -> np.ndarray:
-        data = self._read(*self._places[key])
-        (axes,) = struct.unpack_from("<B", data)
-        shape = struct.unpack_from(f"<{axes}q", data, 1)
-        return np.frombuffer(data, self._dtype, offset=1 + 8 * axes).reshape(shape)
+        shard, position = self._places[key]
+        data = self._read(shard, position)
+        try:
+            (axes,) = struct.unpack_from("<B", data)
+            shape = struct.unpack_from(f"<{axes}q", data, 1)
+            if min(shape, default=0) < 0:
+                raise ValueError("a negative size")
+            return np.frombuffer(data, self._dtype, offset=1 + 8 * axes).reshape(shape)
+        except (struct.error, ValueError) as error:
+            raise _damaged(shard, f"array {position}: {error}") from None
 
     def __contains__(self, key: object) -> bool:
         return key in self._places  # without reading the array
@@ -129,9 +141,11 @@ class ArrayCache(Mapping[bytes, np.ndarray]):
                     self._readers[shard] = ArrayRecordReader(str(shard), options)
                 return self._readers[shard].read([position])[0]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"{shard}: is damaged ({str(error).split(';')[0] or 'no records'}); delete it and run encode again"
-            ) from None
+            raise _damaged(shard, str(error).split(";")[0] or "no records") from None
+
+
+def _damaged(shard: Path, fault: str) -> UserError:
+    return UserError(f"{shard}: is damaged ({fault}); delete it and run encode again")
 
 
 def content_key(meta: Mapping[str, Any], content: bytes) -> bytes:
@@ -219,14 +233,12 @@ def _write_shard(folder: Path, arrays: Mapping[bytes, np.ndarray], dtype: np.dty
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / META
-    try:
-        meta = json.loads(path.read_text("utf-8"))
-        _dtype(meta["dtype"])
-    except FileNotFoundError:
-        raise UserError(f"{folder}: is no cache; make one with motionaura encode") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({error}); delete the folder and run encode again") from None
+    path, remedy = folder / META, "delete the folder and run encode again"
+    if not path.exists():
+        raise UserError(f"{folder}: is no cache; make one with motionaura encode")
+    meta = read_json(path, remedy=remedy)
+    if meta.get("dtype") not in _DTYPES:
+        raise UserError(f"{path}: is damaged (dtype {shown(repr(meta.get('dtype')))}); {remedy}")
     return meta
 
 

@@ -1,8 +1,8 @@
 """Latents of clips that `motionaura encode --checkpoint` computed once, as a field of training batches."""
 
 import contextlib
-import errno
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.files import kind_of
-from motionaura_jax.data.array_cache import ArrayCache, file_content
+from motionaura_jax.core.errors import UserError, shown
+from motionaura_jax.core.files import MAX_TEXT_BYTES, check_regular, read_json
+from motionaura_jax.data.array_cache import META, ArrayCache, file_content
 from motionaura_jax.data.buckets import ClipShape
 from motionaura_jax.data.clips import load_clip
 from motionaura_jax.data.fields import VIDEO, ClipField
@@ -27,6 +27,8 @@ FILES = "files.json"
 """Hashes of the encoded files, in the cache folder."""
 
 _HASHING_THREADS = 8
+_MAX_FILE_BYTES = 2**50  # no limit in practice; what matters is that it is a file
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def latents_meta(kind: str, latent_space: str, shape: ClipShape) -> dict[str, Any]:
@@ -59,29 +61,29 @@ class FileHashes:
 
     def __init__(self, folder: str | Path):
         self._path = Path(folder) / FILES
-        self._known: dict[str, list[Any]] = {}
+        self._known: dict[str, Any] = {}
         # Without the file, or if it is damaged, all files are read again.
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            self._known = dict(json.loads(self._path.read_text("utf-8")))
+        with contextlib.suppress(UserError):
+            self._known = read_json(self._path, limit=MAX_TEXT_BYTES, remedy="remove it", strict=False)
 
     def content(self, record: Record) -> bytes:
         """Return what `array_cache.file_content` returns for the file of a record.
 
         Raises:
-          OSError: the file cannot be read, or is a pipe or device.
+          UserError: the file cannot be read.
         """
-        try:
-            status = record.path.stat()
-        except ValueError as error:  # a name that no file can have
-            raise OSError(errno.EINVAL, str(error)) from None
-        kind = kind_of(status)
-        if kind is not None:
-            raise OSError(errno.EINVAL, f"is {kind}, not a file")
+        remedy = "check the path or the manifest row"
+        status = check_regular(record.path, limit=_MAX_FILE_BYTES, remedy=remedy)
         stamp = [status.st_size, status.st_mtime_ns]
-        known = self._known.get(record.id, [])
-        if known[:-1] != stamp:
-            known = self._known[record.id] = [*stamp, file_content(record.path).hex()]
-        return bytes.fromhex(known[-1])
+        match self._known.get(record.id):
+            case [size, time, str(content)] if [size, time] == stamp and _SHA256.fullmatch(content):
+                return bytes.fromhex(content)
+        try:
+            hashed = file_content(record.path)
+        except OSError as error:
+            raise UserError(f"{record.path}: cannot be read ({error.strerror}); {remedy}") from None
+        self._known[record.id] = [*stamp, hashed.hex()]
+        return hashed
 
     def save(self) -> None:
         """Write the hashes into the folder, in one process only.  Raises UserError on a failure of the disk."""
@@ -121,7 +123,10 @@ class CachedLatents:
             )
         for shape, other in zip(shapes, wanted, strict=True):
             if meta != other:
-                held = ClipShape(**{name: meta[name] for name in ("num_frames", "height", "width", "fps")})
+                sizes = {name: meta[name] for name in ("num_frames", "height", "width", "fps")}
+                if not all(isinstance(size, int | float) and 0 < size < 2**31 for size in sizes.values()):
+                    raise UserError(f"{folder}: its {META} is damaged ({shown(sizes)}); {again} with another --output")
+                held = ClipShape(**sizes)
                 flags = f"--num_frames={shape.num_frames} --height={shape.height} --width={shape.width}"
                 raise UserError(
                     f"{folder}: holds clips of {held}, but this run trains on {shape}; {again} {flags} "
@@ -141,7 +146,7 @@ class CachedLatents:
         """Return the key of a record, or None if the cache lacks it or the file cannot be read."""
         try:
             key = self._cache.key(self._hashes.content(record))
-        except OSError:
+        except UserError:
             return None
         return key if key in self._cache else None
 

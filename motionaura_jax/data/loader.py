@@ -179,10 +179,9 @@ def held_out_split(records: Sequence[Record], fraction: float, seed: int = 0) ->
     draws = {record.id: _unit_hash(f"{seed}:{record.id}") for record in records}
     held = {identity for identity, draw in draws.items() if draw < fraction}
     if fraction > 0 and len(draws) > 1:
-        by_draw = sorted(draws, key=lambda identity: draws[identity])
-        held = (held | {by_draw[0]}) - {by_draw[-1]}
+        held = (held | {min(draws, key=draws.__getitem__)}) - {max(draws, key=draws.__getitem__)}
     return [r for r in records if r.id not in held], [r for r in records if r.id in held]
 
 
 def _unit_hash(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:7], "big") / 2**56

@@ -1,34 +1,44 @@
 """Manifests: videos with captions and companion files, as a folder or a .jsonl or .csv file with a path column."""
 
-import csv
+import collections
+import contextlib
 import dataclasses
-import functools
-import io
-import json
-import logging
-from collections.abc import Iterator, Sequence
+import gc
+import itertools
+import operator
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoError
+from motionaura_jax.core.files import expanded, is_utf8, read_text
+from motionaura_jax.data.listing import MEDIA_SUFFIXES, Listing, Names, list_folder, variants, warn_once
+from motionaura_jax.data.tables import TABLE_SUFFIXES, rows
+from motionaura_jax.data.video import VideoError
 
-logger = logging.getLogger(__name__)
-
-PATH_COLUMNS = ("file", "path", "video")
+PATH_COLUMNS = ("file", "path", "video", "file_name")
 CAPTION_COLUMNS = ("caption", "text")
-_METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+MAX_CAPTION_BYTES = 2**20
+"""Largest NAME.txt that is read as a caption."""
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_FEW, _MANY = 64, 10_000  # rows per folder, and per manifest, that are looked up without listing their folder
+_KEPT = 2  # manifests: one to train on, one to evaluate on
+_UNSETTLED = 2 * 10**9  # ns; a file that is younger may change without a change of its time stamp
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One video of a manifest.
 
     Attributes:
       path: the file.
       caption: text, or None where unknown.
-      id: path relative to the manifest's folder, with forward slashes.
+      id: path relative to the manifest's folder, with forward slashes, as written in the manifest.
       files: companion files, as pairs of a column of the manifest and a path.
     """
 
@@ -52,11 +62,15 @@ class Record:
 def read_manifest(location: str | PathLike[str], columns: Sequence[str] = ()) -> list[Record]:
     """Read a manifest and return its records, sorted by `id`.  Rows that repeat another row count once.
 
-    A folder is searched with all its subfolders for videos and images; names that begin with a dot are left out.  The
-    caption of NAME.mp4 is NAME.txt next to it, else its row in the nearest metadata.jsonl or metadata.csv between the
-    file and the folder.  A NAME.txt that is not UTF-8 counts as no caption and is logged.  A `.jsonl` or `.csv` has a
-    column `file`, `path` or `video` (relative to the manifest's folder, or absolute) and may have `caption` or `text`.
-    Files are not opened, and may be missing.
+    A folder is searched with all its subfolders for videos and images, see `listing.list_folder`.  The caption of NAME.mp4
+    is NAME.txt next to it, else its row in the nearest metadata.jsonl or metadata.csv between the file and the folder.  A
+    NAME.txt that cannot be read as UTF-8 counts as no caption and is logged.  A `.jsonl` or `.csv` has a column `file`,
+    `path`, `video` or `file_name` (relative to the manifest's folder, or absolute) and may have `caption` or `text`.
+    Files are not opened, and may be missing; rows without a file are counted in one warning.  A file that is not found as
+    written is also looked for with slashes for backslashes, and in the other Unicode normal forms.
+
+    The records of the last manifests are kept for the next call: one run reads its manifest for its captions and again for
+    its clips.  They are read again if a table, a text or the list of files has changed.
 
     Args:
       location: folder, `.jsonl` or `.csv`.
@@ -65,168 +79,249 @@ def read_manifest(location: str | PathLike[str], columns: Sequence[str] = ()) ->
     Raises:
       UserError: the manifest is missing, empty, not UTF-8, malformed or has no usable row; names the place.
     """
-    path = Path(location)
+    path, columns = expanded(location), tuple(columns)
     try:
         if path.is_dir():
-            records = _folder(path, columns)
+            listing = list_folder(path)
+            records = _kept(path, columns, listing.stamp, lambda: _folder(path, columns, listing))
         elif not path.exists():
             raise UserError(f"{path}: no such folder or manifest; check data.manifest")
-        elif path.suffix.lower() not in (".jsonl", ".csv"):
+        elif path.suffix.lower() not in TABLE_SUFFIXES:
             raise UserError(f"{path}: not a manifest; give a folder, a .jsonl or a .csv file")
         else:
-            records = _table(path, columns)
+            status = path.stat()
+            stamp = hash((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)), status.st_mtime_ns
+            records = _kept(path, columns, stamp, lambda: _located(path, _table(path, columns)))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    return sorted(records, key=lambda record: (record.id, record.caption or "", record.files))
-
-
-class _Tables:
-    """The metadata tables of a folder and its subfolders, each read once."""
-
-    def __init__(self, folder: Path, columns: Sequence[str]):
-        self._folder, self._columns = folder, columns
-        self._read: dict[Path, dict[str, Record]] = {}
-
-    def rows(self, file: Path) -> Iterator[Record]:
-        """Yield the rows of `file`, from the nearest table up."""
-        for parent in file.parents:
-            if parent not in self._read:
-                table = next((parent / name for name in _METADATA_NAMES if (parent / name).is_file()), None)
-                self._read[parent] = {row.id: row for row in _table(table, self._columns)} if table else {}
-            row = self._read[parent].get(file.relative_to(parent).as_posix())
-            if row is not None:
-                yield row
-            if parent == self._folder:
-                return
-
-    def caption(self, file: Path) -> str | None:
-        """Return the caption of `file` in the nearest table that has one."""
-        return next((row.caption for row in self.rows(file) if row.caption is not None), None)
-
-    def files(self, file: Path) -> tuple[tuple[str, Path], ...]:
-        """Return the companions of `file`, each from the nearest table that names it."""
-        found: dict[str, Path] = {}
-        for row in self.rows(file):
-            found = dict(row.files) | found
-        return tuple(sorted(found.items()))
-
-
-def _folder(folder: Path, columns: Sequence[str]) -> list[Record]:
-    files = [
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    ]
-    if not files:
-        raise UserError(f"{folder}: holds no video or image; put files in it, or give a .jsonl or .csv manifest")
-    tables = _Tables(folder, columns)
-    companions = {path for file in files for _, path in tables.files(file)} if columns else set()
-    files = [file for file in files if file not in companions]
-    captions = {file: _caption(file, tables) for file in files}
-    unreadable = sorted((text for text in captions.values() if isinstance(text, UserError)), key=str)
-    if unreadable:
-        _warn_once(f"{unreadable[0]}; {folder}: {len(unreadable)} of {len(files)} clips lose their caption in this way")
-    return [
-        Record(
-            path=file,
-            caption=text if isinstance(text, str) else None,
-            id=file.relative_to(folder).as_posix(),
-            files=tables.files(file) if columns else (),
-        )
-        for file, text in captions.items()
-    ]
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """Log a warning once, although a run reads its manifest several times."""
-    logger.warning("%s", message)
-
-
-def _caption(file: Path, tables: _Tables) -> str | UserError | None:
-    """Return the caption of `file` from NAME.txt next to it, else from the tables.
-
-    A caption file that cannot be decoded is returned as its error: not every use of a clip needs captions.
-    """
-    text_file = file.with_suffix(".txt")
-    if text_file.is_file():
-        try:
-            return " ".join(_text(text_file).split()) or None
-        except UserError as error:
-            return error
-    return tables.caption(file)
-
-
-def _table(path: Path, columns: Sequence[str]) -> list[Record]:
-    """Read the rows of a .jsonl or .csv; a row without a path is an error, blank lines are not rows."""
-    text = _text(path)
-    if not text.strip():
-        raise UserError(f"{path}: is empty; add one row per video with a column {'|'.join(PATH_COLUMNS)}")
-    rows = _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
-    records = {_record(path, line, row, columns): None for line, row in rows}
-    if not records:
-        raise UserError(f"{path}: has a header but no rows; add one row per video")
     return list(records)
 
 
-def _record(manifest: Path, line: int, row: dict[str, Any], columns: Sequence[str]) -> Record:
-    column = next((name for name in PATH_COLUMNS if row.get(name)), None)
-    if column is None:
-        found = ", ".join(str(name) for name in row) or "none"
-        raise UserError(
-            f"{manifest}: line {line} has no file in a column {'|'.join(PATH_COLUMNS)} (columns: {found}); add it"
-        )
-    caption_column = next((name for name in CAPTION_COLUMNS if row.get(name)), None)
-    used = {name: row[name] for name in (column, caption_column, *columns) if name is not None and row.get(name)}
-    for name, value in used.items():
-        if not isinstance(value, str):
-            shown = "|".join(CAPTION_COLUMNS) if name == caption_column else name
-            raise UserError(f"{manifest}: line {line}: column {shown} is not text; put it in quotes")
-    path = manifest.parent / used[column]
-    identity = path.relative_to(manifest.parent) if path.is_relative_to(manifest.parent) else path
-    caption = " ".join(used[caption_column].split()) if caption_column else ""
-    files = tuple((name, manifest.parent / used[name]) for name in sorted(columns) if name in used)
-    return Record(path=path, caption=caption or None, id=identity.as_posix(), files=files)
+# ---------------------------------------------------------------- Records of earlier calls
+_records: collections.OrderedDict[Any, tuple[int, tuple[Record, ...]]] = collections.OrderedDict()
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error.msg}); give one object per line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is a JSON {type(row).__name__}; give one object per line")
-        yield number, row
+def _kept(
+    path: Path, columns: tuple[str, ...], stamp: tuple[int, int], read: Callable[[], Iterable[Record]]
+) -> tuple[Record, ...]:
+    """Return the records that an earlier call kept under the same stamp, or read, sort and keep them."""
+    key, (version, newest) = (path, path.absolute(), columns), stamp
+    kept = _records.get(key)
+    if kept is not None and kept[0] == version:
+        return kept[1]
+    settled = time.time_ns() - newest > _UNSETTLED
+    _records.pop(key, None)
+    with _collection_paused():
+        ordered = sorted(read(), key=lambda record: (record.id, record.caption or "", record.files))
+        records = tuple(record for record, _ in itertools.groupby(ordered))
+    if settled:
+        _records[key] = version, records
+        while len(_records) > _KEPT:
+            _records.popitem(last=False)
+    return records
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    columns = [name.strip() for name in reader.fieldnames or []]
-    if not set(columns) & set(PATH_COLUMNS):
-        raise UserError(
-            f"{path}: no path column among {', '.join(columns)}; name the column of the files {'|'.join(PATH_COLUMNS)}"
-        )
-    reader.fieldnames = columns
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Pause the search for reference cycles: a million records have none, and it would take a quarter of the time."""
+    running = gc.isenabled()
+    gc.disable()
     try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num} is not CSV ({error}); check its quotes") from error
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
-def _text(path: Path) -> str:
-    """Read UTF-8, with or without a byte-order mark, with line ends as newlines."""
-    data = path.read_bytes()
+# ---------------------------------------------------------------- Folders
+def _folder(folder: Path, columns: Sequence[str], listing: Listing) -> list[Record]:
+    if not listing.media:
+        raise UserError(f"{folder}: holds no video or image; put files in it, or give a .jsonl or .csv manifest")
+    names = Names(listing.media)
+    tables = {place: _matched(folder / name, place, names, columns) for place, name in listing.tables.items()}
+    texts = Names(listing.captions)
+    lost: list[UserError] = []
+    records = []
+    for name in listing.media:
+        found = list(_rows_of(name, tables)) if tables else []
+        caption = _caption(folder, name, listing, texts, lost)
+        if caption is None:
+            caption = next((row.caption for row in found if row.caption is not None), "")
+        files = dict(itertools.chain.from_iterable(row.files for row in reversed(found)))
+        records.append(Record(path=folder / name, caption=caption or None, id=name, files=tuple(sorted(files.items()))))
+    if lost:
+        first = min(lost, key=str)
+        warn_once(f"{first}; {folder}: {len(lost)} of {len(records)} clips lose their caption in this way")
+    companions = {path for record in records for _, path in record.files}
+    return [record for record in records if record.path not in companions] if companions else records
+
+
+def _matched(table: Path, place: str, names: Names, columns: Sequence[str]) -> dict[str, Record]:
+    """Return the rows of a metadata table by the file that each belongs to; log those that belong to none."""
+    found, unmatched = dict[str, Record](), list[str]()
+    for record in _table(table, columns):
+        name = names.find(f"{place}/{record.id}" if place else record.id)
+        if name is None:
+            unmatched.append(record.id)
+        else:
+            found[name] = record
+    _warn_of_unmatched(table, unmatched, len(unmatched) + len(found))
+    return found
+
+
+def _rows_of(name: str, tables: Mapping[str, Mapping[str, Record]]) -> Iterator[Record]:
+    """Yield the rows of a file, from the nearest table up."""
+    place = name
+    while place:
+        place = place.rpartition("/")[0]
+        row = tables[place].get(name) if place in tables else None
+        if row is not None:
+            yield row
+
+
+def _caption(folder: Path, name: str, listing: Listing, texts: Names, lost: list[UserError]) -> str | None:
+    """Return the caption in NAME.txt next to a file, "" if that has none, or None if there is no such file.
+
+    A caption file that cannot be read is added to `lost`: not every use of a clip needs captions.
+    """
+    stem = texts.find(name.rpartition(".")[0]) if listing.captions else None
+    if stem is None:
+        return None
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}: line {line} is not UTF-8 (byte {error.start}); save the file with UTF-8 encoding"
-        ) from error
-    return text.replace("\r\n", "\n")
+        return " ".join(read_text(folder / listing.captions[stem], limit=MAX_CAPTION_BYTES).split())
+    except UserError as error:
+        lost.append(error)
+        return ""
+
+
+# ---------------------------------------------------------------- Tables
+def _table(path: Path, columns: Sequence[str]) -> list[Record]:
+    """Read the rows of a .jsonl or .csv; a row without a path is an error, blank lines are not rows."""
+    if not path.stat().st_size:
+        raise UserError(f"{path}: is empty; add one row per video with a column {'|'.join(PATH_COLUMNS)}")
+    reader = _RowReader(path, columns)
+    records = [reader.record(line, row) for line, row in rows(path, PATH_COLUMNS, "path")]
+    if not records:
+        raise UserError(f"{path}: has no rows; add one row per video with a column {'|'.join(PATH_COLUMNS)}")
+    if reader.lost:
+        warn_once(
+            f"{path}: line {reader.lost[0]}: the caption holds half of a surrogate pair and cannot be written as UTF-8; "
+            f"{len(reader.lost)} of {len(records)} rows lose their caption in this way"
+        )
+    return records
+
+
+class _RowReader:
+    """Maker of records from the rows of one table.
+
+    Attributes:
+      lost: lines of captions that cannot be used.
+    """
+
+    def __init__(self, table: Path, columns: Sequence[str]):
+        self._table, self._folder, self._columns = table, table.parent, sorted(columns)
+        self._prefix = f"{self._folder.as_posix().removesuffix('/')}/"
+        self.lost: list[int] = []
+
+    def record(self, line: int, row: dict[str, Any]) -> Record:
+        """Return the record of a row."""
+        written = self._value(line, row, PATH_COLUMNS)
+        if not written:
+            found = ", ".join(str(name) for name in row) or "none"
+            raise UserError(
+                f"{self._table}: line {line} has no file in a column {'|'.join(PATH_COLUMNS)} (columns: {found}); add it"
+            )
+        path = Path(written) if _ADDRESS.match(written) else self._folder / written
+        files = [(name, self._value(line, row, (name,))) for name in self._columns] if self._columns else ()
+        return Record(
+            path=path,
+            caption=self._caption(line, row),
+            id=path.as_posix().removeprefix(self._prefix),
+            files=tuple((name, self._folder / file) for name, file in files if file),
+        )
+
+    def _value(self, line: int, row: dict[str, Any], columns: tuple[str, ...]) -> str:
+        """Return the text of the first of `columns` that has a value, or an empty text."""
+        for name in columns:
+            value = row.get(name)
+            if value:
+                if not isinstance(value, str):
+                    shown = name if columns is PATH_COLUMNS else "|".join(columns)
+                    raise UserError(f"{self._table}: line {line}: column {shown} is not text; put it in quotes")
+                return value
+        return ""
+
+    def _caption(self, line: int, row: dict[str, Any]) -> str | None:
+        caption = self._value(line, row, CAPTION_COLUMNS)
+        # A stray quote makes the next rows part of a caption.
+        if "\n" in caption and any(_names_media(text) for text in caption.splitlines()[1:]):
+            raise UserError(f"{self._table}: line {line}: the caption holds the row of another file; check its quotes")
+        if not caption.isascii() and not is_utf8(caption):
+            self.lost.append(line)
+            return None
+        return " ".join(caption.split()) or None
+
+
+def _names_media(text: str) -> bool:
+    return any(os.path.splitext(cell.strip(' "'))[1].lower() in MEDIA_SUFFIXES for cell in text.split(",")[:-1])
+
+
+# ---------------------------------------------------------------- Files of tables
+def _located(manifest: Path, records: Sequence[Record]) -> Iterator[Record]:
+    """Yield the records with the paths of files that exist under another spelling; count those without a file.
+
+    The ids stay as written: they must not depend on what a host sees of the files.
+    """
+    missing = _missing(record.path for record in records if not _ADDRESS.match(str(record.path)))
+    lost, looked_up = [], 0
+    for record in records:
+        if missing and str(record.path) in missing:
+            spellings = variants(record.id) if looked_up < _MANY else []
+            looked_up += len(spellings)
+            found = next((path for name in spellings if os.path.exists(path := manifest.parent / name)), None)
+            if found is None:
+                lost.append(record.id)
+            else:
+                record = dataclasses.replace(record, path=found)
+        yield record
+    _warn_of_unmatched(manifest, lost, len(records))
+
+
+def _missing(paths: Iterable[Path]) -> set[str]:
+    """Return the paths without a file, as far as a few system calls per folder can tell."""
+    folders: dict[str, list[str]] = collections.defaultdict(list)
+    for path in paths:
+        text = str(path)
+        folders[os.path.dirname(text)].append(text)
+    missing, looked_up = set[str](), 0
+    for folder, texts in folders.items():
+        if len(texts) > _FEW:
+            missing |= _unlisted(folder, texts)
+        elif looked_up < _MANY:
+            looked_up += len(texts)
+            missing.update(text for text in texts if not os.path.lexists(text))
+    return missing
+
+
+def _unlisted(folder: str, paths: Iterable[str]) -> set[str]:
+    """Return the paths that a list of their folder lacks; nothing if it cannot be listed."""
+    wanted = set(paths)
+    try:
+        with os.scandir(folder or ".") as entries:
+            for path in map(operator.attrgetter("path"), entries):
+                wanted.discard(path if folder else path.removeprefix("./"))
+                if not wanted:
+                    break
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
+        return set()
+    return wanted
+
+
+def _warn_of_unmatched(table: Path, names: Sequence[str], count: int) -> None:
+    if names:
+        warn_once(
+            f"{table}: {len(names)} of {count} rows match no file, e.g. {min(names)!r}; check the paths, which are "
+            f"relative to {table.parent}"
+        )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.files import MAX_TEXT_BYTES, is_utf8, parse_json, read_bytes
 from motionaura_jax.data.buckets import ClipShape
 from motionaura_jax.data.manifest import Record
 from motionaura_jax.data.video import VideoError, check_duration, probe
@@ -41,9 +42,11 @@ class Rejections:
         self.path, self._lock = path, threading.Lock()
         self._files: set[str] = set()
         self._written: set[str] = set()
+        self._partial = False
         if path is not None and path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            self._written = {file for line in lines if (file := _rejected_file(line))}
+            listed = read_bytes(path, limit=MAX_TEXT_BYTES, remedy="remove it")
+            self._written = {file for line in listed.splitlines() if (file := _rejected_file(line))}
+            self._partial = bool(listed) and not listed.endswith(b"\n")  # a run that was killed left half a line
 
     def __len__(self) -> int:
         return len(self._files)
@@ -60,7 +63,12 @@ class Rejections:
             if self.path is None or file in self._written:
                 return
             self._written.add(file)
-            row = json.dumps({"file": file, "reason": error.fault, "remedy": error.remedy}, ensure_ascii=False)
+            values = {"file": file, "reason": error.fault, "remedy": error.remedy}
+            row = json.dumps(values, ensure_ascii=False)
+            if not is_utf8(row):
+                row = json.dumps(values)  # escapes the bytes of a name in another encoding
+            if self._partial:
+                row, self._partial = f"\n{row}", False
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as stream:
@@ -107,8 +115,11 @@ def preflight(
     return Preflight(probed=len(positions), usable=len(positions) - len(faults), faults=faults)
 
 
-def _rejected_file(line: str) -> str | None:
+def _rejected_file(line: bytes) -> str | None:
+    """Return the file of a row, or None for a damaged one."""
     try:
-        return json.loads(line)["file"]
-    except (ValueError, KeyError, TypeError):
+        row = parse_json(line, strict=False)
+    except ValueError:
         return None
+    file = row.get("file") if isinstance(row, dict) else None
+    return file if isinstance(file, str) else None

@@ -10,12 +10,14 @@ import numpy as np
 
 from motionaura_jax.conditioning import text as conditioners
 from motionaura_jax.core import memory
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.array_cache import ArrayCache, content_key, fill, text_content
 from motionaura_jax.data.buckets import ClipShape
 from motionaura_jax.data.frames import to_float
 from motionaura_jax.data.latents import FileHashes, center_clip, latents_meta
 from motionaura_jax.data.manifest import Record, read_manifest
-from motionaura_jax.data.video import VideoError
+from motionaura_jax.data.preflight import NoUsableFile
+from motionaura_jax.data.video import MAX_CLIP_PIXELS, VideoError
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 from motionaura_jax.models.encoders.text_tokenizers import PretrainedTokenizer
 from motionaura_jax.parallel.mesh import by_rows
@@ -55,17 +57,18 @@ def encode_texts(
     Args:
       text_encoder: folder or hub id of a published T5.
       limit: largest number of ids per text.
-      prompts_file: extra texts, one per line.
+      prompts_file: extra texts, see `read_prompts`.
 
     Raises:
       UserError: the manifest, encoder or prompt file cannot be used, or the output holds features of another encoder.
     """
-    records = read_manifest(manifest)
-    words = PretrainedTokenizer(hub.model_folder(text_encoder), limit, limit)
     # Training replaces dropped captions by the empty text, and sampling guides away from it.
-    texts = {"", *(record.caption or "" for record in records)}
+    texts = {"", *(record.caption or "" for record in read_manifest(manifest))}
     for prompt in read_prompts(prompts_file) if prompts_file else ():
         texts |= {prompt.text, prompt.negative}
+    if len(texts) == 1:
+        raise UserError(f"{manifest}: no clip has a caption; add NAME.txt next to them")
+    words = PretrainedTokenizer(hub.model_folder(text_encoder), limit, limit)
     tower = towers.open_tower(text_encoder, "t5", dtype=conditioners.DTYPE)
     meta = conditioners.text_meta(tower, words)
     encode = by_rows(lambda tower, ids: conditioners.tower_features(tower, ids, words.pad), tower)
@@ -99,7 +102,7 @@ def encode_clips(
 ) -> dict[str, Any]:
     """Write the latents of the middle of every file, for training with `latent_cache`.
 
-    Files that cannot be used are skipped with a warning.
+    Files that cannot be used are skipped with a warning, and counted in the result as `left_out`.
 
     Args:
       checkpoint: a trained autoencoder. If it has a codebook, its tokens are written, otherwise its continuous values.
@@ -107,6 +110,7 @@ def encode_clips(
 
     Raises:
       UserError: the manifest or autoencoder cannot be used, or the output is of another autoencoder or clip shape.
+      NoUsableFile: every file of this process is left out.
     """
     records = read_manifest(manifest)
     autoencoder, loaded = load_autoencoder(checkpoint)
@@ -118,27 +122,47 @@ def encode_clips(
         width=width or trained.width,
         fps=fps or trained.fps,
     )
-    meta = latents_meta(kind, autoencoder.latent_space, shape)
     pixels = shape.num_frames * shape.height * shape.width
+    if pixels > MAX_CLIP_PIXELS:
+        raise UserError(
+            f"clips of {shape} exceed the limit of {MAX_CLIP_PIXELS} pixels; ask for fewer frames or pixels"
+        )
+    meta = latents_meta(kind, autoencoder.latent_space, shape)
     held = 3 * (np.uint8().nbytes + np.float32().nbytes)  # bytes of a pixel: as decoded, and as the encoder reads it
     memory.require("--batch_size", work.batch_size, lambda size: size * pixels * held)
-    hashes, items = FileHashes(work.output), dict[bytes, Record]()
+    hashes, items, left_out = FileHashes(work.output), dict[bytes, Record](), _LeftOut()
     for record in records:
         try:
             items[content_key(meta, hashes.content(record))] = record
-        except OSError as error:
-            logger.warning("left out: %s: %s", record.path, error.strerror)
-    added = work.fill(meta, items, _clip_encoder(autoencoder, kind, shape, work.batch_size))
+        except UserError as error:
+            left_out.add(error)
+    added = work.fill(meta, items, _clip_encoder(autoencoder, kind, shape, work.batch_size, left_out))
     if work.process_index == 0:
         hashes.save()
-    known = len(ArrayCache(work.output))
-    return {"output": work.output, "files": len(records), "added": added, "clips": known, **meta}
+    cache = ArrayCache(work.output)
+    # The shares of other processes may hold usable files: only one that has tried all of its own can tell.
+    if left_out.count and not added and not any(key in cache for key in items):
+        raise NoUsableFile(f"{manifest}: none of {left_out.count} files can be encoded, the first: {left_out.first}")
+    counts = {"files": len(records), "left_out": left_out.count, "added": added, "clips": len(cache)}
+    return {"output": work.output, **counts, **meta}
+
+
+class _LeftOut:
+    """Files that cannot be encoded: their number, and the fault of the first."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+
+    def add(self, error: UserError) -> None:
+        """Log and count a file by its fault."""
+        self.count, self.first = self.count + 1, self.first or str(error)
+        logger.warning("left out: %s", error)
 
 
 def _clip_encoder(
-    autoencoder: VideoAutoencoder, kind: str, shape: ClipShape, batch_size: int
+    autoencoder: VideoAutoencoder, kind: str, shape: ClipShape, batch_size: int, left_out: _LeftOut
 ) -> Callable[[Sequence[Record]], list[np.ndarray | None]]:
-    """Return the function from files to latents; it returns None for a file that cannot be used."""
+    """Return the function from files to latents; it returns None for a file that cannot be used and adds it to `left_out`."""
     part = {"tokens": "tokens", "latents": "values"}[kind]
     encode = by_rows(lambda autoencoder, video: getattr(autoencoder.encode(video), part), autoencoder)
 
@@ -146,7 +170,7 @@ def _clip_encoder(
         try:
             return center_clip(record, shape)
         except VideoError as error:
-            logger.warning("left out: %s", error)
+            left_out.add(error)
             return None
 
     def compute(records: Sequence[Record]) -> list[np.ndarray | None]:

@@ -71,8 +71,7 @@ def check_captions(
       UserError: too many captions are missing, or the model knows none of their words.
     """
     texts, words = captions(data, text.max_missing), conditioner.words
-    encoded = [words.encode(one) for one in texts if one]
-    missing = len(texts) - len(encoded)
+    missing = texts.count("")
     if missing:
         logger.warning(
             "%s: %d of %d clips have no caption; they train the null text", data.manifest, missing, len(texts)

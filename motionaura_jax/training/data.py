@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.files import expanded
 from motionaura_jax.core.recipe import SCENES, DataConfig, EvaluateConfig, Recipe
 from motionaura_jax.data.buckets import Bucket
 from motionaura_jax.data.fields import CAPTION, FPS, VIDEO, ClipField, Field, FrameField, resolve, sources
+from motionaura_jax.data.listing import check_no_output
 from motionaura_jax.data.loader import Batch, Loader, held_out_split
 from motionaura_jax.data.manifest import Record, read_manifest
 from motionaura_jax.data.preflight import NoUsableFile, Preflight, Rejections, preflight
@@ -80,7 +82,7 @@ class TrainingData:
     def content_hash(self) -> str:
         """Return a hash of the training and held-out records; it does not depend on the order of the files."""
         identities = sorted({record.id for record in (*self._train, *self._held_out)})
-        return hashlib.sha256("\n".join(identities).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join(identities).encode(errors="surrogatepass")).hexdigest()[:16]
 
     @property
     def clips_per_step(self) -> float:
@@ -195,6 +197,8 @@ def _records(
         held_out = max(evaluate.clips, 1)
         train = _render(data, workdir / SCENES / "train", "train", data.scenes)
         return train, _render(data, workdir / SCENES / f"test-{held_out}", "test", held_out)
+    for manifest in filter(None, (data.manifest, evaluate.manifest)):
+        check_no_output(expanded(manifest), workdir)
     records = read_manifest(data.manifest, columns)
     return (records, read_manifest(evaluate.manifest, columns)) if evaluate.manifest else _split(records, data)
 

@@ -178,7 +178,7 @@ def _claim(workdir: pathlib.Path, recipe: Recipe, wanted: dict[str, Any], overri
             _check_steps(pathlib.Path(place))
         again = "delete it to save the config again"
         present = path.exists()
-        saved = files.read_json(path, remedy=again, allow_nan=True) if present else _from_checkpoint(place) or wanted
+        saved = files.read_json(path, remedy=again, strict=False) if present else _from_checkpoint(place) or wanted
     except OSError as error:
         raise _unusable(workdir, error) from error
     changed = [line for line in config.differences(_completed(saved, recipe), wanted) if not _free(line)]

@@ -131,7 +131,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     _check_files(path)
     if isinstance(path, _LocalPath) and pathlib.Path(path).stat().st_size > files.MAX_JSON_BYTES:
         raise ValueError(f"{path.name} has more than {files.MAX_JSON_BYTES} bytes")
-    value = files.parse_json(path.read_bytes(), allow_nan=True)
+    value = files.parse_json(path.read_bytes(), strict=False)
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value

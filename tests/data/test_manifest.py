@@ -39,7 +39,10 @@ def test_a_caption_in_another_encoding_counts_as_none_and_is_logged_once(
         captions = [{record.id: record.caption for record in read_manifest(tmp_path)} for _ in range(2)]
     assert captions == [{"a.mp4": None, "b.mp4": "größer", "c.mp4": None}] * 2
     (line,) = caplog.messages
-    assert "a.txt: line 1 is not UTF-8 (byte 2); save the file" in line and "2 of 3 clips lose their caption" in line
+    assert (
+        "a.txt: line 1 is not UTF-8 text (byte 2); make it a readable file" in line
+        and "2 of 3 clips lose their caption" in line
+    )
 
 
 def test_folder_takes_captions_from_the_nearest_metadata(tmp_path: Path) -> None:
@@ -83,8 +86,8 @@ def test_order_does_not_depend_on_the_file_and_repeats_count_once(tmp_path: Path
         ("gone.jsonl", None, r"gone\.jsonl: no such folder or manifest; check data\.manifest"),
         ("list.txt", b"a.mp4", r"list\.txt: not a manifest; give a folder, a \.jsonl or a \.csv file"),
         ("list.csv", b"", r"list\.csv: is empty; add one row per video"),
-        ("list.jsonl", b"\n \n", r"list\.jsonl: is empty; "),
-        ("list.csv", b"file,caption\n", r"list\.csv: has a header but no rows; add"),
+        ("list.jsonl", b"\n \n", r"list\.jsonl: has no rows; add"),
+        ("list.csv", b"file,caption\n", r"list\.csv: has no rows; add"),
         (
             "list.csv",
             b"name,caption\na,b\n",
@@ -96,7 +99,11 @@ def test_order_does_not_depend_on_the_file_and_repeats_count_once(tmp_path: Path
         ("list.jsonl", b'{"name": "a.mp4"}', r"line 1 has no file in .* \(columns: name\); add it"),
         ("list.jsonl", b'{"file": 3}', "line 1: column file is not text; put it in quotes"),
         ("list.jsonl", b'{"file": "a.mp4", "text": ["b"]}', r"line 1: column caption\|text is not text"),
-        ("list.csv", b"file,text\na.mp4,gr\xf6\xdf\n", r"list\.csv: line 2 is not UTF-8 \(byte 18\); save the file"),
+        (
+            "list.csv",
+            b"file,text\na.mp4,gr\xf6\xdf\n",
+            r"list\.csv: line 2 is not UTF-8 text \(byte 18\); make it a readable file",
+        ),
     ],
 )
 def test_faults_are_one_line(tmp_path: Path, name: str, data: bytes | None, fault: str) -> None:

@@ -12,7 +12,7 @@ from motionaura_jax.core.errors import UserError
 from motionaura_jax.pipelines import decoding
 from motionaura_jax.pipelines.adherence import prompts_for
 from motionaura_jax.pipelines.base import Settings, window_starts
-from motionaura_jax.pipelines.prompts import Prompt, read_prompts
+from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.systems import tiny
@@ -247,22 +247,3 @@ def test_the_tokenizer_may_move_but_must_be_the_same(workdirs, pipeline, tmp_pat
         TextToVideo(folder, "ftp://host/tokenizer")
     with pytest.raises(UserError, match="is needed; name the tokenizer"):
         TextToVideo(folder, str(tiny.save_tokenizer(tmp_path / "other", codebook_size=8)))
-
-
-def test_broken_lines_of_a_prompts_file_are_named_and_left_out(tmp_path, caplog):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a", "negative_prompt": "b"}\n{"prompt": \n\n{"text": "c"}\n"d"\n{"prompt": "e"}\n')
-    with caplog.at_level(logging.WARNING, "motionaura_jax"):
-        prompts = read_prompts(path)
-    assert prompts == [Prompt(text="a", negative="b", position=0), Prompt(text="e", position=5)]
-    assert [f"line {n} is left out" in caplog.text for n in (2, 3, 4, 5)] == [True, False, True, True]
-    plain = tmp_path / "prompts.txt"
-    plain.write_bytes(b"a red circle\n\xff\xfe\n  two \n")
-    assert [prompt.text for prompt in read_prompts(plain)] == ["a red circle", "two"]
-
-
-def test_a_prompts_file_without_prompts_is_refused(tmp_path):
-    (tmp_path / "empty.txt").write_text("\n\n")
-    for name, message in (("empty.txt", "has no usable prompt"), ("absent.txt", "cannot be read")):
-        with pytest.raises(UserError, match=message):
-            read_prompts(tmp_path / name)

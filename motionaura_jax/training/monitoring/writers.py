@@ -130,7 +130,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 def _row(line: str) -> dict[str, Any]:
     """Return the numbers of one line, or nothing if it is damaged."""
     try:
-        row = files.parse_json(line, allow_nan=True)
+        row = files.parse_json(line, strict=False)
     except ValueError:
         return {}
     if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < _LARGEST:
