@@ -196,7 +196,9 @@ def fill(
     Raises:
       UserError: the folder holds the cache of another model, or the disk is full.
     """
-    if (folder / META).is_file() and _read_meta(folder) != dict(meta):
+    # A folder without arrays is left by settings that fit no item, and may take others.
+    filled = (folder / META).is_file() and any(folder.glob(f"*{SUFFIX}"))
+    if filled and _read_meta(folder) != dict(meta):
         raise UserError(f"{folder}: was written with another model or other settings; give another --output")
     write_json(folder / META, dict(meta))
     known = ArrayCache(folder)

@@ -126,7 +126,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 class _Skipped:
-    """What a listing leaves out."""
+    """Entries that a listing leaves out."""
 
     def __init__(self, folder: Path):
         self._folder = folder

@@ -2,17 +2,15 @@
 
 import collections
 import contextlib
-import dataclasses
 import gc
 import itertools
-import operator
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.files import expanded, is_utf8, read_text
@@ -26,14 +24,22 @@ MAX_CAPTION_BYTES = 2**20
 """Largest NAME.txt that is read as a caption."""
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# Paths that are not simply the folder and the written path in one: absolute, not in the shortest form, of Windows.
+_AWKWARD = re.compile(r"(?:^|/)\.?(?:/|$)|[:\\]")
 _FEW, _MANY = 64, 10_000  # rows per folder, and per manifest, that are looked up without listing their folder
 _KEPT = 2  # manifests: one to train on, one to evaluate on
 _UNSETTLED = 2 * 10**9  # ns; a file that is younger may change without a change of its time stamp
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """One video of a manifest.
+class _Fields(NamedTuple):
+    location: str
+    caption: str | None
+    id: str
+    files: tuple[tuple[str, Path], ...]
+
+
+class Record(_Fields):
+    """One video of a manifest.  A tuple, and its path a text, because there may be millions of them.
 
     Attributes:
       path: the file.
@@ -42,10 +48,18 @@ class Record:
       files: companion files, as pairs of a column of the manifest and a path.
     """
 
-    path: Path
-    caption: str | None
-    id: str
-    files: tuple[tuple[str, Path], ...] = ()
+    __slots__ = ()
+
+    def __new__(
+        cls, path: str | PathLike[str], caption: str | None, id: str, files: tuple[tuple[str, Path], ...] = ()
+    ) -> Self:
+        """Return a record; a path that is given as text has no superfluous parts."""
+        return super().__new__(cls, os.fspath(path), caption, id, files)
+
+    @property
+    def path(self) -> Path:
+        """Return the file."""
+        return Path(self.location)
 
     def file(self, column: str) -> Path:
         """Return the companion file in `column`.
@@ -220,7 +234,7 @@ class _RowReader:
 
     def __init__(self, table: Path, columns: Sequence[str]):
         self._table, self._folder, self._columns = table, table.parent, sorted(columns)
-        self._prefix = f"{self._folder.as_posix().removesuffix('/')}/"
+        self._prefix = "" if self._folder == Path() else f"{self._folder.as_posix().removesuffix('/')}/"
         self.lost: list[int] = []
 
     def record(self, line: int, row: dict[str, Any]) -> Record:
@@ -231,14 +245,16 @@ class _RowReader:
             raise UserError(
                 f"{self._table}: line {line} has no file in a column {'|'.join(PATH_COLUMNS)} (columns: {found}); add it"
             )
-        path = Path(written) if _ADDRESS.match(written) else self._folder / written
-        files = [(name, self._value(line, row, (name,))) for name in self._columns] if self._columns else ()
-        return Record(
-            path=path,
-            caption=self._caption(line, row),
-            id=path.as_posix().removeprefix(self._prefix),
-            files=tuple((name, self._folder / file) for name, file in files if file),
-        )
+        if _AWKWARD.search(written):
+            path = Path(written) if _ADDRESS.match(written) else self._folder / written
+            location, name = str(path), path.as_posix().removeprefix(self._prefix)
+        else:
+            location, name = self._prefix + written, written
+        files: tuple[tuple[str, Path], ...] = ()
+        if self._columns:
+            written_files = [(column, self._value(line, row, (column,))) for column in self._columns]
+            files = tuple((column, self._folder / file) for column, file in written_files if file)
+        return Record(location, self._caption(line, row), name, files)
 
     def _value(self, line: int, row: dict[str, Any], columns: tuple[str, ...]) -> str:
         """Return the text of the first of `columns` that has a value, or an empty text."""
@@ -272,51 +288,52 @@ def _located(manifest: Path, records: Sequence[Record]) -> Iterator[Record]:
 
     The ids stay as written: they must not depend on what a host sees of the files.
     """
-    missing = _missing(record.path for record in records if not _ADDRESS.match(str(record.path)))
+    missing = _missing(record.location for record in records if not _ADDRESS.match(record.location))
     lost, looked_up = [], 0
     for record in records:
-        if missing and str(record.path) in missing:
-            spellings = variants(record.id) if looked_up < _MANY else []
-            looked_up += len(spellings)
-            found = next((path for name in spellings if os.path.exists(path := manifest.parent / name)), None)
-            if found is None:
-                lost.append(record.id)
-            else:
-                record = dataclasses.replace(record, path=found)
-        yield record
+        if record.location not in missing:
+            yield record
+            continue
+        spellings = variants(record.id) if looked_up < _MANY else []
+        looked_up += len(spellings)
+        found = next((path for name in spellings if os.path.exists(path := manifest.parent / name)), None)
+        if found is None:
+            lost.append(record.id)
+            yield record
+        else:
+            yield Record(found, record.caption, record.id, record.files)
     _warn_of_unmatched(manifest, lost, len(records))
 
 
-def _missing(paths: Iterable[Path]) -> set[str]:
+def _missing(paths: Iterable[str]) -> set[str]:
     """Return the paths without a file, as far as a few system calls per folder can tell."""
     folders: dict[str, list[str]] = collections.defaultdict(list)
     for path in paths:
-        text = str(path)
-        folders[os.path.dirname(text)].append(text)
+        folders[os.path.dirname(path)].append(path)
     missing, looked_up = set[str](), 0
-    for folder, texts in folders.items():
-        if len(texts) > _FEW:
-            missing |= _unlisted(folder, texts)
+    for folder, found in folders.items():
+        if len(found) > _FEW:
+            missing |= _unlisted(folder, found)
         elif looked_up < _MANY:
-            looked_up += len(texts)
-            missing.update(text for text in texts if not os.path.lexists(text))
+            looked_up += len(found)
+            missing.update(path for path in found if not os.path.lexists(path))
     return missing
 
 
 def _unlisted(folder: str, paths: Iterable[str]) -> set[str]:
     """Return the paths that a list of their folder lacks; nothing if it cannot be listed."""
-    wanted = set(paths)
+    wanted = {os.path.basename(path): path for path in paths}
     try:
         with os.scandir(folder or ".") as entries:
-            for path in map(operator.attrgetter("path"), entries):
-                wanted.discard(path if folder else path.removeprefix("./"))
+            for entry in entries:
+                wanted.pop(entry.name, None)
                 if not wanted:
                     break
     except FileNotFoundError:
         pass
     except (OSError, ValueError):
         return set()
-    return wanted
+    return set(wanted.values())
 
 
 def _warn_of_unmatched(table: Path, names: Sequence[str], count: int) -> None:

@@ -1,5 +1,6 @@
 """Captions of the training data: the vocabulary that they make, and checks of a text encoder against them."""
 
+import collections
 import dataclasses
 import logging
 from collections.abc import Iterable
@@ -76,17 +77,24 @@ def check_captions(
         logger.warning(
             "%s: %d of %d clips have no caption; they train the null text", data.manifest, missing, len(texts)
         )
-    if cut := sum(bool(one.cut) for one in encoded):
+    total = unknown = cut = 0
+    example = ""
+    # One at a time, and equal captions once: a large manifest has millions.
+    for caption, count in collections.Counter(filter(None, texts)).items():
+        encoded = words.encode(caption)
+        total += count * len(encoded.ids)
+        cut += count * bool(encoded.cut)
+        if encoded.unknown:
+            unknown += count * encoded.ids.count(UNKNOWN)
+            example = example or encoded.unknown[0]
+    if cut:
         key = "text.limit" if isinstance(conditioner, FrozenText) else "model.text_len"
-        logger.warning("%d of %d captions are longer than %s=%d", cut, len(encoded), key, words.limit)
+        logger.warning("%d of %d captions are longer than %s=%d", cut, len(texts) - missing, key, words.limit)
     if isinstance(conditioner, FrozenText):
         conditioner.check([*texts, *prompts])
         return
-    total = sum(len(one.ids) for one in encoded)
-    unknown = sum(one.ids.count(UNKNOWN) for one in encoded)
     if not unknown:
         return
-    example = next(one.unknown[0] for one in encoded if one.unknown)
     if unknown == total:
         raise UserError(
             f"{data.manifest}: the vocabulary has no word of its captions, e.g. {example!r}; write them in the words of "

@@ -1,8 +1,11 @@
 """Content-addressed arrays in memory and on disk: round trip, resuming, any number of processes, one-line errors for damage."""
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data import array_cache
@@ -118,8 +121,26 @@ def test_another_model_and_damage_are_one_line(tmp_path):
         shard.write_bytes(part)
         with pytest.raises(UserError, match=r"is damaged .*delete it and run encode again"):
             ArrayCache(tmp_path)
-    (tmp_path / "cache.json").write_text('{"dtype": "strange"}')
-    with pytest.raises(UserError, match="is damaged"):
+    for meta in ('{"dtype": "strange"}', '{"dtype": "O"}', '{"dtype": [1]}', "[1]", "{}", "[" * 100_000, "{", "\xff"):
+        (tmp_path / "cache.json").write_text(meta, encoding="latin-1")
+        with pytest.raises(UserError, match=r"cache.json: is damaged .*; delete the folder and run encode again"):
+            ArrayCache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"\x01\0", b"\x01" + b"\xff" * 8, b"\x01" + (9).to_bytes(8, "little") + b"abcd"]
+)
+def test_a_shard_of_another_form_is_one_line(tmp_path, record):
+    (tmp_path / "cache.json").write_text('{"dtype": "int32"}')
+    writer = ArrayRecordWriter(str(tmp_path / "a.arrayrecord"), "group_size:1,uncompressed")
+    for row in (b"k" * 16, record):
+        writer.write(row)
+    writer.close()
+    with pytest.raises(UserError, match=r"a.arrayrecord: is damaged \(array 1: .*; delete it and run encode again"):
+        ArrayCache(tmp_path)[b"k" * 16]
+    (tmp_path / "a.arrayrecord").unlink()
+    os.mkfifo(tmp_path / "b.arrayrecord")
+    with pytest.raises(UserError, match="is a pipe or device"):
         ArrayCache(tmp_path)
 
 

@@ -240,3 +240,10 @@ def test_an_autoencoder_without_a_codebook_gives_continuous_latents(places, tmp_
     np.testing.assert_allclose(batch["latents"], expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="holds no tokens of clips, but latents; run motionaura encode"):
         cached(places, folder=tmp_path / "latents").check_data()
+
+
+def test_a_clip_shape_that_fits_no_file_is_an_error(places, tmp_path, capsys):
+    assert run_encode(places, places / "clips", tmp_path / "tokens", f"--height={10**9}") == 2
+    assert "exceed the limit of" in capsys.readouterr().err
+    assert run_encode(places, places / "clips", tmp_path / "tokens", "--num_frames=400") == 2
+    assert "none of 9 files can be encoded, the first: " in capsys.readouterr().err
