@@ -7,4 +7,4 @@ set -euo pipefail
 
 prepare
 step "demo"
-exec "$python" -m motionaura_jax.demo "$@"
+exec "$python" -P -m motionaura_jax.demo "$@"

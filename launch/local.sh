@@ -51,7 +51,7 @@ for ((rank = 0; rank < count; rank++)); do
     export JAX_PROCESS_ID=$rank
     devices=$(share "$rank")
     [ -z "$devices" ] || export JAX_LOCAL_DEVICE_IDS=$devices
-    exec "$python" -m motionaura_jax.train "$@"
+    exec "$python" -P -m motionaura_jax.train "$@"
   ) > >(label "$rank") 2> >(label "$rank" >&2) &
   pids+=($!)
 done

@@ -72,7 +72,7 @@ for ((restarts = 0; restarts <= ${MAX_RESTARTS:-100}; restarts++)); do
   [ -n "$installed" ] || { step "installing on all workers" && install_on_workers && installed=yes; }
   step "start $((restarts + 1))"
   status=0
-  everywhere "cd motionaura_jax && COLUMNS=160 .venv/bin/python -m motionaura_jax.train --requeue $(printf '%q ' "$@")" \
+  everywhere "cd motionaura_jax && COLUMNS=160 .venv/bin/python -P -m motionaura_jax.train --requeue $(printf '%q ' "$@")" \
     & wait $! || status=$?
   [ -z "$stopping" ] || { wait && step "stopped; the same command resumes" && exit 0; }
   case $status in

@@ -10,11 +10,10 @@ import importlib.util
 import pathlib
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from motionaura_jax.core import cli
+from motionaura_jax.core import cli, process
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.files import check_writable
 
@@ -61,7 +60,7 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _unpickle(source: pathlib.Path, target: pathlib.Path) -> None:
-    command = [sys.executable, "-m", "motionaura_jax.exporters.pytorch.unpickle", str(source), str(target)]
+    command = process.child_command("motionaura_jax.exporters.pytorch.unpickle", str(source), str(target))
     child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or ["it gave no reason"])[-1]

@@ -18,6 +18,7 @@ case "$1 $2" in
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip") echo "$*" >>"$CALLS"; [ -z "$PIP_SAYS" ] || {{ echo "$PIP_SAYS"; exit 1; }} ;;
   "-m "*) echo "$*" >>"$CALLS"; [ "$2" != "$FAILING" ] ;;
+  "-P -m") echo "$*" >>"$CALLS"; [ "$3" != "$FAILING" ] ;;
   "-P "*) exit "${{IMPORT_STATUS:-0}}" ;;
   "-c "*jax_plugins*) exit "${{PLUGIN_STATUS:-0}}" ;;
   "-c "*) exec "{real}" -c "import sys; sys.version_info = (3, $minor); sys._base_executable = '$0'; $2" "$3" ;;
@@ -87,9 +88,9 @@ INSTALL = ["-m pip", "-m pip"]
 
 def test_first_run_installs_and_the_next_reuses_it(checkout: Checkout) -> None:
     assert checkout.run("demo.sh", "--steps=3").returncode == 0
-    assert checkout.called() == [*INSTALL, "-m motionaura_jax.demo --steps=3"]
+    assert checkout.called() == [*INSTALL, "-P -m motionaura_jax.demo --steps=3"]
     assert checkout.run("demo.sh").returncode == 0
-    assert checkout.called() == ["-m motionaura_jax.demo"]
+    assert checkout.called() == ["-P -m motionaura_jax.demo"]
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml", "setup.py"])
@@ -106,7 +107,7 @@ def test_interrupted_installation_is_redone(checkout: Checkout) -> None:
     one_error(checkout.run("demo.sh", PIP_SAYS="ERROR: killed"))
     checkout.called()
     assert checkout.run("demo.sh").returncode == 0
-    assert checkout.called() == [*INSTALL, "-m motionaura_jax.demo"]
+    assert checkout.called() == [*INSTALL, "-P -m motionaura_jax.demo"]
 
 
 def test_broken_installation_is_redone(checkout: Checkout) -> None:
@@ -144,7 +145,7 @@ def test_environment_made_by_hand_is_used_as_it_is(checkout: Checkout) -> None:
     python.parent.mkdir(parents=True)
     shutil.copy(checkout.commands / "python3", python)
     assert checkout.run("demo.sh").returncode == 0
-    assert checkout.called() == ["-m motionaura_jax.demo"]
+    assert checkout.called() == ["-P -m motionaura_jax.demo"]
     assert "made by hand and cannot import motionaura_jax" in one_error(checkout.run("demo.sh", IMPORT_STATUS="1"))
     assert python.exists() and checkout.called() == []
 
@@ -156,7 +157,7 @@ def test_gpus_need_a_jax_for_them(checkout: Checkout) -> None:
         checkout.run("local.sh", "-n", "1", **lacking)
     )
     assert checkout.called() == INSTALL
-    train = ["-m motionaura_jax.train --steps=3"]
+    train = ["-P -m motionaura_jax.train --steps=3"]
     for variables in ({}, {**lacking, "JAX_PLATFORMS": "cpu"}):
         assert checkout.run("local.sh", "-n", "1", "--steps=3", **variables).returncode == 0
         assert checkout.called() == train

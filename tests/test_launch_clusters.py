@@ -15,7 +15,7 @@ from motionaura_jax.parallel import cluster, distributed
 from motionaura_jax.systems import registry
 from tests.test_launch import Checkout, one_error
 
-MODULE = "-m motionaura_jax.train"
+MODULE = "-P -m motionaura_jax.train"
 
 
 @pytest.mark.parametrize("name", ["common.sh", "demo.sh", "local.sh", "slurm.sbatch", "test.sh", "tpu_pod.sh"])
@@ -132,7 +132,7 @@ def container_of(jobset: dict) -> dict:
 
 def test_pods_run_the_module_with_keys_that_exist(root: Path, jobset: dict) -> None:
     container = container_of(jobset)
-    assert container["command"] == ["python", "-m", "motionaura_jax.train", "--requeue"]
+    assert container["command"] == ["python", "-P", "-m", "motionaura_jax.train", "--requeue"]
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in container["args"])
     place = flags.pop("config").replace("/opt/motionaura_jax", str(root))
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
@@ -210,7 +210,7 @@ case $4 in
   create) echo READY >state ;;
   delete) : >state ;;
   ssh)
-    case $* in *'bin/python -m motionaura_jax.train'*) ;; *) exit 0 ;; esac
+    case $* in *'bin/python -P -m motionaura_jax.train'*) ;; *) exit 0 ;; esac
     read -r status <statuses; sed -i 1d statuses
     case $status in gone) echo PREEMPTED >state; exit 255 ;; *) exit "$status" ;; esac ;;
 esac

@@ -18,7 +18,31 @@ NO_DEVICE = "check the driver and JAX_PLATFORMS; JAX_PLATFORMS=cpu runs without 
 """Remedy for a platform without a device."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
 _GROWTH = 1 << 26  # bytes
+# Import our package, and nothing else from the folder that holds it; then behave like `python -m`.
+_CHILD = """import importlib.util, runpy, sys
+_, folder, path, module, *sys.argv[1:] = sys.argv
+sys.path[:] = dict.fromkeys([*path.split("\\n"), *sys.path])
+spec = importlib.util.spec_from_file_location("motionaura_jax", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules[spec.name])
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
 _REPORTED = ("Event loop is closed", "Encountered error while reading array index")
+
+
+def child_command(module: str, *arguments: str) -> list[str]:
+    """Return a command that runs a module of this package with the import path of this process.
+
+    Unlike `python -m`, it imports nothing from the current folder, which may hold files of strangers named like libraries.
+    The package need not be installed.
+    """
+    package = Path(__file__).resolve().parents[1]
+    try:
+        here = os.path.realpath(os.curdir)
+    except FileNotFoundError:
+        here = ""  # it was deleted
+    path = [entry for entry in sys.path if os.path.isabs(entry) and os.path.realpath(entry) != here]
+    return [sys.executable, "-I", "-c", _CHILD, str(package), "\n".join(path), module, *arguments]
 
 
 class Ended(KeyboardInterrupt):

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from motionaura_jax.core import memory
+from motionaura_jax.core import memory, process
 
-PROBE = (sys.executable, "-P", str(Path(__file__).with_name("probe.py")))
 PROBE_SECONDS = 120
 
 PREFIXES = ("JAX_", "XLA_", "NCCL_", "LIBTPU_", "TPU_", "SLURM_JOB", "MOTIONAURA_")
@@ -28,12 +27,16 @@ NAMES = (
 )
 
 
-def probe(command: Sequence[str] = PROBE, seconds: float = PROBE_SECONDS) -> dict[str, Any]:
+def probe(command: Sequence[str] = (), seconds: float = PROBE_SECONDS) -> dict[str, Any]:
     """Import every library and compute on every device, in a child process.
+
+    Args:
+      command: command of the child; by default the module `health.probe`.
 
     Returns:
       "errors" by name of the failed check, and the results of the others ("ffmpeg", "h264", "devices").
     """
+    command = command or process.child_command("motionaura_jax.health.probe")
     # Otherwise the probe takes most of the GPU's memory, or fails if another process has it.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     try:

@@ -5,10 +5,10 @@ import json
 import math
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from motionaura_jax.core import process
 from motionaura_jax.core.errors import UserError
 
 MAX_DEVICES = 4096
@@ -89,10 +89,9 @@ def ask(question: Question, timeout: float | None = None) -> Estimate:
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program would hide the compile time
     }
-    command = [sys.executable, "-m", "motionaura_jax.planning.measure"]
     try:
         done = subprocess.run(
-            command,
+            process.child_command("motionaura_jax.planning.measure"),
             input=json.dumps(dataclasses.asdict(question)),
             env=environment,
             capture_output=True,

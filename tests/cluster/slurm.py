@@ -117,10 +117,10 @@ def start_munge(folder: Path) -> None:
 def submit(config: Path, *flags: str) -> str:
     """Submit launch/slurm.sbatch, with `run` and `job.log` next to `config`; return the job id."""
     folder = config.parent
-    # `-m motionaura_jax.train` becomes tests/cluster/worker.py; all else is Python.
+    # `-P -m motionaura_jax.train` becomes tests/cluster/worker.py; all else is Python.
     python = folder / "python"
     python.write_text(
-        f'#!/bin/sh\n[ "$2" != motionaura_jax.train ] || {{ shift 2; set -- {ROOT}/tests/cluster/worker.py "$@"; }}\n'
+        f'#!/bin/sh\n[ "$3" != motionaura_jax.train ] || {{ shift 3; set -- {ROOT}/tests/cluster/worker.py "$@"; }}\n'
         f'exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from motionaura_jax import convert_weights
 from motionaura_jax.core import process
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.health import machine
+from motionaura_jax.planning import estimate
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +62,69 @@ def test_freed_memory_serves_the_next_array() -> None:
     assert new_pages("assert process.keep_freed_memory()") < fresh / 10
     # The user's own allocator settings are kept.
     assert new_pages("assert not process.keep_freed_memory()", MALLOC_ARENA_MAX="4") > fresh / 2
+
+
+STRANGERS = ("torch", "zipfile", "safetensors", "typing_extensions", "dataclasses", "jax", "sitecustomize")
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """Change to a folder that holds modules named like libraries, which create the file `ran` when imported."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    for name in STRANGERS:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(folder)
+    yield folder
+    assert not (tmp_path / "ran").exists(), "a file of the current folder was imported"
+
+
+def test_child_processes_import_nothing_from_the_current_folder(hostile, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{hostile}{os.pathsep}")
+    monkeypatch.setattr(sys, "path", ["", str(hostile), *sys.path])
+    (hostile / "weights.bin").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be converted"):
+        convert_weights._unpickle(hostile / "weights.bin", hostile / "out")
+
+
+def test_a_command_started_as_a_module_imports_nothing_from_the_current_folder(hostile, tmp_path):
+    root = Path(process.__file__).parents[2]
+    command = [sys.executable, "-m", "motionaura_jax.convert_weights", "absent", "--output=out"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+
+
+def test_children_find_this_package_without_an_installation(tmp_path, monkeypatch):
+    package = Path(process.__file__).parents[1]
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != package.parent])
+    done = subprocess.run(
+        process.child_command("motionaura_jax", "--help"), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "usage: motionaura" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["planning.estimate", "health.machine", "convert_weights"])
+def test_every_child_is_started_in_isolation(module, monkeypatch):
+    commands = []
+
+    def record(command, **_):
+        commands.append(command)
+        raise subprocess.TimeoutExpired(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    if module == "planning.estimate":
+        with pytest.raises(TimeoutError):
+            estimate.ask(estimate.Question(values={}, mesh={"data": 1}), 1.0)
+    elif module == "health.machine":
+        machine.probe()
+    else:
+        with pytest.raises(subprocess.TimeoutExpired):
+            convert_weights._unpickle(Path("a"), Path("b"))
+    assert commands[0][:2] == [sys.executable, "-I"]
+
+
+def test_no_other_module_starts_python(root):
+    """A new child process has to go through `child_command`; the comparison in torch has a script and -I of its own."""
+    files = (path for path in (root / "motionaura_jax").rglob("*.py") if "sys.executable" in path.read_text("utf-8"))
+    assert sorted(path.name for path in files) == ["compare.py", "process.py"]
+    assert '[sys.executable, "-I",' in (root / "motionaura_jax/exporters/pytorch/compare.py").read_text("utf-8")
