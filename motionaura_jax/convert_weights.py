@@ -7,6 +7,7 @@ No other command needs PyTorch (`pip install torch`).
 
 import argparse
 import importlib.util
+import logging
 import pathlib
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ from typing import Any
 
 from motionaura_jax.core import cli, process
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.files import check_writable
+from motionaura_jax.core.files import MAX_JSON_BYTES, check_regular, check_writable
 
-_BESIDE = (".json", ".model", ".txt")  # settings and tokenizer files to copy
+logger = logging.getLogger(__name__)
+
+_ANY_SIZE = 2**63
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.data.media import write_json
-    from motionaura_jax.weights import hub, release, tensors
+    from motionaura_jax.weights import hub, output, tensors
 
-    release.check_output(args.output, overwrite=args.overwrite)
+    output.check_output(args.output, overwrite=args.overwrite)
     check_writable(args.output)
     if importlib.util.find_spec("torch") is None:
         raise UserError("convert_weights reads pickles with PyTorch, which is not installed; pip install torch")
@@ -44,19 +47,35 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
         files = sorted(path for path in folder.iterdir() if path.suffix in tensors.PICKLES)
     if not files or files[0].suffix not in tensors.PICKLES:
         raise UserError(f"{args.source}: holds no {', '.join(tensors.PICKLES)} file; nothing to convert")
+    for file in files:
+        check_regular(file, limit=_ANY_SIZE, remedy="give the weights of a published model")
     names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
     names = names if len(files) > 1 else ["model.safetensors"]
-    with release.draft(args.output, overwrite=args.overwrite) as draft:
+    with output.draft(args.output, overwrite=args.overwrite) as draft:
         for file, name in zip(files, names, strict=True):
             _unpickle(file, draft / name)
         if len(files) > 1:
             places = {key: name for name in names for key in tensors.TensorFiles(draft / name)}
             write_json(draft / f"model.safetensors{tensors.INDEX}", {"metadata": {}, "weight_map": places})
         count = len(tensors.TensorFiles(draft))
-        for path in files[0].parent.iterdir():
-            if path.suffix in _BESIDE and not path.name.endswith(tensors.INDEX):
-                shutil.copyfile(path, draft / path.name)
+        for name in (*output.SETTINGS, *output.TOKENIZERS):
+            _copy(files[0].parent / name, draft / name)
     return {"output": args.output, "tensors": count, "files": names}
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copy a file of settings or of a tokenizer, if it is there; follow no link but those within a cache of the hub."""
+    if not (source.exists() or source.is_symlink()):
+        return
+    blobs = source.parent.parent.with_name(
+        "blobs"
+    )  # a cache holds blobs/HASH and snapshots/REVISION/NAME -> blobs/HASH
+    cached = source.parent.parent.name == "snapshots" and not blobs.is_symlink()
+    if source.is_symlink() and not (cached and source.resolve().parent == blobs.resolve()):
+        logger.warning("%s: is a link and is not copied", source)
+        return
+    check_regular(source, limit=MAX_JSON_BYTES, remedy="remove it or download it again")
+    shutil.copyfile(source, target)
 
 
 def _unpickle(source: pathlib.Path, target: pathlib.Path) -> None:

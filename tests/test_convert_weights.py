@@ -4,12 +4,14 @@ import importlib.util
 import json
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from motionaura_jax import convert_weights
+from motionaura_jax.weights import output
 from motionaura_jax.weights.tensors import TensorFiles
 
 
@@ -46,6 +48,9 @@ def test_tensors_come_out_as_they_are(tmp_path, torch, capsys):
     np.testing.assert_array_equal(found["t"], shared.numpy().T)
     assert found["half"].dtype.name == "bfloat16"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert run(source, tmp_path / "out") == 2 and run(source, tmp_path / "out", "--overwrite") == 0
+    (tmp_path / "out" / "notes.txt").write_text("")
+    assert run(source, tmp_path / "out", "--overwrite") == 2
 
 
 def test_shards_and_old_formats(tmp_path, torch):
@@ -68,7 +73,8 @@ def test_a_program_in_a_pickle_does_not_run(tmp_path, torch, capsys, form):
         torch.save({"a": torch.ones(2), "b": Evil(witness)}, source)
     assert run(source, tmp_path / "out") == 2
     line = capsys.readouterr().err
-    assert f"{source}: cannot be converted" in line and not witness.exists()
+    assert f"{source}: cannot be converted (it is damaged, or holds other objects than tensors" in line
+    assert not witness.exists() and "weights_only" not in line and "safe_globals" not in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.ckpt"]
     pickle.loads(pickle.dumps(Evil(witness)))
     assert witness.exists(), "the test is blind"
@@ -94,3 +100,85 @@ def test_without_torch_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run(tmp_path, tmp_path / "out") == 2
     assert "pip install torch" in capsys.readouterr().err
+
+
+def expanded(torch):
+    return {"big": torch.zeros(1).expand(2**25)}
+
+
+def overlapping(torch):
+    return {"big": torch.arange(2.0**12).as_strided((2**11, 2**11), (1, 1))}
+
+
+def shared(torch):
+    one = torch.zeros(2**18)
+    return {str(number): one for number in range(100)}
+
+
+def sparse(torch):
+    return {"big": torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1), (2**30,))}
+
+
+@pytest.mark.parametrize("content", [expanded, overlapping, shared, sparse])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_output_out_of_proportion_is_not_written(tmp_path, torch, content, zipped):
+    from motionaura_jax.exporters.pytorch.unpickle import Refused, unpickle
+
+    torch.save(content(torch), tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(Refused):
+        unpickle(str(tmp_path / "model.pt"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path, torch):
+    from motionaura_jax.exporters.pytorch.unpickle import Refused, unpickle
+
+    torch.save({"a": torch.zeros(2**20)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "model.pt", "w") as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    with pytest.raises(Refused, match="it is a compressed archive"):
+        unpickle(str(tmp_path / "model.pt"), str(tmp_path / "out"))
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """Replace the conversion by a copy that needs no torch."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(
+        convert_weights, "_unpickle", lambda source, target: save_file({"a": np.zeros(2)}, target, output.CONVERTED)
+    )
+
+
+def test_only_known_files_beside_the_weights_are_copied(tmp_path, converted, caplog):
+    (tmp_path / "in").mkdir()
+    for name in ("model.bin", "config.json", "tokenizer.json", "passwords.txt", "notes.json", "secret.model"):
+        (tmp_path / "in" / name).write_text("{}")
+    (tmp_path / "in" / "vocab.json").symlink_to(tmp_path / "in" / "passwords.txt")
+    assert run(tmp_path / "in" / "model.bin", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert "vocab.json: is a link and is not copied" in caplog.text
+
+
+def test_links_of_the_cache_of_the_hub_are_followed(tmp_path, converted):
+    snapshot, blobs = tmp_path / "snapshots" / "0123", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("config.json", "model.bin"):
+        (blobs / f"hash of {name}").write_text("{}")
+        (snapshot / name).symlink_to(f"../../blobs/hash of {name}")
+    assert run(snapshot, tmp_path / "out") == 0 and (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.bin"])
+def test_what_is_no_file_is_one_line(tmp_path, converted, capsys, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "model.bin").write_bytes(b"")
+    (tmp_path / "in" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "in" / name)
+    assert run(tmp_path / "in", tmp_path / "out") == 2
+    assert f"{name}: is a pipe or device" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -6,8 +6,9 @@ Every system supports the format "release" and declares any others in `System.ex
 import dataclasses
 import importlib
 import json
+import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from motionaura_jax.core.parts import Part
 from motionaura_jax.systems.base import System
 from motionaura_jax.systems.loading import load, load_autoencoder
 from motionaura_jax.systems.registry import system_class
+from motionaura_jax.weights import output as outputs
 from motionaura_jax.weights import release
 from motionaura_jax.weights.load import Loaded
 
@@ -81,6 +83,17 @@ class Opened:
         }
         return {**meta, "provenance": dict(model.provenance)} if model.provenance else meta
 
+    def sources(self) -> Iterator[str | os.PathLike[str]]:
+        """Yield the places of the model and of all its parts."""
+        yield self.model.path
+        if self.model.recipe.added:
+            yield self.model.recipe.init_from  # adapters are worth nothing without it
+        for part in self.system.parts:
+            if place := self.model.recipe.at(part.key):
+                yield place
+        for opened in self.parts.values():
+            yield from opened.sources()
+
     def copy_published(self, folder: pathlib.Path, shard_bytes: int) -> None:
         """Copy each published part into a subfolder named after its role."""
         for role in self.copied:
@@ -106,10 +119,11 @@ def export(
       UserError: the checkpoint or a part is missing, the system does not support the format, the folder exists, the disk is
         full, or the files read back differently.
     """
-    release.check_output(output, overwrite=overwrite)
+    outputs.check_output(output, overwrite=overwrite)
     opened = open_model(checkpoint, kind, options)
+    outputs.check_apart(output, opened.sources())
     write = _writer(type(opened.system), opened.model.recipe.system, kind)
-    with release.draft(output, overwrite=overwrite) as folder:
+    with outputs.draft(output, overwrite=overwrite) as folder:
         write(folder, opened, options)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return opened, size

@@ -4,14 +4,11 @@ Parts that a recipe takes from elsewhere, such as the tokenizer of a text-to-vid
 release is self-contained. `parts` in `config.json` maps the recipe keys of the parts to these folders.
 """
 
-import contextlib
 import itertools
 import json
-import os
 import pathlib
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,12 +25,6 @@ from motionaura_jax.weights import hub
 
 DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MARKS = (
-    WEIGHTS,
-    "training.json",
-    "stablehlo.json",
-    "adapter_config.json",
-)  # files that mark a folder as written by `export`, one per format
 # Parts of older releases, whose `config.json` does not list them: recipe key -> the value that means a subfolder.
 _OLD_PARTS = {"tokenizer": None, "text.tower": "text_encoder"}
 
@@ -158,44 +149,6 @@ def _without_place(value: Any, names: Sequence[str]) -> Any:
 def _is_place(value: str) -> bool:
     absolute = any(kind(value).is_absolute() for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath))
     return absolute or value.startswith(("~", "..")) or "://" in value
-
-
-@contextlib.contextmanager
-def draft(folder: pathlib.Path, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
-    """Yield an empty folder that is renamed to `folder` if the block succeeds, and removed otherwise.
-
-    Raises:
-      UserError: `folder` exists and is not a release folder, or it is one but `overwrite` is off.
-    """
-    check_output(folder, overwrite=overwrite)
-    folder = folder.absolute()
-    new, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.{end}") for end in ("tmp", "old"))
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def check_output(folder: pathlib.Path, *, overwrite: bool) -> None:
-    """Refuse to overwrite anything but a release folder, and that only with `overwrite`.
-
-    Raises:
-      UserError: see `draft`.
-    """
-    if folder.exists() and not any((folder / name).is_file() for name in MARKS):
-        raise UserError(f"{folder}: exists and is not a release folder; choose another name")
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder}: exists already; choose another name or add --overwrite")
 
 
 def narrow(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Release folders: round trip, strictness, damage in one line, atomic writing, paths inside."""
 
-import errno
 import json
 import stat
 
@@ -124,41 +123,6 @@ def test_parts_outside_the_folder_are_refused_in_one_line(tmp_path, path, listed
         release.read_meta(tmp_path / "toy")
     line = str(error.value)
     assert f"config.json: is damaged (tokenizer is at {path!r}, outside the folder)" in line and "\n" not in line
-
-
-def test_a_draft_takes_the_name_only_when_it_is_complete(tmp_path):
-    target = tmp_path / "new" / "release"
-    with pytest.raises(RuntimeError), release.draft(target) as folder:
-        release.write_folder(folder, META, PARAMS, EXTRA)
-        assert not target.exists()
-        raise RuntimeError
-    assert list(target.parent.iterdir()) == []
-    for step in (1, 2):
-        with release.draft(target, overwrite=True) as folder:
-            release.write_folder(folder, {**META, "step": step}, PARAMS, EXTRA)
-        assert release.read_meta(target)["step"] == step and list(target.parent.iterdir()) == [target]
-
-
-def test_a_failing_exchange_leaves_the_old_release(folder, monkeypatch):
-    replace = release.os.replace
-
-    def fail(source, target):
-        if str(source).endswith(".tmp"):
-            raise OSError(errno.EIO, "input/output error")
-        replace(source, target)
-
-    with pytest.raises(OSError), release.draft(folder, overwrite=True) as new:
-        release.write_folder(new, {**META, "step": 4}, PARAMS, EXTRA)
-        monkeypatch.setattr(release.os, "replace", fail)
-    assert release.read_meta(folder)["step"] == 3 and list(folder.parent.iterdir()) == [folder]
-
-
-def test_nothing_that_is_no_release_is_ever_replaced(folder, tmp_path):
-    with pytest.raises(UserError, match=r"exists already; choose another name or add --overwrite"):
-        release.check_output(folder, overwrite=False)
-    with pytest.raises(UserError, match=r"exists and is not a release folder; choose another name"):
-        release.check_output(tmp_path, overwrite=True)
-    release.check_output(tmp_path / "free", overwrite=False)
 
 
 def test_a_disk_that_fails_is_one_line(folder, monkeypatch):
