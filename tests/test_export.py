@@ -11,6 +11,7 @@ import pytest
 
 from motionaura_jax import export, reconstruct, sample
 from motionaura_jax.data.media import write_video
+from motionaura_jax.exporters import base
 from motionaura_jax.systems import registry
 from motionaura_jax.systems.loading import load
 from motionaura_jax.weights import release
@@ -159,7 +160,7 @@ def test_provenance_is_kept_and_a_broken_one_refused(runs, tmp_path, capsys):
     (tmp_path / "how.json").write_text('{"hours": 1}')
     (tmp_path / "broken.json").write_text("[1]")
     flags = [f"--checkpoint={runs / 'tokenizer'}", f"--output={tmp_path / 'r'}"]
-    assert "a JSON object was expected" in error_of([*flags, f"--provenance={tmp_path / 'broken.json'}"], capsys)
+    assert "an object was expected" in error_of([*flags, f"--provenance={tmp_path / 'broken.json'}"], capsys)
     assert export.main([*flags, f"--provenance={tmp_path / 'how.json'}"]) == 0
     assert load(tmp_path / "r").provenance == {"hours": 1}
 
@@ -170,6 +171,29 @@ def test_existing_outputs_and_missing_inputs_are_one_line(runs, released, tmp_pa
     assert "is not a release folder" in error_of([model, f"--output={runs / 'model'}", "--overwrite"], capsys)
     assert "no such checkpoint" in error_of(["--checkpoint=absent", f"--output={tmp_path / 'r'}"], capsys)
     assert export.main([model, f"--output={shutil.copytree(released, tmp_path / 'old')}", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("form", ["release", "stablehlo", "pytorch"])
+def test_an_export_replaces_neither_its_source_nor_a_part_of_it(released, tmp_path, capsys, form):
+    there = shutil.copytree(released, tmp_path / "there")
+    before = {path: path.read_bytes() for path in there.rglob("*.*") if path.is_file()}
+    for target in (there, there / "tokenizer"):
+        flags = [f"--checkpoint={there}", f"--output={target}", "--overwrite", f"--format={form}"]
+        flags += ["--no_check"] if form == "pytorch" else []
+        assert "which is being exported; choose another name for the output" in error_of(flags, capsys)
+    assert before == {path: path.read_bytes() for path in there.rglob("*.*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("value", "other"), [(1e5, "bfloat16"), (3.4e38, "float32")])
+def test_weights_too_large_for_a_dtype_are_refused(runs, tmp_path, capsys, monkeypatch, value, other):
+    model = load(runs / "tokenizer")
+    large = dataclasses.replace(model, params=jax.tree.map(lambda leaf: np.full_like(leaf, value), model.params))
+    monkeypatch.setattr(base, "load", lambda place: large)
+    dtypes = ("float16", "bfloat16") if other == "float32" else ("float16",)
+    for dtype in dtypes:
+        line = error_of(["--checkpoint=x", f"--output={tmp_path / 'r'}", f"--dtype={dtype}"], capsys)
+        assert f"--dtype={dtype}: params/tokenizer/" in line and f"use --dtype={other}" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_reads_back_differently_is_not_kept(runs, tmp_path, capsys, monkeypatch):

@@ -166,8 +166,17 @@ def told(folder, **changes):
         (lambda f: told(f, lora_alpha=8), "r=4 with lora_alpha=8 is not supported"),
         (lambda f: told(f, target_modules=["to_q", "conv"]), "module 'conv' is not supported"),
         (lambda f: told(f, activation="relu"), "activation=relu: expected one of gelu, none"),
+        (
+            lambda f: told(f, use_rslora=True),
+            "use_rslora='True' changes what the adapter computes and is not supported",
+        ),
+        (lambda f: told(f, use_dora=True), "use_dora='True' .*not supported"),
+        (lambda f: told(f, alpha_pattern={"to_q": 8}), "alpha_pattern=.* not supported"),
+        (lambda f: told(f, rank_pattern={"to_q": 8}), "rank_pattern=.* not supported"),
+        (lambda f: told(f, bias="all"), "bias='all' .*not supported"),
+        (lambda f: rewritten(f, lambda t: {k: np.full_like(v, np.nan) for k, v in t.items()}), "are not numbers"),
         (lambda f: told(f, r="4"), "'r' is missing or of the wrong type"),
-        (lambda f: (f / "adapter_config.json").write_text("{"), "invalid JSON"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json: is damaged"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "holds no adapter"),
     ],
 )

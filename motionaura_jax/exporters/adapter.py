@@ -6,15 +6,14 @@ adapter loads only onto the weights it was trained on.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import jax
 
 import motionaura_jax
-from motionaura_jax.core import config
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core import config, files
+from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.trees import merge, partition
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.media import write_json
@@ -32,6 +31,27 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _MODULES = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out", "mlp": "mlp"}
 _KEYS: dict[str, type] = {"r": int, "lora_alpha": int, "target_modules": list, "base_model_hash": str}
+_ASSUMED = {"peft_type": "LORA", "bias": "none"}
+# Settings that say nothing about what an adapter computes once its tensors are there.
+_IRRELEVANT = frozenset(
+    (
+        "activation",  # read, but not required
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+        "init_lora_weights",
+        "loftq_config",
+        "lora_dropout",
+        "megatron_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "task_type",
+    )
+)
 
 
 def write(folder: pathlib.Path, opened: Opened, options: Options) -> None:
@@ -103,14 +123,21 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: holds no adapter ({CONFIG} and {WEIGHTS}); write one with motionaura export --format=adapter"
         )
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: invalid JSON: {error}; export the adapter again") from None
+    settings = files.read_json(path, remedy="export the adapter again")
     for key, kind in _KEYS.items():
-        if not isinstance(settings, dict) or not isinstance(settings.get(key), kind):
+        if type(settings.get(key)) is not kind:
             raise UserError(f"{path}: {key!r} is missing or of the wrong type; export the adapter again")
+    if other := [key for key, value in settings.items() if value and not _is_understood(key, value)]:
+        raise UserError(
+            f"{path}: {other[0]}={shown(settings[other[0]])!r} changes what the adapter computes and is not supported; use an "
+            f"adapter without it"
+        )
     return settings
+
+
+def _is_understood(key: str, value: Any) -> bool:
+    """Tell whether a setting of PEFT is one that we follow, has the value that we assume, or matters to training alone."""
+    return key in _KEYS or key in _IRRELEVANT or key.startswith("_") or value == _ASSUMED.get(key)
 
 
 def _lora(folder: pathlib.Path, settings: dict[str, Any]) -> LoraConfig:

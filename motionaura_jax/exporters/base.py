@@ -5,20 +5,19 @@ Every system supports the format "release" and declares any others in `System.ex
 
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import motionaura_jax
-from motionaura_jax.core import config
+from motionaura_jax.core import config, files
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.parts import Part
+from motionaura_jax.core.trees import path_name
 from motionaura_jax.systems.base import System
 from motionaura_jax.systems.loading import load, load_autoencoder
 from motionaura_jax.systems.registry import system_class
@@ -157,23 +156,22 @@ def read_provenance(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: the file cannot be read or holds no JSON object.
     """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON object was expected")
-    return value
+    return files.read_json(path, remedy='give a JSON object, such as {"hours": 1}')
 
 
 def rounded(model: Loaded, dtype: str) -> Loaded:
-    """Return the model with its float32 weights rounded to `dtype` and back."""
+    """Return the model with its float32 weights rounded to `dtype` and back.
 
-    def through(leaf: Any) -> Any:
-        return leaf.astype(jnp.dtype(dtype)).astype(leaf.dtype) if leaf.dtype == jnp.float32 else leaf
+    Raises:
+      UserError: a weight is too large for `dtype`.
+    """
 
-    params, extra = jax.tree.map(through, (model.params, model.extra))
-    return dataclasses.replace(model, params=params, extra=extra)
+    def through(path: tuple, leaf: np.ndarray) -> np.ndarray:
+        return release.narrow(leaf, dtype, path_name(path)).astype(leaf.dtype, copy=False)
+
+    return dataclasses.replace(
+        model, **jax.tree_util.tree_map_with_path(through, {"params": model.params, "extra": model.extra})
+    )
 
 
 def check(model: Loaded, folder: pathlib.Path) -> None:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import jax
-
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
@@ -90,7 +88,7 @@ def planned_autoencoder(path: steps.Location, latent_space: str) -> VideoAutoenc
     source = open_checkpoint(path)
     cls: Any = _autoencoder_class(source)
     system = cls(source.recipe(cls.Recipe))
-    return system.bind(*jax.eval_shape(system.init, jax.random.key(0)), latent_space)
+    return system.bind(*source.abstract(system), latent_space)
 
 
 def _class_of(source: Checkpoint) -> type[System]:

@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.parts import Component
@@ -22,7 +20,7 @@ from motionaura_jax.core.types import PyTree
 from motionaura_jax.weights import release
 from motionaura_jax.weights.convert import export_tensors, import_tensors, matches
 from motionaura_jax.weights.shards import save_tensors, write_shards
-from motionaura_jax.weights.tensors import TensorFiles
+from motionaura_jax.weights.tensors import NUMPY, TensorFiles
 
 META, REST = "training.json", "training.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -36,6 +34,12 @@ def is_export(path: pathlib.Path) -> bool:
 def read_meta(folder: pathlib.Path) -> dict[str, Any]:
     """Read `training.json`; see `release.read_meta`."""
     return release.read_meta(folder, META)
+
+
+def shapes(folder: pathlib.Path) -> list[tuple[int, ...]]:
+    """Return the shapes of all tensors, from the headers alone."""
+    found = (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))
+    return [tensor.shape for path in found for tensor in TensorFiles(path).values()]
 
 
 def read_weights(
@@ -81,7 +85,9 @@ def write_weights(
         part = functools.reduce(operator.getitem, component.place, tree)
         if not jax.tree.leaves(part):
             continue
-        tensors = ((name, release.narrow(array, dtype)) for name, array in export_tensors(component.tensors, part))
+        tensors = (
+            (name, release.narrow(array, dtype, name)) for name, array in export_tensors(component.tensors, part)
+        )
         kept += component.tensors.new
         write_shards(folder / component.folder, WEIGHTS, tensors, shard_bytes)
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -97,14 +103,13 @@ def _with_rest(path: pathlib.Path, tree: PyTree) -> PyTree:
         for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if isinstance(leaf, jax.ShapeDtypeStruct)
     }
-    try:
-        stored = load_file(path) if missing or path.exists() else {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy or export the folder again") from None
-    found, wanted = ({name: leaf_types(leaf)[""] for name, leaf in leaves.items()} for leaves in (stored, missing))
+    held = TensorFiles(path) if missing or path.exists() else {}
+    wanted = {name: leaf_types(leaf)[""] for name, leaf in missing.items()}
+    found = {name: f"{NUMPY.get(one.dtype, one.dtype)}{list(one.shape)}" for name, one in held.items()}
     if found != wanted:
         odd = sorted(dict(found.items() ^ wanted.items()))
         raise UserError(f"{path}: does not fit training.json, e.g. in {odd[0]}; copy or export the folder again")
+    stored = {name: held.whole(name) for name in held} if isinstance(held, TensorFiles) else {}
     return jax.tree_util.tree_map_with_path(lambda place, leaf: stored.get(path_name(place), leaf), tree)
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Self
 
 from motionaura_jax.core.errors import UserError
 
@@ -19,11 +20,37 @@ SAFE = ("*.json", "*.safetensors", "*.model", "*.txt")
 _ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
+class Recorded(str):
+    """Place that the config of a checkpoint names, and not the user.
+
+    A checkpoint may come from a stranger, so such a place is never fetched from the hub; a copy fetched earlier serves.
+
+    Attributes:
+      local: whether the place may be a folder of this machine.
+    """
+
+    local: bool
+
+    def __new__(cls, place: str, *, local: bool) -> Self:
+        """Mark a place."""
+        made = super().__new__(cls, place)
+        made.local = local
+        return made
+
+    def __str__(self) -> str:
+        """Return the place, still marked."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the place, which cannot change."""
+        return self
+
+
 def model_folder(place: str, patterns: tuple[str, ...] = SAFE) -> Path:
     """Return `place` if it is a folder, else the local copy of the hub's `ORGANIZATION/NAME[@REVISION]`.
 
     A copy fetched earlier works without a network. Without a revision, the newest one is used, and a log line names it so
-    that the user can pin it.
+    that the user can pin it. A `Recorded` id is not fetched.
 
     Args:
       patterns: files to fetch.
@@ -31,14 +58,14 @@ def model_folder(place: str, patterns: tuple[str, ...] = SAFE) -> Path:
     Raises:
       UserError: `place` is neither a folder nor a hub id that can be fetched.
     """
-    if Path(place).is_dir():
+    if _is_here(place) and Path(place).is_dir():
         return Path(place)
     match = _match(place)
     if match is None:
         raise UserError(
             f"{place}: no such folder; give the folder of a published model, or a hub id such as google/name@revision"
         )
-    return _fetch(match["id"], match["revision"], patterns)
+    return _fetch(place, match, patterns)
 
 
 def checkpoint_folder(place: str | PathLike[str]) -> str | PathLike[str]:
@@ -49,8 +76,8 @@ def checkpoint_folder(place: str | PathLike[str]) -> str | PathLike[str]:
     Raises:
       UserError: the id cannot be fetched.
     """
-    match = None if Path(place).exists() else _match(fspath(place))
-    return _fetch(match["id"], match["revision"], SAFE) if match and match["revision"] else place
+    match = None if _is_here(place) and Path(place).exists() else _match(fspath(place))
+    return _fetch(place, match, SAFE) if match and (match["revision"] or not _is_here(place)) else place
 
 
 def pinned(place: str) -> str:
@@ -60,7 +87,7 @@ def pinned(place: str) -> str:
       UserError: see `model_folder`.
     """
     folder = model_folder(place)
-    match = None if Path(place).is_dir() else _match(place)
+    match = None if _is_here(place) and Path(place).is_dir() else _match(place)
     return f"{match['id']}@{folder.name}" if match else place
 
 
@@ -117,17 +144,32 @@ def push(folder: Path, name: str, message: str) -> str:
 def _match(place: str) -> re.Match[str] | None:
     """Match a hub id; return None for a path, an existing first folder, or a path that an export has removed."""
     first = place.split("/")[0]
-    return None if first == REMOVED or Path(first).is_dir() else _ID.fullmatch(place)
+    return None if first == REMOVED or (_is_here(place) and Path(first).is_dir()) else _ID.fullmatch(place)
 
 
-def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+def _is_here(place: str | PathLike[str]) -> bool:
+    """Tell whether a place may be a folder of this machine."""
+    return not isinstance(place, Recorded) or place.local
+
+
+def _fetch(place: str | PathLike[str], match: re.Match[str], patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
+    name, revision = match["id"], match["revision"]
+    known_only = isinstance(place, Recorded)
     disable_progress_bars()
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=known_only)
+        )
     except _faults() as error:
+        if known_only:
+            raise UserError(
+                f"{place}: only the checkpoint names this model, so it is not fetched, and there is no copy here; name it "
+                f"yourself with its revision ({name}@{revision or 'REVISION'}): --text_encoder or --tokenizer of `sample` and "
+                f"`export`, --config.KEY of `train`"
+            ) from None
         raise UserError(
             f"{name}: is not a local folder and cannot be fetched from the hub ({_reason(error)}); check id, "
             f"revision and network, or download it elsewhere and give the folder"

@@ -5,7 +5,6 @@ release is self-contained. `parts` in `config.json` maps the recipe keys of the 
 """
 
 import itertools
-import json
 import pathlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +13,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from motionaura_jax.core.errors import UserError
+from motionaura_jax import __version__
+from motionaura_jax.core import files
+from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.trees import leaf_types, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.media import write_json
 from motionaura_jax.weights import hub
+from motionaura_jax.weights.tensors import NUMPY, TensorFiles, is_finite
 
 DTYPES = ("float32", "bfloat16", "float16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -29,6 +32,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _OLD_PARTS = {"tokenizer": None, "text.tower": "text_encoder"}
 
 _KEYS: dict[str, type] = {"system": str, "recipe": dict, "step": int, "weights": str, "versions": dict}
+_AGAIN = "copy or export the release folder again"
+_BFLOAT16_MAX = 3.38e38
 _SHOWN = 3  # names in an error line
 
 
@@ -46,19 +51,33 @@ def read_meta(folder: pathlib.Path, name: str = CONFIG) -> dict[str, Any]:
       UserError: the file is missing or damaged, or a part is outside the folder.
     """
     path = folder / name
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: is missing; copy the whole release folder")
-    try:
-        meta = json.loads(path.read_text("utf-8"))
-        fault = _fault(meta)
-    except ValueError as error:
-        fault = f"not JSON: {error}"
-    if fault:
-        raise UserError(f"{path}: is damaged ({fault}); copy or export the release folder again")
+    meta = files.read_json(path, remedy=_AGAIN)
+    if fault := _fault(meta):
+        raise UserError(f"{path}: is damaged ({fault}); {_AGAIN}")
+    check_version(path, meta["versions"].get("motionaura_jax", __version__))
     recipe = meta["recipe"]
-    for key, inside in _parts(meta).items():
+    for key, inside in parts(meta).items():
         recipe = with_key(recipe, key, str(folder / inside))
     return {**meta, "recipe": recipe}
+
+
+def check_version(path: pathlib.PurePath, version: Any) -> None:
+    """Refuse weights that a newer version of this package wrote.
+
+    Raises:
+      UserError: they are newer, or `version` is not a version.
+    """
+    try:
+        newer = Version(version) > Version(__version__)
+    except (InvalidVersion, TypeError):
+        raise UserError(f"{path}: is damaged (the version {shown(version)!r}); {_AGAIN}") from None
+    if newer:
+        raise UserError(
+            f"{path}: was written by motionaura_jax {version}, which is newer than this one ({__version__}); upgrade with "
+            f"pip install --upgrade motionaura_jax"
+        )
 
 
 def at_key(recipe: Mapping[str, Any], key: str) -> Any:
@@ -67,6 +86,11 @@ def at_key(recipe: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+def shapes(folder: pathlib.Path) -> list[tuple[int, ...]]:
+    """Return the shapes of all tensors, from the header alone."""
+    return [tensor.shape for tensor in TensorFiles(folder / WEIGHTS).values()]
 
 
 def with_key(recipe: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -83,20 +107,23 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
         half-precision tensors are converted, to float32.
     """
     path = folder / WEIGHTS
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy or export the release folder again") from None
     tree = {"params": params, "extra": extra}
     wanted = leaf_types(tree)
-    stored = {name: _widen(array, wanted.get(name, "")) for name, array in stored.items()}
-    found = {name: leaf_types(array)[""] for name, array in stored.items()}
+    held = TensorFiles(path)
+    found = {
+        name: _widened(f"{NUMPY.get(t.dtype, t.dtype)}{list(t.shape)}", wanted.get(name)) for name, t in held.items()
+    }
     if found != wanted:
         raise UserError(
             f"{path}: another architecture: the file holds {_shorten(found, wanted)}; "
             f"the config needs {_shorten(wanted, found)}; use the config that the weights were trained with"
         )
-    filled = jax.tree_util.tree_map_with_path(lambda leaf, _: stored[path_name(leaf)], tree)
+
+    def read(place: tuple, leaf: Any) -> np.ndarray:
+        array = held.whole(path_name(place))
+        return array.astype(leaf.dtype, copy=False)
+
+    filled = jax.tree_util.tree_map_with_path(read, tree)
     return filled["params"], filled["extra"]
 
 
@@ -113,7 +140,8 @@ def write_folder(
       UserError: the disk is full or not writable.
     """
     leaves = jax.tree_util.tree_leaves_with_path({"params": params, "extra": extra})
-    tensors = {path_name(path): narrow(np.asarray(jax.device_get(leaf), order="C"), dtype) for path, leaf in leaves}
+    named = {path_name(path): np.asarray(jax.device_get(leaf), order="C") for path, leaf in leaves}
+    tensors = {name: narrow(array, dtype, name) for name, array in named.items()}
     write_json(folder / CONFIG, meta)
     try:
         save_file(tensors, folder / WEIGHTS)
@@ -151,38 +179,61 @@ def _is_place(value: str) -> bool:
     return absolute or value.startswith(("~", "..")) or "://" in value
 
 
-def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Cast a float32 array to `dtype`, the dtype of the file; return any other array unchanged."""
-    return array.astype(jnp.dtype(dtype)) if array.dtype == np.float32 else array
+def narrow(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """Cast a float32 array to `dtype`, the dtype of the file; return any other array unchanged.
+
+    Args:
+      name: name of the array, for messages.
+
+    Raises:
+      UserError: a value is too large for `dtype`.
+    """
+    if array.dtype != np.float32 or dtype == "float32":
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(jnp.dtype(dtype))
+    if not is_finite(cast) and is_finite(array):
+        largest = max(np.max(array), -np.min(array))
+        other = "bfloat16" if dtype == "float16" and largest < _BFLOAT16_MAX else "float32"
+        raise UserError(
+            f"--dtype={dtype}: {name} holds the value {largest:.4g}, but the largest one of this dtype is "
+            f"{float(jnp.finfo(dtype).max):.4g}; use --dtype={other}"
+        )
+    return cast
 
 
-def _widen(array: np.ndarray, wanted: str) -> np.ndarray:
-    halves = array.dtype.name in DTYPES and wanted.startswith("float32")
-    return array.astype(np.float32) if halves else array
+def _widened(found: str, wanted: str | None) -> str:
+    """Return the type of a stored array once halves are converted to the float32 that is wanted."""
+    kind, _, shape = found.partition("[")
+    return f"float32[{shape}" if kind in DTYPES and (wanted or "").startswith("float32[") else found
 
 
 def _fault(meta: Any) -> str:
     """Return what is wrong with the content of `config.json`, or an empty string."""
-    if not isinstance(meta, dict):
-        return "an object was expected"
     for key, kind in _KEYS.items():
-        if not isinstance(meta.get(key), kind):
+        if type(meta.get(key)) is not kind:
             return f"{key!r} is missing or of the wrong type"
-    parts = meta.get("parts", {})
-    if not isinstance(parts, dict) or not all(isinstance(value, str) for value in parts.values()):
+    if not isinstance(meta.get("provenance", {}), dict):
+        return "'provenance' must be an object"
+    if not 0 <= meta["step"] < 2**63:
+        return f"'step' is {shown(meta['step'])}"
+    listed = meta.get("parts", {})
+    if not isinstance(listed, dict) or not all(isinstance(value, str) for value in listed.values()):
         return "'parts' must map keys of the recipe to folders"
-    for key in {**_OLD_PARTS, **parts}:
+    for key in {**_OLD_PARTS, **listed}:
         *sections, _ = itertools.accumulate(key.split("."), "{}.{}".format)
         for section in sections:
             if not isinstance(at_key(meta["recipe"], section) or {}, dict):
                 return f"recipe: {section} must be an object"
         if not isinstance(at_key(meta["recipe"], key) or "", str):
             return f"recipe: {key} must be a path"
-    for key, inside in _parts(meta).items():
-        # A release may come from strangers: it must not make us read other folders of this machine.
-        path = pathlib.PureWindowsPath(inside)  # knows both kinds of slashes
-        if path.anchor or ".." in path.parts:
-            return f"{key} is at {inside!r}, outside the folder"
+    # A release may come from strangers: it must not make us read other folders of this machine, not even with a part
+    # that it does not list.
+    named = {key: at_key(meta["recipe"], key) or "" for key in _OLD_PARTS}
+    for key, place in (*named.items(), *parts(meta).items()):
+        path = pathlib.PureWindowsPath(place)  # knows both kinds of slashes
+        if path.anchor or ".." in path.parts or _is_place(place):
+            return f"{key} is at {shown(place)!r}, outside the folder"
     if meta["recipe"].get("system") != meta["system"]:
         return "'system' and the recipe differ"
     if meta["weights"] not in ("averaged", "raw"):
@@ -190,7 +241,7 @@ def _fault(meta: Any) -> str:
     return ""
 
 
-def _parts(meta: Mapping[str, Any]) -> dict[str, str]:
+def parts(meta: Mapping[str, Any]) -> dict[str, str]:
     """Return the subfolders of the parts of a release, by recipe key."""
     if "parts" in meta:
         return dict(meta["parts"])

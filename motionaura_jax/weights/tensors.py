@@ -3,23 +3,43 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from motionaura_jax.core import files
 from motionaura_jax.core.errors import UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 INDEX = ".index.json"
+NUMPY = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Names of dtypes in files -> names of NumPy. Others, such as the kinds of float8, are not read."""
 
 _AGAIN = "download or copy it again"
+_ANY_SIZE = 2**63
+_LONGEST_NAME = 255  # bytes that file systems allow
 _PIECE = 1 << 26  # bytes read at once
 _SHOWN = 3
+_SMALL = 2**22  # sizes up to this cost nothing before they are compared with the weights
+_NO_SIZES = ("loss_chunk", "restart_patience")  # settings of networks that training alone reads; any number will do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,10 +84,12 @@ class TensorFiles(Mapping[str, Tensor]):
         """Copy a tensor piece by piece into an array of its shape, casting to the dtype of the array.
 
         Raises:
-          UserError: the file was damaged after construction.
+          UserError: the file was damaged after construction, or a value is NaN or infinite.
         """
         rows = 0
         for piece in self._pieces(name):
+            if not is_finite(piece):
+                raise UserError(f"{self[name].file}: {name} holds values that are not numbers; use other weights")
             if not self[name].shape:
                 into[...] = piece
             else:
@@ -81,7 +103,7 @@ class TensorFiles(Mapping[str, Tensor]):
           UserError: see `read`.
         """
         pieces = list(self._pieces(name))
-        return np.concatenate(pieces) if self[name].shape else pieces[0]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def digest(self, names: Iterable[str]) -> bytes:
         """Hash these tensors with their names, in alphabetical order; reads all of them."""
@@ -95,6 +117,10 @@ class TensorFiles(Mapping[str, Tensor]):
     def _pieces(self, name: str) -> Iterator[np.ndarray]:
         """Yield the tensor in slices along its first axis, or whole if it is a scalar."""
         tensor = self[name]
+        if tensor.dtype not in NUMPY:
+            raise UserError(
+                f"{tensor.file}: {name} has the dtype {tensor.dtype}, which is not read; convert it to bfloat16"
+            )
         # Open the file for each tensor: pages read from a mapped file count as resident until it is closed.
         with _opened(tensor.file) as file:
             if not tensor.shape:
@@ -102,8 +128,43 @@ class TensorFiles(Mapping[str, Tensor]):
                 return
             part, row = file.get_slice(name), 8 * int(np.prod(tensor.shape[1:], dtype=np.int64))
             rows = max(1, _PIECE // max(1, row))
-            for start in range(0, tensor.shape[0], rows):
+            for start in range(0, max(1, tensor.shape[0]), rows):
                 yield part[start : min(start + rows, tensor.shape[0])]
+
+
+def check_numbers(values: Any, shapes: Collection[tuple[int, ...]], where: str) -> None:
+    """Refuse sizes in a config that are out of all proportion to the weights, before anything of these sizes is built.
+
+    Args:
+      values: plain values of the config of a network.
+      shapes: shapes of the stored tensors.
+      where: file and key of the config, for messages.
+
+    Raises:
+      UserError: names the first such number.
+    """
+    largest = max(_SMALL, 4 * max((size for shape in shapes for size in shape), default=0))
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if key not in _NO_SIZES:
+                check_numbers(value, shapes, f"{where}.{key}")
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            check_numbers(value, shapes, where)
+    elif isinstance(values, (int, float)) and not isinstance(values, bool) and not abs(values) <= largest:
+        raise UserError(
+            f"{where}={values:.6g}: out of proportion to the weights, none of which is that large; use config and weights "
+            f"of the same model"
+        )
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Tell whether an array holds neither NaN nor infinity; integers never do."""
+    if array.dtype.kind in "biu":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        # The sum takes no memory. It may overflow although all values are finite, so ask again then.
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
 
 
 def listed(names: list[str]) -> str:
@@ -142,17 +203,22 @@ def _refuse_pickle(path: Path, files: list[Path]) -> Path:
 
 def _read_index(path: Path) -> dict[str, set[str]]:
     """Map the file name of each shard to the names of its tensors."""
-    try:
-        places = json.loads(path.read_text("utf-8"))["weight_map"]
-        sound = all(isinstance(file, str) and Path(file).name == file for file in places.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
+    places = files.read_json(path, remedy=_AGAIN).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(map(_is_shard, places.values())):
         raise UserError(f"{path}: is not an index of shards in the same folder; {_AGAIN}")
-    absent = sorted({file for file in places.values() if not path.with_name(file).is_file()})
+    shards: dict[str, set[str]] = {file: set() for file in sorted(set(places.values()))}
+    absent = [file for file in shards if not path.with_name(file).is_file()]
     if absent:
         raise UserError(f"{path}: names missing shards: {listed(absent)}; {_AGAIN}")
-    return {file: {name for name in places if places[name] == file} for file in sorted(set(places.values()))}
+    for name, file in places.items():
+        shards[file].add(name)
+    return shards
+
+
+def _is_shard(name: Any) -> bool:
+    """Tell whether a value of an index is the plain name of a file."""
+    named = isinstance(name, str) and len(name.encode()) <= _LONGEST_NAME and "\0" not in name and "\\" not in name
+    return named and Path(name).name == name and name not in ("", ".", "..")
 
 
 def _read_header(path: Path) -> dict[str, Tensor]:
@@ -166,6 +232,7 @@ def _read_header(path: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    files.check_regular(path, limit=_ANY_SIZE, remedy=_AGAIN)
     try:
         with safe_open(path, framework="numpy") as file:
             yield file

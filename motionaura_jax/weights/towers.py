@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from motionaura_jax.core import config
+from motionaura_jax.core import config, files
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.tensor_map import TensorMap
 from motionaura_jax.core.types import PyTree
@@ -137,17 +137,17 @@ def read_settings(folder: Path, kind: str) -> dict[str, Any]:
       UserError: the file is missing, not JSON, or of another model type.
     """
     path, sections = folder / CONFIG, KINDS[kind].sections
+    if not path.exists():
+        raise UserError(f"{path}: is missing; give the folder of a published model")
+    values = files.read_json(path, remedy="download it again")
     try:
-        values = json.loads(path.read_text("utf-8"))
         name = values["model_type"]
         if name not in sections:
             raise UserError(f"{path}: the model type {name!r} is not {kind}{nearest(str(name), sections)}")
         part = values[sections[name]] if sections[name] else values
         shared = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
         return {**part, **shared}
-    except FileNotFoundError:
-        raise UserError(f"{path}: is missing; give the folder of a published model") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: describes no model ({type(error).__name__}: {error}); download it again") from None
 
 

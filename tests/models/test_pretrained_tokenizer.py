@@ -1,7 +1,9 @@
 """Tokenizers of published encoders: ids match the transformers library; limits, and bad files."""
 
 import json
+import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -83,3 +85,54 @@ def test_code_that_comes_with_a_tokenizer_does_not_run(tmp_path):
     except UserError as error:
         assert "cannot be opened" in str(error)
     assert not (tmp_path / "ran").exists()
+
+
+def replace(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def split(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def sequence(kind, steps):
+    return {"type": "Sequence", kind: steps}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "fault"),
+    [
+        ("normalizer", sequence("normalizers", [replace({"String": "a"}, "aa")] * 40), "4096 times as long"),
+        ("normalizer", sequence("normalizers", [{"type": "Lowercase"}] * 100), "steps, 64 at most are read"),
+        ("normalizer", {"type": "Prepend", "prepend": "a" * 10_000}, "4096 times as long"),
+        ("decoder", sequence("decoders", [replace({"String": "a"}, "aa")] * 40), "4096 times as long"),
+        ("normalizer", replace({"Regex": "a" * 2000}, ""), "is too long"),
+        ("pre_tokenizer", split("(a+)+$"), "reading short texts with it fails"),
+        ("padding", {"strategy": {"Fixed": 10**12}, "pad_id": 0}, "it pads every text to"),
+        ("post_processor", {"type": "TemplateProcessing", "single": [{}] * 10_000}, "64 at most are read"),
+    ],
+)
+def test_a_tokenizer_that_would_end_the_process_is_refused(folder, tmp_path, part, value, fault):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    settings = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps({**settings, part: value}))
+    assert fault in refused(copy)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_deep_nesting_and_pipes_are_one_line(folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / name).write_text('{"a":' * 100_000)
+    assert f"{name}: is damaged" in refused(copy)
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert f"{name}: is a pipe or device" in refused(copy)
+
+
+def test_harmless_patterns_are_read(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    settings = json.loads((copy / "tokenizer.json").read_text())
+    for pattern in (" {2,}", r"[0-9]{1,3}"):
+        settings["normalizer"] = replace({"Regex": pattern}, " ")
+        (copy / "tokenizer.json").write_text(json.dumps(settings))
+        PretrainedTokenizer(copy, 8, 4)

@@ -116,15 +116,22 @@ def test_an_export_is_uploaded_and_its_pinned_id_is_a_checkpoint(tokenizer, tmp_
         TOKEN.encode() in f for f in files.values()
     )
 
-    def download(name, *, revision, allow_patterns):
+    def download(name, *, revision, allow_patterns, local_files_only=False):
+        asked.append(local_files_only)
         assert (name, revision) == ("me/tokenizer", "0123abc")
         return str(tmp_path / "there")
 
+    asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     opened, loaded = load_autoencoder("me/tokenizer@0123abc")
     assert opened.latent_space == load_autoencoder(tokenizer)[0].latent_space and loaded.path == tmp_path / "there"
     tiny.save_untrained(tmp_path / "run", **tiny.text_to_video("me/tokenizer@0123abc"))
+    asked.clear()
     assert TextToVideo(tmp_path / "run").autoencoder.latent_space == opened.latent_space
+    assert asked and all(asked), "a name in a checkpoint led to the network"
+    asked.clear()
+    TextToVideo(tmp_path / "run", tokenizer="me/tokenizer@0123abc")
+    assert not any(asked)
 
 
 def test_a_hub_that_lets_nobody_in_is_one_line_before_any_work(tokenizer, tmp_path, api, capsys):

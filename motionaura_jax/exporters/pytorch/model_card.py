@@ -75,8 +75,8 @@ def _published(index: Mapping[str, Any]) -> str:
     if "text_encoder_id" not in index:
         return "The text encoder is a published T5; `text_encoder/` holds an unmodified copy."
     return (
-        f"The text encoder is the published T5 `{index['text_encoder_id']}`. `from_pretrained` downloads it from the Hugging "
-        f"Face hub; to use a local copy, pass `text_encoder=PATH`."
+        f"The text encoder is the published T5 `{index['text_encoder_id']}`. `from_pretrained` takes it from the local "
+        f'cache; to fetch it from the Hugging Face hub, pass `text_encoder="{index["text_encoder_id"]}"`, or a PATH.'
     )
 
 

@@ -6,6 +6,7 @@ File and tensor names follow PEFT: `adapter_config.json`, and `adapter_model.saf
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,29 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _CONFIG, _WEIGHTS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+_ADAPTER = re.compile(r"\.lora_[AB]\.weight$")
+_KEYS = {"r": int, "lora_alpha": int, "target_modules": list, "base_model_hash": str}
+_ASSUMED = {"peft_type": "LORA", "bias": "none"}
+# Settings that say nothing about what an adapter computes once its tensors are there.
+_IRRELEVANT = frozenset(
+    (
+        "activation",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+        "init_lora_weights",
+        "loftq_config",
+        "lora_dropout",
+        "megatron_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "task_type",
+    )
+)
 _MODULES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "o"}
 
 
@@ -72,10 +96,13 @@ def read_lora(folder: str | Path, base_hash: str) -> tuple[dict[str, Any], dict[
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: the adapter was trained on weights with a hash other than `base_hash`, or is of an unsupported kind.
+      ValueError: the adapter was trained on weights with a hash other than `base_hash`, is of an unsupported kind, or holds
+        tensors of the model itself.
     """
     settings = json.loads((Path(folder) / _CONFIG).read_text("utf-8"))
-    trained_on = settings.get("base_model_hash")
+    if not isinstance(settings, dict) or not all(type(settings.get(key)) is kind for key, kind in _KEYS.items()):
+        raise ValueError(f"{folder}: {_CONFIG} lacks one of {', '.join(_KEYS)}, or has it with another type")
+    trained_on = settings["base_model_hash"]
     if trained_on != base_hash:
         raise ValueError(f"{folder}: was trained on the weights {trained_on}, but these are {base_hash}")
     modules = settings["target_modules"]
@@ -83,13 +110,23 @@ def read_lora(folder: str | Path, base_hash: str) -> tuple[dict[str, Any], dict[
         raise ValueError(
             f"{folder}: target_modules must be among {', '.join(_MODULES)} and mlp, and lora_alpha must equal r"
         )
+    if other := [key for key, value in settings.items() if value and not _is_understood(key, value)]:
+        raise ValueError(f"{folder}: {other[0]} changes what the adapter computes and is not supported")
     known = {
         "lora_rank": settings["r"],
         "lora_targets": tuple(_MODULES[module] for module in modules if module != "mlp"),
         "lora_mlp": "mlp" in modules,
         "lora_activation": settings.get("activation", "none"),
     }
-    return known, {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(Path(folder) / _WEIGHTS).items()}
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(Path(folder) / _WEIGHTS).items()}
+    if base := [name for name in tensors if not _ADAPTER.search(name)]:
+        raise ValueError(f"{folder}: {base[0]} is no tensor of an adapter; weights of the model are not replaced")
+    return known, tensors
+
+
+def _is_understood(key: str, value: Any) -> bool:
+    """Tell whether a setting of PEFT is one that we follow, has the value that we assume, or matters to training alone."""
+    return key in _KEYS or key in _IRRELEVANT or key.startswith("_") or value == _ASSUMED.get(key)
 
 
 def _pair(inputs: int, outputs: int, lora: LoraConfig) -> tuple[nn.Linear, nn.Linear]:

@@ -42,19 +42,32 @@ class PublishedT5(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, place: str | Path, *, revision: str | None = None, torch_dtype: torch.dtype = torch.float32
+        cls,
+        place: str | Path,
+        *,
+        revision: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        download: bool = True,
     ) -> Self:
         """Load a local folder, or a Hugging Face hub id at `revision`; only safetensors, never pickled weights.
+
+        Args:
+          download: fetch a hub id that is not in the local cache.
 
         Raises:
           OSError: the model was not found.
         """
         from transformers import T5EncoderModel
 
-        settings: dict[str, Any] = {"revision": revision} if revision else {"local_files_only": True}
-        return cls(
-            T5EncoderModel.from_pretrained(str(place), use_safetensors=True, dtype=torch_dtype, **settings)
-        ).eval()
+        settings: dict[str, Any] = {"revision": revision} if revision else {}
+        encoder = T5EncoderModel.from_pretrained(
+            str(place),
+            use_safetensors=True,
+            dtype=torch_dtype,
+            local_files_only=not (revision and download),
+            **settings,
+        )
+        return cls(encoder).eval()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         found = self.encoder(input_ids=ids, attention_mask=mask.to(ids.dtype)).last_hidden_state

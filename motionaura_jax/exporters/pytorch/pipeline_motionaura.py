@@ -90,7 +90,8 @@ class MotionAuraPipeline:
           folder, revision: a local folder, or a Hugging Face hub id with a commit or tag.
           torch_dtype: dtype of weights and activations.
           fold: merge transforms along the embedding into the attention kernels, which computes the same outputs faster.
-          text_encoder: local folder of the published T5 named in `model_index.json`; None downloads it.
+          text_encoder: local folder of the published T5 named in `model_index.json`, or its Hugging Face hub id with a
+            revision, "ID@REVISION", to fetch it; None takes it from the folder or from the local cache of the hub.
         """
         folder = model_folder(folder, revision)
         transformer = SpectralTransformer.from_pretrained(folder / "transformer", torch_dtype=torch_dtype)
@@ -239,9 +240,21 @@ def _open_text(
     from motionaura_jax.exporters.pytorch.modeling_published_text import PublishedT5, PublishedTokenizer
 
     place, _, revision = index.get("text_encoder_id", "").partition("@")
-    if other is not None or not place:
-        place, revision = str(other or folder / "text_encoder"), ""
-    published = PublishedT5.from_pretrained(place, revision=revision or None, torch_dtype=dtype)
+    if other is not None:
+        place, _, revision = (str(other), "", "") if Path(other).is_dir() else str(other).partition("@")
+    elif not place:
+        place, revision = str(folder / "text_encoder"), ""
+    try:
+        # An id that only the folder names is not fetched: the folder may come from a stranger.
+        download = other is not None
+        published = PublishedT5.from_pretrained(place, revision=revision or None, torch_dtype=dtype, download=download)
+    except OSError as error:
+        if download:
+            raise
+        raise OSError(
+            f"{folder}: its text encoder {place} is not in the local cache; to fetch it, give "
+            f"text_encoder={index.get('text_encoder_id', place)!r}"
+        ) from error
     return PublishedTokenizer.from_pretrained(folder / "tokenizer"), published
 
 

@@ -128,19 +128,21 @@ class T5MLP(nn.Module):
         return dense(config.d_model, "out")(hidden)
 
 
-def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "l l"]:
+def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[Array, "l l"]:
     """Return the index of the bias that a query (row) has for a key (column).
 
     Half of the buckets are for keys that come later.  In each half the first `buckets` / 4 distances have a bucket of their
     own; larger ones share the rest logarithmically, and everything from `max_distance` on is in the last.
     """
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    distance = np.arange(1 - length, length)  # all that occur; the square itself is only traced
     half = buckets // 2
     exact = half // 2
     size = np.abs(distance)
     log = np.log(np.maximum(size, 1) / exact) / math.log(max_distance / exact)
     shared = np.minimum(exact + (log * (half - exact)).astype(int), half - 1)
-    return np.where(distance > 0, half, 0) + np.where(size < exact, size, shared)
+    bucket = np.where(distance > 0, half, 0) + np.where(size < exact, size, shared)
+    places = jnp.arange(length)
+    return jnp.asarray(bucket)[places[None, :] - places[:, None] + (length - 1)]
 
 
 def _norm(config: T5Config, name: str) -> nn.RMSNorm:

@@ -15,6 +15,7 @@ from jaxtyping import Int32
 from tokenizers import models, normalizers, pre_tokenizers
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.tokenizer_files import check_tokenizer
 
 PAD, UNKNOWN = 0, 1
 _SPECIAL = ("<pad>", "<unk>")  # the pre-tokenizer takes both apart, so that no caption contains them as words
@@ -142,11 +143,14 @@ class PretrainedTokenizer:
         self.length, self.limit, self.folder = length, min(limit, length), Path(folder)
         if not any((self.folder / name).is_file() for name in _FILES):
             raise UserError(f"{folder}: has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+        check_tokenizer(self.folder)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
             )
-        except Exception as error:  # the library raises errors of many kinds for damaged files
+        except BaseException as error:  # the library raises errors of many kinds for damaged files
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             reason, remedy = str(error).strip().split("\n")[0], "copy tokenizer.json there again"
             if (self.folder / "spiece.model").is_file() and importlib.util.find_spec("sentencepiece") is None:
                 reason, remedy = "spiece.model needs the package sentencepiece", "pip install sentencepiece"

@@ -87,5 +87,28 @@ def test_an_adapter_of_another_model_is_refused(folders, pipe, tmp_path):
         opened.load_lora_weights(told(r=4, lora_alpha=4))
     with pytest.raises(RuntimeError, match=r"Unexpected key.*lora_A"):
         opened.load_lora_weights(told(target_modules=["to_q", "mlp"]))
+    for more in (
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"alpha_pattern": {"to_q": 1}},
+        {"rank_pattern": {"to_q": 1}},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(more))} changes what the adapter computes"):
+            opened.load_lora_weights(told(**more))
+    for broken in ({"r": "5"}, {"target_modules": None}):
+        with pytest.raises(ValueError, match="or has it with another type"):
+            opened.load_lora_weights(told(**broken))
     with pytest.raises(FileNotFoundError):
         opened.load_lora_weights(tmp_path)
+
+
+def test_an_adapter_replaces_no_weight_of_the_model(folders, pipe, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    there = shutil.copytree(folders[0] / "adapter", tmp_path / "there")
+    tensors = load_file(there / adapter.WEIGHTS)
+    base = load_file(folders[0] / "exported" / "transformer" / "diffusion_pytorch_model.safetensors")
+    for name in ("head.bias", "base_model.model.head.bias"):
+        save_file({**tensors, name: np.zeros_like(base["head.bias"])}, there / adapter.WEIGHTS)
+        with pytest.raises(ValueError, match=r"head.bias is no tensor of an adapter"):
+            pipe().load_lora_weights(there)
