@@ -16,11 +16,11 @@ from motionaura_jax.core.trees import path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.systems.base import System
 from motionaura_jax.training.groups import Groups
+from motionaura_jax.training.muon import muon
 
 # The number of dimensions does not tell a vector from a matrix: layers stacked by a scan have one more leading axis.
 _VECTORS = frozenset({"bias", "scale"})
 _DEPTHWISE, _DENSE_CONVOLUTION = 4, 5  # axes of a kernel: time, height, width, then channels once or twice
-_MUON_MOMENTUM, _MUON_RMS = 0.95, 0.2  # Jordan et al. 2024; Liu et al. 2025 ("Muon is scalable"), equation 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,16 +125,13 @@ def _adafactor(config: OptimizerConfig, rate: optax.Schedule, weights: Weights) 
 
 
 def _muon(config: OptimizerConfig, rate: optax.Schedule, weights: Weights) -> optax.GradientTransformation:
-    """Scale the updates to the root mean square of Adam's, so that both halves share one learning rate."""
-    return optax.contrib.muon(
+    return muon(
         rate,
-        beta=_MUON_MOMENTUM,
+        weights.as_matrices,
         weight_decay=config.weight_decay,
+        b1=config.b1,
+        b2=config.b2,
         mu_dtype=config.mu_dtype,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        muon_weight_dimension_numbers=weights.as_matrices,
-        consistent_rms=_MUON_RMS,
     )
 
 
