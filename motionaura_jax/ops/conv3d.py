@@ -11,7 +11,9 @@ last frame, which zeros would pull toward gray; the causal form is that of CV-VA
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -60,21 +62,67 @@ def conv3d(
 
 
 def frame_conv(
-    x: Float[Array, "b t h w ci"], kernel: Float[Array, "kh kw ci co"], *, strides: Sequence[int] = (1, 1)
+    x: Float[Array, "b t h w ci"],
+    kernel: Float[Array, "kh kw ci co"],
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[tuple[int, int]] | None = None,
 ) -> Float[Array, "b t h2 w2 co"]:
-    """Convolve every frame on its own, with zeros around; arguments as in `conv3d`, all of one dtype."""
+    """Convolve every frame on its own, with zeros around; arguments as in `conv3d`, all of one dtype.
+
+    On CPU the gradient of the kernel is one matrix product per window position; see `_kernel_gradient`.
+
+    Args:
+      padding: (low, high) zeros of height and width; by default those that keep the size at stride 1.
+    """
     height, width = kernel.shape[:2]
-    if height == width == 1:
+    if height == width == 1 and padding is None:
         return x[:, :, :: strides[0], :: strides[1]] @ kernel[0, 0]
-    # The zeros are added inside the call: XLA's CPU convolution without any padding is up to 10 times slower.
-    y = lax.conv_general_dilated(
-        x.reshape(-1, *x.shape[2:]),
-        kernel,
-        tuple(strides),
-        (split_padding(height), split_padding(width)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    around = tuple(padding or (split_padding(height), split_padding(width)))
+    convolve = _frames_with_products if on_cpu() else _frames
+    y = convolve(x.reshape(-1, *x.shape[2:]), kernel, tuple(strides), around)
     return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def _frames(x: Array, kernel: Array, strides: tuple[int, ...], padding: tuple[tuple[int, int], ...]) -> Array:
+    # The zeros are added inside the call: XLA's CPU convolution without any padding is up to 10 times slower.
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+_frames_with_products = jax.custom_vjp(_frames, nondiff_argnums=(2, 3))
+
+
+def _frames_forward(x: Array, kernel: Array, strides: Any, padding: Any) -> tuple[Array, tuple[Array, Array]]:
+    return _frames(x, kernel, strides, padding), (x, kernel)
+
+
+def _frames_backward(strides: Any, padding: Any, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    _, pullback = jax.vjp(lambda x: _frames(x, kernel, strides, padding), x)
+    return *pullback(grad), _kernel_gradient(x, grad, kernel, strides, padding)
+
+
+_frames_with_products.defvjp(_frames_forward, _frames_backward)
+
+
+def _kernel_gradient(
+    x: Float[Array, "n h w ci"], grad: Float[Array, "n h2 w2 co"], kernel: Array, strides: Any, padding: Any
+) -> Float[Array, "kh kw ci co"]:
+    """Correlate input and gradient by one matrix product over all pixels for every window position.
+
+    The library's own gradient is a convolution whose window is the whole frame, behind two transposed copies: half as fast.
+    """
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (step * (size - 1) + 1 for step, size in zip(strides, grad.shape[1:3], strict=True))
+
+    def correlate(j: int, k: int) -> Array:
+        shifted = padded[:, j : j + rows : strides[0], k : k + columns : strides[1]]
+        # XLA transposes the left operand; on this side all positions share one transposed copy.
+        return jnp.einsum("nhwo,nhwi->oi", grad, shifted, preferred_element_type=jnp.float32)
+
+    height, width = kernel.shape[:2]
+    products = [correlate(j, k) for j in range(height) for k in range(width)]
+    return jnp.stack(products).mT.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _taps2d(x: Array, kernel: Array, strides: Sequence[int]) -> Array:

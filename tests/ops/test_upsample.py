@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.ops.upsample import conv_transpose_1x4x4, depth_to_space, nearest_upsample
+from motionaura_jax.ops.upsample import conv_transpose_1x4x4, depth_to_space, nearest_conv3d, nearest_upsample
 
 
 def draw(shape, seed=0):
@@ -100,3 +100,47 @@ def test_nearest_upsample_repeats():
     x = draw((1, 2, 3, 2, 2)).astype(np.float32)
     exact = x.repeat(2, axis=1).repeat(3, axis=2).repeat(4, axis=3)
     np.testing.assert_array_equal(nearest_upsample(jnp.asarray(x), (2, 3, 4)), exact)
+
+
+@functools.partial(jax.jit, static_argnames=("factor", "causal", "impl"))
+def nearest_and_gradients(x, kernel, grad, factor, causal, impl):
+    y, pullback = jax.vjp(lambda x, k: nearest_conv3d(x, k, factor, causal=causal, impl=impl), x, kernel)
+    return y, *pullback(grad)
+
+
+def nearest_reference(x, kernel, factor, causal):
+    """Repeat, pad and sum over windows in float64."""
+    x = x.repeat(factor, 1).repeat(2, 2).repeat(2, 3)[:, factor - 1 if causal else 0 :]
+    x = np.pad(x, ((0, 0), (2, 0) if causal else (1, 1), (0, 0), (0, 0), (0, 0)), mode="edge")
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3, 3), axis=(1, 2, 3))
+    return np.einsum("bthwcijk,ijkco->bthwo", windows, kernel)
+
+
+@pytest.mark.parametrize("impl", ["polyphase", "plain"])
+@pytest.mark.parametrize(("factor", "causal"), [(1, False), (2, False), (1, True), (2, True)])
+def test_convolution_behind_nearest_upsampling(factor, causal, impl):
+    """The operation is linear in each argument, so the pullbacks are checked by inner products."""
+    x, kernel = draw((2, 3, 3, 5, 4)), draw((3, 3, 3, 4, 2), 1)
+    expected = nearest_reference(x, kernel, factor, causal)
+    grad, dx, dk = draw(expected.shape, 2), draw(x.shape, 3), draw(kernel.shape, 4)
+    arguments = [jnp.float32(value) for value in (x, kernel, grad)]
+    y, grad_x, grad_kernel = nearest_and_gradients(*arguments, factor, causal, impl)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5)
+    exact_x = np.vdot(nearest_reference(dx, kernel, factor, causal), grad)
+    exact_kernel = np.vdot(nearest_reference(x, dk, factor, causal), grad)
+    np.testing.assert_allclose(np.vdot(grad_x, dx), exact_x, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(np.vdot(grad_kernel, dk), exact_kernel, rtol=1e-5, atol=1e-3)
+
+
+def test_one_pixel_and_bf16_behind_nearest_upsampling():
+    x, kernel = jnp.bfloat16(draw((1, 1, 1, 1, 8))), jnp.float32(draw((3, 3, 3, 8, 4), 1))
+    y = nearest_conv3d(x, kernel, 2, impl="polyphase")
+    assert y.dtype == jnp.bfloat16
+    exact = nearest_reference(np.float64(x), np.float64(kernel), 2, False)
+    np.testing.assert_allclose(np.float64(y), exact, atol=2e-2 * np.abs(exact).max())
+
+
+def test_faults_of_nearest_upsampling_are_named():
+    with pytest.raises(ValueError, match="time factor 4"):
+        nearest_conv3d(jnp.zeros((1, 1, 2, 2, 1)), jnp.zeros((3, 3, 3, 1, 1)), 4)

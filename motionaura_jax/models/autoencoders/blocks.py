@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
-from motionaura_jax.models.layers.conv import Conv3d, DepthwiseConv3d, GroupNorm, SubpixelConv3d
+from motionaura_jax.models.layers.conv import Conv3d, DepthwiseConv3d, GroupNorm, NearestConv3d, SubpixelConv3d
 from motionaura_jax.models.layers.initializers import fan_in_normal
-from motionaura_jax.ops.upsample import nearest_upsample
+from motionaura_jax.ops.silu import silu
 
 Video = Float[Array, "b t h w c"]
 _EXPANSION = 4
@@ -33,7 +33,7 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Video) -> Video:
         axes = (2, 3) if self.per_frame else (1, 2, 3)
         pooled = x.mean(axes, keepdims=True, dtype=jnp.float32)
-        hidden = nn.silu(nn.Dense(self.hidden, kernel_init=fan_in_normal, name="reduce")(pooled))
+        hidden = silu(nn.Dense(self.hidden, kernel_init=fan_in_normal, name="reduce")(pooled))
         gate = nn.sigmoid(nn.Dense(x.shape[-1], kernel_init=fan_in_normal, name="expand")(hidden))
         return x * gate.astype(x.dtype)
 
@@ -51,9 +51,9 @@ class InvertedBottleneck(nn.Module):
             causal=config.causal, impl=config.depthwise_impl, dtype=jnp.dtype(config.dtype), name="depthwise"
         )
         x = GroupNorm(config.per_frame, name="norm")(x)
-        x = nn.silu(conv(config, _EXPANSION * channels, (1, 1, 1), name="expand")(x))
+        x = silu(conv(config, _EXPANSION * channels, (1, 1, 1), name="expand")(x))
         # The paper gates before the depthwise convolution, EfficientNet after it.
-        x = nn.silu(depthwise(excite(x))) if config.se_pos == "before" else excite(nn.silu(depthwise(x)))
+        x = silu(depthwise(excite(x))) if config.se_pos == "before" else excite(silu(depthwise(x)))
         init = {"kernel_init": nn.initializers.zeros} if config.zero_init else {}
         return conv(config, channels, (1, 1, 1), name="project", **init)(x)
 
@@ -70,7 +70,7 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, x: Video) -> Video:
         config = self.config
-        y = nn.silu(GroupNorm(config.per_frame, name="norm")(x))
+        y = silu(GroupNorm(config.per_frame, name="norm")(x))
         if config.lead == "full":
             y = conv(config, self.features, (3, 3, 3), name="lead")(y)
         else:
@@ -91,7 +91,7 @@ class InceptionFusedMB(nn.Module):
     def __call__(self, x: Video) -> Video:
         config, channels = self.config, x.shape[-1]
         width = max(int(channels * config.inception_width), 1)
-        y = nn.silu(GroupNorm(config.per_frame, name="norm")(x))
+        y = silu(GroupNorm(config.per_frame, name="norm")(x))
         branches = []
         for index, kernel in enumerate(_INCEPTION_KERNELS):
             branch = conv(config, width, kernel, name=f"branch_{index}")(y)
@@ -126,21 +126,10 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Video) -> Video:
-        factors = (self.time_factor, 2, 2)
-        if self.config.upsample == "subpixel":
-            x = SubpixelConv3d(
-                self.features,
-                factors,
-                causal=self.config.causal,
-                impl=self.config.conv_impl,
-                dtype=jnp.dtype(self.config.dtype),
-                name="conv",
-            )(x)
-            return x[:, self._surplus :]
-        x = nearest_upsample(x, factors)[:, self._surplus :]
-        return conv(self.config, self.features, (3, 3, 3), name="conv")(x)
-
-    @property
-    def _surplus(self) -> int:
+        config = self.config
+        settings = {"causal": config.causal, "impl": config.conv_impl, "dtype": jnp.dtype(config.dtype), "name": "conv"}
+        if config.upsample == "nearest":
+            return NearestConv3d(self.features, self.time_factor, **settings)(x)
+        x = SubpixelConv3d(self.features, (self.time_factor, 2, 2), **settings)(x)
         # The first latent frame of a causal tokenizer stands for one video frame: drop the copies before it.
-        return self.time_factor - 1 if self.config.causal else 0
+        return x[:, self.time_factor - 1 :] if config.causal else x

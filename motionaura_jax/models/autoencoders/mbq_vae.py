@@ -13,6 +13,7 @@ from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.layers.conv import GroupNorm, TransposedConv1x4x4
 from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
+from motionaura_jax.ops.silu import silu
 from motionaura_jax.parallel import rules
 
 NOT_DECAYED = frozenset({"codebook"})
@@ -50,7 +51,7 @@ class Encoder(nn.Module):
                 strides = (config.time_factors[index - 1], 2, 2)
                 x = conv(config, features, (3, 3, 3), strides=strides, name=f"down_{index - 1}")(x)
             x = Level(config, config.enc_mb[index], config.enc_inc[index], name=f"level_{index}")(x)
-        x = nn.silu(GroupNorm(config.per_frame, name="norm")(x))
+        x = silu(GroupNorm(config.per_frame, name="norm")(x))
         x = conv(config, config.z_channels, (3, 3, 3), kernel_init=_centered(config), name="tail")(x)
         z = conv(config, config.latent_dim, (1, 1, 1), kernel_init=_centered(config), name="project")(x)
         return z.astype(jnp.float32)
@@ -72,7 +73,7 @@ class Decoder(nn.Module):
             if index:
                 name, features = f"up_{index - 1}", config.channels[index - 1]
                 x = Upsample(config, features, config.time_factors[index - 1], name=name)(x)
-        x = nn.silu(GroupNorm(config.per_frame, name="norm")(x))
+        x = silu(GroupNorm(config.per_frame, name="norm")(x))
         output = TransposedConv1x4x4(3, impl=config.transpose_impl, dtype=jnp.dtype(config.dtype), name="output")
         return output(x).astype(jnp.float32)
 
@@ -85,7 +86,7 @@ class MaskedFrameHead(nn.Module):
     @nn.compact
     def __call__(self, z: Float[Array, "b t h w d"]) -> Float[Array, "b N"]:
         pooled = z.mean((2, 3), dtype=jnp.float32)
-        hidden = nn.silu(nn.Dense(self.config.mfi_hidden, kernel_init=fan_in_normal, name="hidden")(pooled))
+        hidden = silu(nn.Dense(self.config.mfi_hidden, kernel_init=fan_in_normal, name="hidden")(pooled))
         logits = nn.Dense(self.config.t_stride, kernel_init=fan_in_normal, name="logits")(hidden)
         logits = logits.reshape(z.shape[0], -1)
         # The first latent frame of a causal tokenizer holds one video frame, so only its last logit has a meaning.

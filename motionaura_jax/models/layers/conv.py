@@ -12,13 +12,15 @@ from jaxtyping import Array, Float, Key
 from motionaura_jax.models.layers.initializers import fan_in_normal
 from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.depthwise import depthwise_conv3d
-from motionaura_jax.ops.upsample import conv_transpose_1x4x4, depth_to_space
+from motionaura_jax.ops.upsample import conv_transpose_1x4x4, depth_to_space, nearest_conv3d
 
 Video = Float[Array, "b t h w c"]
 Triple = tuple[int, int, int]
 Initializer = Callable[..., Array]
 
 _EPSILON = 1e-6
+_NEAREST = {"auto": "auto", "taps2d": "polyphase", "lax": "plain"}
+"""Form of the convolution behind nearest upsampling that belongs to an implementation of dense convolutions."""
 
 
 class Conv3d(nn.Module):
@@ -93,6 +95,33 @@ class SubpixelConv3d(nn.Module):
             name="conv",
         )(x)
         return depth_to_space(y, self.factors)
+
+
+class NearestConv3d(nn.Module):
+    """Nearest upsampling by (`time_factor`, 2, 2), then a dense 3x3x3 convolution with bias.
+
+    Causal: 1 + k frames become 1 + time_factor * k, because the first frame stands for one frame alone.
+    """
+
+    features: int
+    time_factor: int
+    causal: bool = False
+    impl: str = "auto"
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, x: Video) -> Video:
+        kernel = self.param("kernel", fan_in_normal, (3, 3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = nearest_conv3d(
+            x.astype(self.dtype),
+            kernel,
+            self.time_factor,
+            causal=self.causal,
+            impl=_NEAREST[self.impl],
+            conv_impl=self.impl,
+        )
+        return y + bias.astype(self.dtype)
 
 
 class TransposedConv1x4x4(nn.Module):
