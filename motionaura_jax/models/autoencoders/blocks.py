@@ -127,7 +127,12 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Video) -> Video:
         config = self.config
-        settings = {"causal": config.causal, "impl": config.conv_impl, "dtype": jnp.dtype(config.dtype), "name": "conv"}
+        settings: dict[str, Any] = {
+            "causal": config.causal,
+            "impl": config.conv_impl,
+            "dtype": jnp.dtype(config.dtype),
+            "name": "conv",
+        }
         if config.upsample == "nearest":
             return NearestConv3d(self.features, self.time_factor, **settings)(x)
         x = SubpixelConv3d(self.features, (self.time_factor, 2, 2), **settings)(x)
