@@ -22,7 +22,17 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 CODE = [*FILES, *CONFIGS, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 
 # Lightweight modules that every part may import.
-LEAVES = {"", "core.errors", "core.files", "core.limits", "core.parts", "core.tensor_map", "core.trees", "core.types"}
+LEAVES = {
+    "",
+    "core.errors",
+    "core.files",
+    "core.limits",
+    "core.parts",
+    "core.tensor_map",
+    "core.tokenizer_files",
+    "core.trees",
+    "core.types",
+}
 
 # Part -> parts of the package it may import.  Commands, configs, pipelines and all other parts may import any.
 ALLOWED = {

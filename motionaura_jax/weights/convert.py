@@ -69,6 +69,13 @@ def import_tensors(files: TensorFiles, tensor_map: TensorMap, target: PyTree, *,
         this case.
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
+    for name, leaf in leaves.items():
+        stacked = any(rule.stacked and rule.pattern.fullmatch(name) for rule in tensor_map.rules)
+        if stacked and leaf.shape[0] > len(files):  # before all of them get a name
+            raise UserError(
+                f"{files.path}: tensors do not match the config: {leaf.shape[0]} layers, but {len(files)} tensors; use "
+                f"config.json and weights of the same model"
+            )
     places = slots(tensor_map, {name: leaf.shape for name, leaf in leaves.items()})
     sources = _match(files, tensor_map, places, leaves)
     placed: dict[str, Any] = {}

@@ -103,7 +103,9 @@ def _with_rest(path: pathlib.Path, tree: PyTree) -> PyTree:
         for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if isinstance(leaf, jax.ShapeDtypeStruct)
     }
-    held = TensorFiles(path) if missing or path.exists() else {}
+    if missing and not path.exists():
+        raise UserError(f"{path}: cannot be read (it is missing); copy or export the folder again")
+    held = TensorFiles(path) if path.exists() else {}
     wanted = {name: leaf_types(leaf)[""] for name, leaf in missing.items()}
     found = {name: f"{NUMPY.get(one.dtype, one.dtype)}{list(one.shape)}" for name, one in held.items()}
     if found != wanted:

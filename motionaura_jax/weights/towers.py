@@ -21,7 +21,7 @@ from motionaura_jax.models.encoders.tower import Tower
 from motionaura_jax.weights import hub
 from motionaura_jax.weights.convert import import_tensors, without_ignored
 from motionaura_jax.weights.shards import write_shards
-from motionaura_jax.weights.tensors import TensorFiles
+from motionaura_jax.weights.tensors import TensorFiles, check_numbers
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -155,6 +155,9 @@ def _find(place: str, kind: str, dtype: str) -> tuple[Any, TensorFiles]:
     """Return the network that the settings describe, and its files."""
     folder = hub.model_folder(place)
     values, files = read_settings(folder, kind), TensorFiles(folder)
+    known = {field.name for field in dataclasses.fields(KINDS[kind].config)}
+    sizes = {name: value for name, value in values.items() if name in known}
+    check_numbers(sizes, [tensor.shape for tensor in files.values()], f"{folder / CONFIG}: config")
     return KINDS[kind].network(_build(values, kind, folder, files), dtype), files
 
 

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from motionaura_jax.core.errors import UserError
+from motionaura_jax.weights.tensors import TensorFiles
 from motionaura_jax.weights.towers import describe_tower, open_tower
 from tests.models import published
 
@@ -103,3 +104,24 @@ def test_a_pickle_is_refused_with_the_way_out(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"anything")
     assert f"motionaura_jax.convert_weights {folder} --output=" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_layers": 10**6}, {"num_layers": 10**12}, {"vocab_size": 10**12}, {"d_ff": 10**12}]
+)
+def test_sizes_out_of_proportion_to_the_weights_are_refused_at_once(folder, changes):
+    settings(folder, **changes)
+    line = refused(folder)
+    assert "out of proportion to the weights" in line or "layers, but" in line
+
+
+def test_weights_that_are_not_numbers_or_of_unknown_kinds_are_refused(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "shared.weight": np.full_like(tensors["shared.weight"], np.nan)}, path)
+    assert "shared.weight holds values that are not numbers" in refused(folder)
+    header = b'{"shared.weight":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"00")
+    assert "tensors do not match" in refused(folder)
+    with pytest.raises(UserError, match="has the dtype F8_E4M3, which is not read"):
+        TensorFiles(path).whole("shared.weight")
