@@ -61,6 +61,7 @@ ALLOWED = {
         "core",
         "data",
         "metrics",
+        "ops",
         "parallel",
         "scenes",
         "systems.base",

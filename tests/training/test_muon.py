@@ -7,7 +7,8 @@ import optax
 import optax.contrib
 import pytest
 
-from motionaura_jax.training.muon import gram_newton_schulz, muon, orthogonalize
+from motionaura_jax.ops.orthogonal import gram_newton_schulz, orthogonalize
+from motionaura_jax.training.muon import muon
 
 COEFFICIENTS = jnp.array((3.4445, -4.7750, 2.0315))
 Numbers = optax.contrib.MuonDimensionNumbers
