@@ -90,7 +90,7 @@ class TensorFiles(Mapping[str, Tensor]):
         for piece in self._pieces(name):
             if not is_finite(piece):
                 raise UserError(f"{self[name].file}: {name} holds values that are not numbers; use other weights")
-            if not self[name].shape:
+            if not self[name].shape or 0 in self[name].shape:
                 into[...] = piece
             else:
                 into[rows : rows + len(piece)] = piece
@@ -115,7 +115,7 @@ class TensorFiles(Mapping[str, Tensor]):
         return digest.digest()
 
     def _pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Yield the tensor in slices along its first axis, or whole if it is a scalar."""
+        """Yield the tensor in slices along its first axis, or whole if it is a scalar or empty."""
         tensor = self[name]
         if tensor.dtype not in NUMPY:
             raise UserError(
@@ -123,7 +123,7 @@ class TensorFiles(Mapping[str, Tensor]):
             )
         # Open the file for each tensor: pages read from a mapped file count as resident until it is closed.
         with _opened(tensor.file) as file:
-            if not tensor.shape:
+            if not tensor.shape or 0 in tensor.shape:
                 yield file.get_tensor(name)
                 return
             part, row = file.get_slice(name), 8 * int(np.prod(tensor.shape[1:], dtype=np.int64))
