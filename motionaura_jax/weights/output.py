@@ -40,7 +40,7 @@ _FILE = re.compile(
             r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",
             r"(adapter_model|training|weights)\.safetensors",
             r"(adapter_config|model_index|scheduler_config|stablehlo|training)\.json",
-            r"(modeling|pipeline|scheduling)_\w+\.py|serve\.py|README\.md|\w+\.stablehlo",
+            r"(modeling|pipeline|scheduling)_\w+\.py|mp4\.py|serve\.py|README\.md|\w+\.stablehlo",
         )
     )
 )
@@ -180,5 +180,5 @@ def _other_part(folder: pathlib.Path, folders: frozenset[str]) -> str:
 
 def _is_bytecode(folder: pathlib.Path) -> bool:
     """Tell whether a `__pycache__` holds nothing but compiled modules of an export."""
-    module = re.compile(r"((modeling|pipeline|scheduling)_\w+|serve)\.[\w-]+\.pyc")
+    module = re.compile(r"((modeling|pipeline|scheduling)_\w+|mp4|serve)\.[\w-]+\.pyc")
     return all(path.is_file() and not path.is_symlink() and module.fullmatch(path.name) for path in folder.iterdir())
