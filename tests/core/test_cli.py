@@ -312,7 +312,13 @@ sys.exit(cli.run(body, as_json=True))
 def ended(tmp_path: Path, number: int) -> tuple[int, str]:
     """Send a signal to a command at work; return its status and what it said, and check that nothing is left."""
     draft = tmp_path / ".draft.tmp"
-    child = subprocess.Popen([sys.executable, "-c", WAITING, draft], stderr=subprocess.PIPE, text=True)
+    before = signal.signal(
+        number, signal.SIG_DFL
+    )  # a shell lets its background jobs ignore SIGINT, and children inherit it
+    try:
+        child = subprocess.Popen([sys.executable, "-c", WAITING, draft], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(number, before)
     assert child.stderr is not None
     assert child.stderr.readline() == "ready\n" and draft.exists()
     child.send_signal(number)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data.latents import FileHashes
 from motionaura_jax.data.manifest import Record
 from motionaura_jax.data.video import VideoError, probe, read_clip, read_video
@@ -140,7 +141,7 @@ def test_pipes_and_devices_do_not_hang(tmp_path: Path, make: Callable[[Path], No
     for name in ("a.mp4", "a.png"):
         make(tmp_path / name)
         assert "is a pipe or device, not a file; save the video as a file" in refusal(tmp_path / name)
-    with pytest.raises(OSError, match="is a pipe or device"):
+    with pytest.raises(UserError, match="is a pipe or device"):
         FileHashes(tmp_path).content(Record(path=tmp_path / "a.mp4", caption=None, id="a.mp4"))
 
 
@@ -157,18 +158,17 @@ def test_a_canvas_out_of_proportion_is_refused_before_decoding(tmp_path: Path) -
     assert time.thread_time() - start < 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_clip_reading_stays_under_a_gigabyte(tmp_path: Path) -> None:
     """The largest GIF that is read, in a process of its own."""
     path = bomb(tmp_path / "a.gif", 4096)
     program = f"""
-import resource
 from motionaura_jax.data.video import read_clip
 assert read_clip({str(path)!r}, start=0, fps=10, num_frames=2, cover=(64, 64)).shape == (2, 64, 64, 3)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert int(done.stdout) * unit < 1e9
+    assert int(done.stdout) * 1024 < 1e9  # `getrusage` would count the memory of the process that started it
 
 
 def test_decoding_stops_after_its_share_of_pixels_and_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

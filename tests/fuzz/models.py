@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from safetensors.numpy import save
 
 from motionaura_jax.core import config
@@ -174,9 +175,17 @@ def step_metadata() -> Seeds:
     return {"step": {**_step(), "config.json": _json({"system": "toy", "checkpoint": {"folder": ""}})}}
 
 
+@functools.cache
 def _step() -> dict[str, bytes]:
+    """Return the files of a step folder, its description first."""
     meta = {"recipe": config.to_dict(_recipe()), "step": 3, "version": "0.1", "jax": "0.10", "checksums": {"params": 1}}
-    return {"checkpoints/3/meta/metadata": _json(meta)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder / "params", {"w": np.ones(3, np.float32)})
+        params = {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    rest = {f"checkpoints/3/{path}": content for path, content in params.items()}
+    return {"checkpoints/3/meta/metadata": _json(meta), **rest}
 
 
 def find_step(folder: Path) -> object:

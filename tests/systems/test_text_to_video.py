@@ -269,7 +269,7 @@ def test_folded_training_has_the_same_loss_and_gradients(tokenizer, weights, fro
 
 
 # Each setting changes the computation, not the leaves, or changes nothing.
-NO_MEANING = {"qk_gain", "remat", "folded_training", "loss_chunk", "scan", "dtype"}
+NO_MEANING = {"qk_gain", "remat", "folded_training", "loss_chunk", "scan", "dtype", "matmul_precision"}
 OTHERS = {
     "vocab_size": 9, "width": 32, "heads": 4, "blocks": 2, "mlp_ratio": 3.0, "attention_ratio": 0.5,
     "spectral": "hartley", "cross_spectral": False, "residual": "paper", "rope": "flat1d", "abs_pos": False,
