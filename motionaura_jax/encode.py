@@ -51,7 +51,6 @@ def _encode(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.pipelines import encode
 
     check_folder(args.output)
-
     work = encode.Work(
         output=args.output,
         batch_size=args.batch_size,
@@ -59,8 +58,9 @@ def _encode(args: argparse.Namespace) -> dict[str, Any]:
         process_count=args.process_count,
     )
     if args.text:
-        prompts = expanded(args.prompts_file) if args.prompts_file else None
-        return encode.encode_texts(args.manifest, args.text_encoder, work, limit=args.limit, prompts_file=prompts)
+        return encode.encode_texts(
+            args.manifest, args.text_encoder, work, limit=args.limit, prompts_file=args.prompts_file
+        )
     shape = {name: getattr(args, name) for name in ("num_frames", "height", "width", "fps")}
     return encode.encode_clips(args.manifest, args.checkpoint, work, **shape)
 

@@ -58,7 +58,8 @@ def test_other_json_is_a_short_value_error(text):
 
 
 def test_an_allowed_depth_is_read():
-    parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    value = parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    assert isinstance(value, list) and len(value) == 1
 
 
 @pytest.mark.parametrize("content", [b"[1]", b'"x"', b"", b"\xff{}", b"{" * 5000, b'{"a": NaN}'])
