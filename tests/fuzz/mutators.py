@@ -82,7 +82,7 @@ def mutate_text(data: bytes, rng: random.Random) -> bytes:
         elif edit == 1:
             lines[place] = ""
         elif edit == 2:
-            lines[place] *= rng.choice((2, 50, 3000))
+            lines[place] = (lines[place] * rng.choice((2, 50, 3000)))[:MAX_BYTES]
         else:
             at = rng.randint(0, len(lines[place]))
             end = at + rng.choice((0, 0, 1, 3))
@@ -117,7 +117,7 @@ def mutate_json_lines(data: bytes, rng: random.Random) -> bytes:
 
 def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
     """Change the header of a safetensors file (names, dtypes, shapes, offsets, its length), or the number of its bytes."""
-    (length,) = struct.unpack_from("<Q", data)
+    length = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     for _ in range(rng.choice((1, 1, 2))):
         _change_header(header, rng)
