@@ -33,7 +33,8 @@ class Recorded(str):
 
     def __new__(cls, place: str, *, local: bool) -> Self:
         """Mark a place."""
-        made = super().__new__(cls, place)
+        # pathlib interns the name of a folder, which must be a plain string. Those that it splits off are.
+        made = super().__new__(cls, f"./{place}" if place and "/" not in place else place)
         made.local = local
         return made
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ NUMPY = {
 _AGAIN = "download or copy it again"
 _ANY_SIZE = 2**63
 _LONGEST_NAME = 255  # bytes that file systems allow
+_MAX_AXES, _MAX_ELEMENTS = 32, 2**48
 _PIECE = 1 << 26  # bytes read at once
 _SHOWN = 3
 _SMALL = 2**22  # sizes up to this cost nothing before they are compared with the weights
@@ -224,10 +226,15 @@ def _is_shard(name: Any) -> bool:
 def _read_header(path: Path) -> dict[str, Tensor]:
     with _opened(path) as file:
         parts = {name: file.get_slice(name) for name in file.offset_keys()}
-        return {
+        tensors = {
             name: Tensor(file=path, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
             for name, part in parts.items()
         }
+    for name, tensor in tensors.items():
+        # An empty tensor has no bytes that would bound its other axes.
+        if len(tensor.shape) > _MAX_AXES or math.prod(max(1, size) for size in tensor.shape) > _MAX_ELEMENTS:
+            raise UserError(f"{path}: {name} has a shape that no array can have; {_AGAIN}")
+    return tensors
 
 
 @contextlib.contextmanager
