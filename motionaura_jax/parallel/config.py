@@ -17,7 +17,7 @@ Rest = Annotated[
     int,
     Limit(
         f"at least 1 and at most {MAX_DEVICES}, or -1 for all devices that the other axes leave",
-        lambda value: -1 <= value <= MAX_DEVICES,
+        lambda value: value == -1 or 1 <= value <= MAX_DEVICES,
     ),
 ]
 

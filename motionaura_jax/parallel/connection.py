@@ -1,8 +1,8 @@
 """Connections between the processes of a run: lines of JSON over TCP, and the greeting of those that connect.
 
-Anybody may connect to the port of process 0 until all processes have come. Whoever says nothing or something else is
-closed, and the others go on: a process must repeat the number that process 0 greets it with. This keeps accidents out, not
-attackers: like JAX's own service, the port has no password, so it belongs behind a firewall.
+Any program can connect to the port of process 0 until all processes have joined. Process 0 closes connections that do not
+repeat its greeting number, and keeps waiting for the others. This keeps accidents out, not attackers: like JAX's own
+service, the port has no password, so it belongs behind a firewall.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ GREETING = 10.0
 """Seconds within which both sides say who they are."""
 HELLO = "motionaura_jax"
 """First word of process 0."""
-_LONGESTGREETING, _LONGEST_LINE = 1 << 12, 1 << 24  # bytes; a stranger must not fill the memory
-_GUESTS = 128  # connections that have not said who they are; one more closes the oldest
+_LONGEST_GREETING, _LONGEST_LINE = 1 << 12, 1 << 24  # bytes; a stranger must not fill the memory
+_GUESTS = 128  # connections of other programs that have not said who they are; one more closes the oldest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +107,10 @@ class Connection:
 class Reception:
     """Connections to process 0 whose other side has not said yet who it is. One thread waits for all of them."""
 
-    def __init__(self, server: socket.socket):
+    def __init__(self, server: socket.socket, expected: int):
         server.setblocking(False)
+        # A run of thousands of processes connects at once: each must have a place besides those of other programs.
+        self._most = _GUESTS + 2 * expected
         self._server, self._selector = server, selectors.DefaultSelector()
         self._selector.register(server, selectors.EVENT_READ)
         self._number = secrets.token_hex(16)
@@ -134,7 +136,7 @@ class Reception:
         self._selector.close()
 
     def _welcome(self) -> None:
-        if len(self._guests) >= _GUESTS:
+        if len(self._guests) >= self._most:
             self._dismiss(next(iter(self._guests)))
         try:
             guest, _ = self._server.accept()
@@ -151,13 +153,13 @@ class Reception:
         """Read what has come; return the process if it has introduced itself."""
         deadline, words = self._guests[guest]
         try:
-            piece = guest.recv(_LONGESTGREETING)
+            piece = guest.recv(_LONGEST_GREETING)
         except BlockingIOError:
             return None
         except OSError:
             piece = b""
         line, end, rest = (words + piece).partition(b"\n")
-        if not end and piece and len(line) < _LONGESTGREETING:
+        if not end and piece and len(line) < _LONGEST_GREETING:
             self._guests[guest] = (deadline, line)
             return None
         greeting = _object(line) if end else {}

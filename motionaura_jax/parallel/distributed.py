@@ -207,7 +207,8 @@ def _give_up(membership: Membership, error: BaseException) -> None:
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" not in str(error):
         time.sleep(_NEWS)
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    membership.fail(text[:_LONGEST_FAULT])
+    # A signal that ends this process (`core.process.Ended`) says nothing about the run: launchers start it again.
+    membership.fail(text[:_LONGEST_FAULT], AGAIN if getattr(error, "signal", None) else FAILED)
 
 
 def leave(status: int) -> int:

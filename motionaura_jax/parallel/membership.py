@@ -80,10 +80,10 @@ class Membership:
         """Return the last known step of each process by name; -1 before its first."""
         return {str(member): self._steps[member.index] for member in self.members}
 
-    def fail(self, fault: str) -> None:
+    def fail(self, fault: str, status: int = FAILED) -> None:
         """End all other processes with `fault` and the name of this one."""
         if self._first_to_end():
-            self._say_last(FAILED, f"{self._me} failed: {fault}")
+            self._say_last(status, f"{self._me} failed: {fault}")
 
     def close(self) -> None:
         """Leave the run. All processes must have finished their work."""
@@ -96,12 +96,12 @@ class Membership:
         until, refused, fault = time.monotonic() + timeout, list[str](), ""
         with (
             wire.listen_at(int(address.rsplit(":", 1)[1])) as server,
-            contextlib.closing(wire.Reception(server)) as reception,
+            contextlib.closing(wire.Reception(server, self._me.count)) as reception,
         ):
             while len(here) < self._me.count:
                 arrival = reception.next(until)
                 for gone in [here[index] for index, connection in connections.items() if not connection.is_open()]:
-                    refused.append(f"{gone} came and left again; its log has the reason")
+                    refused.append(f"{gone} connected and disconnected; see its log")
                     del here[gone.index]
                     connections.pop(gone.index).close()
                 if arrival is None:

@@ -226,10 +226,23 @@ def test_a_crowd_of_silent_strangers_keeps_nobody_out():
     [stranger.close() for stranger in crowd]
 
 
+def test_all_processes_of_a_large_run_may_connect_before_the_first_answers():
+    with socket.create_server(("localhost", 0), backlog=512) as server, contextlib.ExitStack() as stack:
+        reception = stack.enter_context(contextlib.closing(wire.Reception(server, 300)))
+        joining = [stack.enter_context(socket.create_connection(server.getsockname())) for _ in range(200)]
+        reception.next(time.monotonic() + 0.3)  # nobody has answered yet
+        greetings = [json.loads(one.makefile().readline()) for one in joining]
+        for index, (one, greeting) in enumerate(zip(joining, greetings, strict=True)):
+            member = {"index": index, "count": 300, "host": "here", "number": greeting["number"]}
+            one.sendall(json.dumps(member).encode() + b"\n")
+        arrived = {reception.next(time.monotonic() + 5)[0].index for _ in range(200)}
+    assert arrived == set(range(200))
+
+
 def test_a_stranger_who_says_little_by_little_is_closed_in_time(monkeypatch):
     monkeypatch.setattr(wire, "GREETING", 0.3)
     with socket.create_server(("localhost", 0)) as server:
-        reception = wire.Reception(server)
+        reception = wire.Reception(server, 1)
         with socket.create_connection(server.getsockname()) as stranger:
             stop = threading.Event()
 
