@@ -44,7 +44,9 @@ _FILE = re.compile(
         )
     )
 )
-_FOLDERS = frozenset(("text_encoder", "tokenizer", "transformer", "scheduler", "vae"))
+# What file managers, git and huggingface_hub leave in a folder.
+_LEFT_BY_TOOLS = frozenset((".DS_Store", ".gitattributes", ".gitignore", "Thumbs.db"))
+_DEEPEST = 3  # folders of a part of a part
 # Descriptions, each with the keys that only ours have.
 _MARKERS = {
     "training.json": ("system", "recipe"),
@@ -120,29 +122,28 @@ def _fault(folder: pathlib.Path) -> str:
     """Return why a folder is not one that `export` or `convert_weights` wrote; empty if it is one."""
     if not folder.is_dir():
         return "it is a file"
+    if not any(folder.iterdir()):
+        return ""
     if not any((folder / name).is_file() for name in _MARKERS) and not _is_converted(folder):
         return "it holds no description of an export"
     try:
-        parts = _parts(folder)
+        ours = _is_described(folder)
     except UserError as error:
         return str(error).partition(";")[0]
-    if parts is None and not _is_converted(folder):
+    if not ours and not _is_converted(folder):
         return "its description is not one of ours"
-    other = _other(folder, _FOLDERS | (parts or frozenset()))
+    other = _other(folder, _DEEPEST)
     return f"{other} is something else" if other else ""
 
 
-def _parts(folder: pathlib.Path) -> frozenset[str] | None:
-    """Return the first folders of the parts that the description of an export names; None without such a description."""
+def _is_described(folder: pathlib.Path) -> bool:
+    """Tell whether a folder holds a description that only an export has."""
     for name, keys in _MARKERS.items():
-        if not (folder / name).is_file():
-            continue
-        meta = files.read_json(folder / name, remedy="choose another name")
-        if all(key in meta for key in keys):
-            parts = meta.get("parts")
-            values = parts.values() if isinstance(parts, dict) else ()
-            return frozenset(pathlib.PurePosixPath(value).parts[0] for value in values if value and type(value) is str)
-    return None
+        if (folder / name).is_file():
+            meta = files.read_json(folder / name, remedy="choose another name")
+            if all(key in meta for key in keys):
+                return True
+    return False
 
 
 def _is_converted(folder: pathlib.Path) -> bool:
@@ -157,25 +158,29 @@ def _is_converted(folder: pathlib.Path) -> bool:
     return bool(weights)
 
 
-def _other(folder: pathlib.Path, folders: frozenset[str]) -> str:
-    """Return the first entry below `folder` that no export writes, relative to it."""
+def _other(folder: pathlib.Path, depth: int) -> str:
+    """Return the first entry below `folder` that no export writes, relative to it.
+
+    Folders may have any name, as systems name their networks, but hold nothing else than files of exports either.
+    """
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink():
             return entry.name
         if entry.is_dir():
-            below = "" if entry.name == "__pycache__" and _is_bytecode(entry) else _other_part(entry, folders)
+            if _is_left_by_tools(entry):
+                continue
+            below = _other(entry, depth - 1) if depth and any(entry.iterdir()) else "a folder"
             if below:
-                return below
-        elif not (entry.is_file() and _FILE.fullmatch(entry.name)):
+                return f"{entry.name}/{below}" if below != "a folder" else entry.name
+        elif not (entry.is_file() and (_FILE.fullmatch(entry.name) or entry.name in _LEFT_BY_TOOLS)):
             return entry.name
     return ""
 
 
-def _other_part(folder: pathlib.Path, folders: frozenset[str]) -> str:
-    if folder.name not in folders:
-        return folder.name
-    below = _other(folder, folders)
-    return f"{folder.name}/{below}" if below else ""
+def _is_left_by_tools(folder: pathlib.Path) -> bool:
+    if folder.name == ".cache":
+        return [entry.name for entry in folder.iterdir()] == ["huggingface"]
+    return folder.name == "__pycache__" and _is_bytecode(folder)
 
 
 def _is_bytecode(folder: pathlib.Path) -> bool:

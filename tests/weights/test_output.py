@@ -73,9 +73,28 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(folder):
     (folder / "tokenizer" / "mine.json").write_text("{}")
     refused("tokenizer/mine.json")
     (folder / "tokenizer" / "mine.json").unlink()
+    (folder / "tokenizer").rmdir()
     output.check_output(folder, overwrite=True)
     (folder / "README.md").symlink_to(folder / "config.json")
     refused("README.md")
+
+
+def test_networks_of_any_name_and_what_tools_leave_are_replaced(folder):
+    (folder / "unet").mkdir()
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    (folder / ".gitattributes").write_text("")
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    output.check_output(folder, overwrite=True)
+    (folder / ".cache" / "mine").mkdir()
+    with pytest.raises(UserError, match=r"\.cache.* is something else"):
+        output.check_output(folder, overwrite=True)
+
+
+def test_an_empty_folder_may_become_an_export(tmp_path):
+    with output.draft(tmp_path / "made", overwrite=False) as draft:
+        (draft / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    output.check_output(tmp_path / "empty", overwrite=True)
 
 
 @pytest.mark.parametrize("mark", ["model.safetensors", "training.json", "stablehlo.json", "adapter_config.json"])
