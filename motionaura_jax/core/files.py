@@ -192,7 +192,7 @@ def read_text(
 
 
 def read_lines(
-    path: Path, *, limit: int = MAX_TEXT_BYTES, remedy: str = "make it a readable file with UTF-8 encoding"
+    path: Path, *, limit: int = 2**63, remedy: str = "make it a readable file with UTF-8 encoding"
 ) -> Iterator[str]:
     """Yield the lines of UTF-8 text with their ends, without holding the whole file in memory.
 

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 MEDIA_SUFFIXES = frozenset(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+_DEEPEST = 100  # levels of folders; ends a loop of links where folders have no numbers
 # Files of a workdir: the first one with any of the others marks the folder of a training run.
 _RUN, _RUN_FILES = "config.json", {"lock", "metrics.jsonl", "goodput.json", "checkpoints"}
 _RUN_OUTPUT = "samples"
@@ -90,9 +91,10 @@ def list_folder(folder: Path) -> Listing:
         place = folders.pop() if folders else links.popleft()
         try:
             status = (folder / place).stat()
-            if (status.st_dev, status.st_ino) in seen:
+            if place.count("/") > _DEEPEST or (status.st_dev, status.st_ino) in seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            if status.st_ino:  # some network folders number nothing
+                seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder / place) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError:

@@ -214,7 +214,7 @@ def _table(path: Path, columns: Sequence[str]) -> list[Record]:
     if not path.stat().st_size:
         raise UserError(f"{path}: is empty; add one row per video with a column {'|'.join(PATH_COLUMNS)}")
     reader = _RowReader(path, columns)
-    records = [reader.record(line, row) for line, row in rows(path, PATH_COLUMNS, "path")]
+    records = [reader.record(line, row) for line, row in rows(path, PATH_COLUMNS, "path", (*CAPTION_COLUMNS, *columns))]
     if not records:
         raise UserError(f"{path}: has no rows; add one row per video with a column {'|'.join(PATH_COLUMNS)}")
     if reader.lost:
@@ -270,7 +270,8 @@ class _RowReader:
     def _caption(self, line: int, row: dict[str, Any]) -> str | None:
         caption = self._value(line, row, CAPTION_COLUMNS)
         # A stray quote makes the next rows part of a caption.
-        if "\n" in caption and any(_names_media(text) for text in caption.splitlines()[1:]):
+        is_csv = self._table.suffix.lower() == ".csv"
+        if is_csv and "\n" in caption and any(_names_media(text) for text in caption.splitlines()[1:]):
             raise UserError(f"{self._table}: line {line}: the caption holds the row of another file; check its quotes")
         if not caption.isascii() and not is_utf8(caption):
             self.lost.append(line)

@@ -11,20 +11,23 @@ from motionaura_jax.core.files import parse_json, read_lines
 TABLE_SUFFIXES = (".jsonl", ".csv")
 
 
-def rows(path: Path, wanted: Sequence[str], kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(
+    path: Path, wanted: Sequence[str], kind: str, used: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number of the first line and the values of each row; lines without content are not rows.
 
     Args:
       path: a .jsonl or .csv file.
       wanted: the header of a .csv must have one of these columns.
       kind: names those columns in messages.
+      used: other columns that the caller reads; none may come twice.
 
     Raises:
       UserError: the file cannot be read, or a row is malformed; names the line.
     """
     if path.suffix.lower() == ".jsonl":
         return _json_rows(path)
-    return _csv_rows(path, wanted, kind)
+    return _csv_rows(path, wanted, kind, used)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -42,12 +45,14 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _csv_rows(path: Path, wanted: Sequence[str], kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(
+    path: Path, wanted: Sequence[str], kind: str, used: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     names: list[str] = []
     for number, cells in _cells(path):
         if not names:
             names = [name.strip() for name in cells]
-            _check_header(path, names, wanted, kind)
+            _check_header(path, names, wanted, kind, used)
             continue
         if len(cells) > len(names) and any(cells[len(names) :]):
             raise UserError(
@@ -72,11 +77,11 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield first, cells
 
 
-def _check_header(path: Path, names: Sequence[str], wanted: Sequence[str], kind: str) -> None:
+def _check_header(path: Path, names: Sequence[str], wanted: Sequence[str], kind: str, used: Sequence[str]) -> None:
     if not set(names) & set(wanted):
         raise UserError(
             f"{path}: no {kind} column among {', '.join(names)}; name the column of the {kind}s {'|'.join(wanted)}"
         )
-    twice = next((name for name in names if name and names.count(name) > 1), None)
+    twice = next((name for name in (*wanted, *used) if names.count(name) > 1), None)
     if twice:
         raise UserError(f"{path}: has two columns {twice}; rename one of them")
