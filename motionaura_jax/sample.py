@@ -187,12 +187,20 @@ def _targets(
         "latent_space": pipeline.autoencoder.latent_space,
         "versions": {"motionaura_jax": motionaura_jax.__version__, "jax": jax.__version__},
     }
-    targets = []
+    defaults, targets = type(settings.sample)().sampling, []
     for prompt in prompts:
         for number, path in enumerate(_paths(args, prompt)):
             place = {"prompt_position": prompt.position, "video_number": number}
             record = {"prompt": prompt.text, "negative_prompt": prompt.negative, **place, **common}
-            targets.append(Target(job=Job(prompt=prompt, number=number), path=path, label=prompt.text, record=record))
+            targets.append(
+                Target(
+                    job=Job(prompt=prompt, number=number),
+                    path=path,
+                    label=prompt.text,
+                    record=record,
+                    defaults=defaults,
+                )
+            )
     return targets
 
 

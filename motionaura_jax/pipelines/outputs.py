@@ -36,12 +36,14 @@ class Target:
       job: job of the pipeline.
       label: caption in the contact sheet.
       record: JSON values with at least `num_frames`, `height`, `width` and `checkpoint_hash`.
+      defaults: values of settings that sidecars of earlier versions lack.
     """
 
     job: Any
     path: Path
     label: str
     record: dict[str, Any]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def sidecar(self) -> Path:
@@ -76,7 +78,7 @@ class Target:
     def is_ours(self) -> bool:
         """Return whether the sidecar describes exactly this video, from the same weights at any path."""
         places = {"checkpoint": "", "lora": ""}
-        return {**(self.recorded or {}), **places} == {**self.record, **places}
+        return {**self.defaults, **(self.recorded or {}), **places} == {**self.record, **places}
 
     def is_done(self) -> bool:
         """Return whether an earlier call wrote exactly this video in full.
