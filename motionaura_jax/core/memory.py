@@ -1,5 +1,6 @@
 """Memory of this machine, and the check that work can fit before any of it is allocated. Imports no jax."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,15 @@ GIB = 2**30
 
 def total() -> int | None:
     """Return the bytes of memory of this machine or container; None if the system does not tell."""
-    if not hasattr(os, "sysconf"):
-        return None
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    sizes = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # an unknown name, or a container without /proc
+        pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        sizes += [pages * page] if pages > 0 and page > 0 else []
     for path in _CGROUPS:
-        text = path.read_text().strip() if path.is_file() else ""
-        sizes += [int(text)] if text.isdigit() else []
-    return min(sizes)
+        with contextlib.suppress(OSError):
+            text = path.read_text().strip()
+            sizes += [int(text)] if text.isdigit() and int(text) > 0 else []
+    return min(sizes, default=None)
 
 
 def require(
@@ -48,6 +51,6 @@ def require(
     best = valid(largest(lambda number: needed(number) <= most, value))
     remedy = f"the largest value that fits is {best}" if best > 0 else "no value fits; lower the other sizes as well"
     raise UserError(
-        f"{key}={value}: needs at least {needed(value) / GIB:.3g} GiB of memory, of which there are "
+        f"{key}={value}: needs at least {needed(value) / GIB:.3g} GiB of memory, and there are only "
         f"{limit / GIB:.3g} GiB; {remedy}"
     )
