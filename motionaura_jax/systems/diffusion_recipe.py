@@ -19,8 +19,8 @@ class SampleConfig(Checked):
     Attributes:
       guidance_scale: 1 + w as in diffusers; 1 is no guidance.
       guidance_ramp: "linear" raises w from 0 at the first step to its whole at the last one; "constant" does not.
-      guidance_start, guidance_end: share of the steps, from 0 (first) to 1 (last), between which guidance applies; the other
-        steps cost half.
+      guidance_start, guidance_end: progress from 0 (first step) to 1 (last step), both included, between which guidance
+        applies; the other steps cost half.
       levels: rising noise levels at which the held-out loss is reported.
     """
 
