@@ -67,10 +67,9 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copy a file of settings or of a tokenizer, if it is there; follow no link but those within a cache of the hub."""
     if not (source.exists() or source.is_symlink()):
         return
-    blobs = source.parent.parent.with_name(
-        "blobs"
-    )  # a cache holds blobs/HASH and snapshots/REVISION/NAME -> blobs/HASH
-    cached = source.parent.parent.name == "snapshots" and not blobs.is_symlink()
+    snapshots = source.absolute().parent.parent
+    blobs = snapshots.parent / "blobs"  # a cache holds blobs/HASH and snapshots/REVISION/NAME -> blobs/HASH
+    cached = snapshots.name == "snapshots" and not blobs.is_symlink()
     if source.is_symlink() and not (cached and source.resolve().parent == blobs.resolve()):
         logger.warning("%s: is a link and is not copied", source)
         return

@@ -164,6 +164,15 @@ def test_only_known_files_beside_the_weights_are_copied(tmp_path, converted, cap
     assert "vocab.json: is a link and is not copied" in caplog.text
 
 
+@pytest.mark.parametrize("source", ["in", "in/model.bin", "."])
+def test_relative_paths_are_converted(tmp_path, converted, monkeypatch, source):
+    (tmp_path / "in").mkdir()
+    for name in ("model.bin", "config.json"):
+        (tmp_path / "in" / name).write_text("{}")
+    monkeypatch.chdir(tmp_path / "in" if source == "." else tmp_path)
+    assert run(source, tmp_path / "out") == 0 and (tmp_path / "out" / "config.json").is_file()
+
+
 def test_links_of_the_cache_of_the_hub_are_followed(tmp_path, converted):
     snapshot, blobs = tmp_path / "snapshots" / "0123", tmp_path / "blobs"
     snapshot.mkdir(parents=True)

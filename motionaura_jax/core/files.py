@@ -237,6 +237,10 @@ def parse_json(text: str | bytes, *, strict: bool = True) -> Any:
         raise ValueError(f"not JSON: {error.msg} at line {error.lineno}") from None
     except UnicodeDecodeError:
         raise ValueError("not UTF-8 text") from None
+    except ValueError as error:
+        if "digits" in str(error):  # Python's message tells how to raise its limit
+            raise ValueError("a number has too many digits") from None
+        raise
     return value
 
 

@@ -271,7 +271,7 @@ class _RowReader:
         caption = self._value(line, row, CAPTION_COLUMNS)
         # A stray quote makes the next rows part of a caption.
         is_csv = self._table.suffix.lower() == ".csv"
-        if is_csv and "\n" in caption and any(_names_media(text) for text in caption.splitlines()[1:]):
+        if is_csv and "\n" in caption and _holds_rows(caption):
             raise UserError(f"{self._table}: line {line}: the caption holds the row of another file; check its quotes")
         if not caption.isascii() and not is_utf8(caption):
             self.lost.append(line)
@@ -279,8 +279,11 @@ class _RowReader:
         return " ".join(caption.split()) or None
 
 
-def _names_media(text: str) -> bool:
-    return any(os.path.splitext(cell.strip(' "'))[1].lower() in MEDIA_SUFFIXES for cell in text.split(",")[:-1])
+def _holds_rows(caption: str) -> bool:
+    """Tell whether lines of a caption hold the names of files in cells that the caption neither starts nor ends."""
+    lines = [line.split(",") for line in caption.splitlines()]
+    cells = [cell for line in lines[1:] for cell in line[:-1]] + [cell for line in lines[:-1] for cell in line[1:]]
+    return any(os.path.splitext(cell.strip(' "'))[1].lower() in MEDIA_SUFFIXES for cell in cells)
 
 
 # ---------------------------------------------------------------- Files of tables

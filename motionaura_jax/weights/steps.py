@@ -17,7 +17,7 @@ from etils import epath
 from packaging.version import Version
 
 from motionaura_jax import __version__
-from motionaura_jax.core import files
+from motionaura_jax.core import files, process
 from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.trees import leaf_types, merge, partition
 from motionaura_jax.core.types import PyTree
@@ -380,5 +380,7 @@ def _reading(step: epath.Path) -> Iterator[None]:
     except (UserError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        if process.is_missing_device(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise Damaged(f"{step}: is damaged ({reason}); give another step folder of this run") from error

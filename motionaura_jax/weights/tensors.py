@@ -191,11 +191,11 @@ def _locate(path: Path) -> Path:
             raise UserError(f"{path}: holds several weight files ({listed([f.name for f in found])}); give one of them")
         if found:
             return (usual or found)[0]
-    return _refuse_pickle(path, sorted(file for file in path.iterdir() if file.suffix in PICKLES))
+    return _refuse_pickle(path, sorted(file for file in path.iterdir() if file.suffix.lower() in PICKLES))
 
 
 def _refuse_pickle(path: Path, files: list[Path]) -> Path:
-    if path.is_file() and path.suffix not in PICKLES:
+    if path.is_file() and path.suffix.lower() not in PICKLES:
         return path
     if files:
         command = f"python -m motionaura_jax.convert_weights {path} --output=FOLDER"

@@ -54,6 +54,7 @@ HEADER = "path,caption\n"
         ("m.csv", HEADER + 'a.mp4,x\nb.mp4,"a red\nc.mp4,y\n', "line 3 is not CSV .*; check its quotes"),
         ("m.csv", HEADER + 'a.mp4,"a red" one\n', "line 2 is not CSV"),
         ("m.csv", HEADER + 'a.mp4,"a red\nb.mp4,x\nc.mp4,y"\n', "line 2: the caption holds the row of another file"),
+        ("m.csv", 'caption,path\n"a dog,a.mp4\nb",b.mp4\n', "line 2: the caption holds the row of another file"),
         ("m.csv", HEADER + f'a.mp4,"{"x" * 200_000}"\n', "line 2 is not CSV"),
         ("m.csv", "path,caption,caption\na.mp4,x,y\n", "has two columns caption"),
         ("m.csv", "path\na.mp4\nb\0.mp4\n", "line 3 is not UTF-8 text"),

@@ -239,3 +239,9 @@ def test_a_pipe_in_a_step_is_damage_and_hangs_nothing(saved, name):
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     assert restore(saved) == 40
+
+
+def test_a_missing_device_is_no_damage(tmp_path):
+    error = RuntimeError("Unable to initialize backend 'cuda': no driver")
+    with pytest.raises(RuntimeError, match="Unable to initialize"), steps._reading(tmp_path):
+        raise error
