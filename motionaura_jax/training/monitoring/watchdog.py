@@ -6,8 +6,10 @@ import faulthandler
 import logging
 import pathlib
 import statistics
+import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 import jax
@@ -83,6 +85,9 @@ class Watchdog:
         self._folder.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {step + 1}, {waited:.0f} s\n")
+            # The main thread first: `faulthandler` leaves out threads from the 101st on, and the main one is its last.
+            frame = sys._current_frames().get(threading.main_thread().ident or 0)
+            stream.write("Main thread:\n" + "".join(traceback.format_stack(frame)) if frame else "")
             stream.flush()
             faulthandler.dump_traceback(stream, all_threads=True)
         logger.warning(
