@@ -16,8 +16,8 @@ Devices = Annotated[int, between(1, MAX_DEVICES)]
 Rest = Annotated[
     int,
     Limit(
-        f"at least 1 and at most {MAX_DEVICES}, or -1 for all devices that the other axes leave",
-        lambda value: value == -1 or 1 <= value <= MAX_DEVICES,
+        f"at least 1 and at most {MAX_DEVICES}, or -1 or 0 for all devices that the other axes leave",
+        lambda value: -1 <= value <= MAX_DEVICES,
     ),
 ]
 
