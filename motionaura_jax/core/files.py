@@ -64,8 +64,11 @@ def readable(path: str | os.PathLike[str]) -> str:
     return os.fspath(path).encode(errors="replace").decode()
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, shown: Path | None = None) -> None:
     """Check ahead of the work that the file or folder `path` can be written after it; leave nothing behind.
+
+    Args:
+      shown: path to name in messages, by default `path`.
 
     Raises:
       UserError: the folder cannot be made or written to, its disk is full, or the name is too long for a draft.
@@ -86,7 +89,7 @@ def check_writable(path: Path) -> None:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free disk space or write to another disk" if full else "choose a folder that you can write to"
-        raise UserError(f"{path}: cannot be written ({_reason(error)}); {remedy}") from None
+        raise UserError(f"{shown or path}: cannot be written ({_reason(error)}); {remedy}") from None
 
 
 def check_folder(folder: Path) -> None:
@@ -97,7 +100,7 @@ def check_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is not a folder; choose another name")
-    check_writable(folder / "file")
+    check_writable(folder / "file", folder)
 
 
 def check_outputs(paths: Iterable[Path]) -> None:

@@ -150,7 +150,7 @@ def test_what_is_wrong_with_one_process_ends_both(root, tmp_path, flag, message)
 def test_a_workdir_that_cannot_be_written_ends_both_with_one_line(root, tmp_path):
     run = Run(root, recipes.toy(tmp_path), tmp_path / "run", 2, "--workdir=/proc/run")
     for status, said in run.finish():
-        assert status == 2 and "/proc/run: cannot be used as a workdir" in one_error(said)
+        assert status == 2 and "/proc/run: cannot be written" in one_error(said)
 
 
 @pytest.mark.parametrize(

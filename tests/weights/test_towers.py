@@ -112,7 +112,7 @@ def test_a_pickle_is_refused_with_the_way_out(folder):
 def test_sizes_out_of_proportion_to_the_weights_are_refused_at_once(folder, changes):
     settings(folder, **changes)
     line = refused(folder)
-    assert "out of proportion to the weights" in line or "layers, but" in line
+    assert "out of proportion to the weights" in line or "layers, but" in line or "must be at least" in line
 
 
 def test_weights_that_are_not_numbers_or_of_unknown_kinds_are_refused(folder):
