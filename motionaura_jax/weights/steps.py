@@ -16,11 +16,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from packaging.version import Version
 
-from motionaura_jax import __version__
 from motionaura_jax.core import files, process
 from motionaura_jax.core.errors import UserError, shown
 from motionaura_jax.core.trees import leaf_types, merge, partition
 from motionaura_jax.core.types import PyTree
+from motionaura_jax.weights import release
 from motionaura_jax.weights.checksum import checksum
 
 FOLDER = "checkpoints"
@@ -227,14 +227,10 @@ def read_step(step: epath.Path, number: int | None = None) -> dict[str, Any]:
     _check_place(step)
     with _reading(step):
         meta = _meta(step)
-        newer = isinstance(meta.get("version"), str) and Version(meta["version"]) > Version(__version__)
-        if not newer:
-            _check_meta(meta, number)
-    if newer:
-        raise UserError(
-            f"{step}: was written by motionaura_jax {meta['version']}, which is newer than this one ({__version__}); "
-            f"upgrade with pip install --upgrade motionaura_jax"
-        )
+        if isinstance(meta.get("version"), str):
+            Version(meta["version"])  # anything else than a version is damage
+            release.check_version(step, meta["version"])
+        _check_meta(meta, number)
     return {**meta, "weights": "averaged" if (step / "ema").is_dir() else "raw"}
 
 
