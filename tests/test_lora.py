@@ -1,5 +1,6 @@
 """Adapters from training to video: trained and frozen weights, portable files, refusals."""
 
+import ast
 import json
 import shutil
 
@@ -205,3 +206,12 @@ def test_an_adapted_model_is_exported_with_its_adapters(flags, runs, tmp_path):
     there = tmp_path / "there"
     assert export.main([f"--checkpoint={runs / 'adapted'}", f"--output={there}", *flags]) == 0
     assert_same_bits(load(there).params, load(runs / "adapted").params)
+
+
+def test_both_readers_of_adapters_follow_the_same_rules(root):
+    """The PyTorch module is a copy, because exported folders import nothing of ours."""
+    copy = ast.parse((root / "motionaura_jax/exporters/pytorch/modeling_lora.py").read_text())
+    values = {ast.unparse(node.targets[0]): node.value for node in copy.body if isinstance(node, ast.Assign)}
+    ignored = values["_IRRELEVANT"].args[0]
+    assert set(ast.literal_eval(ignored)) == adapters._IRRELEVANT
+    assert ast.literal_eval(values["_ASSUMED"]) == adapters._ASSUMED
