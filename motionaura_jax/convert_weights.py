@@ -14,13 +14,11 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from motionaura_jax.core import cli, process
+from motionaura_jax.core import cli, process, tokenizer_files
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.files import MAX_JSON_BYTES, check_regular, check_writable
 
 logger = logging.getLogger(__name__)
-
-_ANY_SIZE = 2**63
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +46,7 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
     if not files or files[0].suffix not in tensors.PICKLES:
         raise UserError(f"{args.source}: holds no {', '.join(tensors.PICKLES)} file; nothing to convert")
     for file in files:
-        check_regular(file, limit=_ANY_SIZE, remedy="give the weights of a published model")
+        check_regular(file, remedy="give the weights of a published model")
     names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
     names = names if len(files) > 1 else ["model.safetensors"]
     with output.draft(args.output, overwrite=args.overwrite) as draft:
@@ -58,7 +56,7 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
             places = {key: name for name in names for key in tensors.TensorFiles(draft / name)}
             write_json(draft / f"model.safetensors{tensors.INDEX}", {"metadata": {}, "weight_map": places})
         count = len(tensors.TensorFiles(draft))
-        for name in (*output.SETTINGS, *output.TOKENIZERS):
+        for name in (*output.SETTINGS, *tokenizer_files.NAMES):
             _copy(files[0].parent / name, draft / name)
     return {"output": args.output, "tensors": count, "files": names}
 

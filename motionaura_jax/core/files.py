@@ -118,8 +118,8 @@ def check_outputs(paths: Iterable[Path]) -> None:
         check_writable(longest)
 
 
-def check_regular(path: Path, *, limit: int, remedy: str) -> os.stat_result:
-    """Return the status of a regular file of at most `limit` bytes, following links.
+def check_regular(path: Path, *, limit: int | None = None, remedy: str) -> os.stat_result:
+    """Return the status of a regular file of at most `limit` bytes (None: any size), following links.
 
     Raises:
       UserError: "PATH: fault; remedy" for a missing file, a folder, pipe, socket or device, or a larger file.
@@ -131,7 +131,7 @@ def check_regular(path: Path, *, limit: int, remedy: str) -> os.stat_result:
     kind = kind_of(status)
     if kind is not None:
         raise UserError(f"{path}: is {kind}, not a file; {remedy}")
-    if status.st_size > limit:
+    if limit is not None and status.st_size > limit:
         raise UserError(f"{path}: is too large ({status.st_size} bytes, at most {limit}); {remedy}")
     return status
 
@@ -195,7 +195,7 @@ def read_text(
 
 
 def read_lines(
-    path: Path, *, limit: int = 2**63, remedy: str = "make it a readable file with UTF-8 encoding"
+    path: Path, *, limit: int | None = None, remedy: str = "make it a readable file with UTF-8 encoding"
 ) -> Iterator[str]:
     """Yield the lines of UTF-8 text with their ends, without holding the whole file in memory.
 

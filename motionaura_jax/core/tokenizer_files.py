@@ -15,6 +15,8 @@ from motionaura_jax.core.errors import UserError, shown
 FILE = "tokenizer.json"
 _JSON = (FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _OTHER = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt", "merges.txt")
+NAMES = (*_JSON, *_OTHER)
+"""Files of published tokenizers."""
 _REMEDY = "copy the files of the published tokenizer there again"
 
 _MOST_STEPS = 64  # in a normalizer, pre-tokenizer, decoder or template

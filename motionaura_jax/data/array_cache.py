@@ -28,7 +28,6 @@ from motionaura_jax.data.media import write_json
 META, SUFFIX = "cache.json", ".arrayrecord"
 SHARD = 1024
 """Arrays per shard, and so the largest number that is computed again after an interruption."""
-_MAX_SHARD_BYTES = 2**50  # no limit in practice; what matters is that it is a file
 
 _KEY = 16  # bytes
 _DTYPES = ("bfloat16", "float16", "float32", "float64", "int8", "uint8", "int16", "uint16", "int32", "int64")
@@ -101,7 +100,7 @@ class ArrayCache(Mapping[bytes, np.ndarray]):
         self._places: dict[bytes, tuple[Path, int]] = {}
         self._readers: dict[Path, Any] = {}
         for shard in sorted(self.folder.glob(f"*{SUFFIX}")):
-            check_regular(shard, limit=_MAX_SHARD_BYTES, remedy="remove it")
+            check_regular(shard, remedy="remove it")
             keys = self._read(shard, 0)
             if len(keys) % _KEY:
                 raise _damaged(shard, f"{len(keys)} bytes of keys")

@@ -27,7 +27,6 @@ FILES = "files.json"
 """Hashes of the encoded files, in the cache folder."""
 
 _HASHING_THREADS = 8
-_MAX_FILE_BYTES = 2**50  # no limit in practice; what matters is that it is a file
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -73,7 +72,7 @@ class FileHashes:
           UserError: the file cannot be read.
         """
         remedy = "check the path or the manifest row"
-        status = check_regular(record.path, limit=_MAX_FILE_BYTES, remedy=remedy)
+        status = check_regular(record.path, remedy=remedy)
         stamp = [status.st_size, status.st_mtime_ns]
         match self._known.get(record.id):
             case [size, time, str(content)] if [size, time] == stamp and _SHA256.fullmatch(content):

@@ -10,25 +10,12 @@ from collections.abc import Iterable, Iterator
 
 from safetensors import SafetensorError, safe_open
 
-from motionaura_jax.core import files
+from motionaura_jax.core import files, tokenizer_files
 from motionaura_jax.core.errors import UserError
 
 CONVERTED = {"format": "pt", "converted_by": "motionaura_jax"}
 """Metadata of every file of converted weights, by which `check_output` knows them."""
 
-TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
-"""Files of published tokenizers."""
 SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 """Settings of published models."""
 
@@ -36,7 +23,7 @@ SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 _FILE = re.compile(
     "|".join(
         (
-            *map(re.escape, (*TOKENIZERS, *SETTINGS)),
+            *map(re.escape, (*tokenizer_files.NAMES, *SETTINGS)),
             r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",
             r"(adapter_model|training|weights)\.safetensors",
             r"(adapter_config|model_index|scheduler_config|stablehlo|training)\.json",

@@ -35,7 +35,6 @@ NUMPY = {
 """Names of dtypes in files -> names of NumPy. Others, such as the kinds of float8, are not read."""
 
 _AGAIN = "download or copy it again"
-_ANY_SIZE = 2**63
 _LONGEST_NAME = 255  # bytes that file systems allow
 _MAX_AXES, _MAX_ELEMENTS = 32, 2**48
 _BFLOAT16_INFINITY = 0x7F80
@@ -242,7 +241,7 @@ def _read_header(path: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    files.check_regular(path, limit=_ANY_SIZE, remedy=_AGAIN)
+    files.check_regular(path, remedy=_AGAIN)
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
