@@ -216,7 +216,8 @@ def read_lines(
                     raise UserError(f"{path}: line {number} is longer than {MAX_LINE} characters; {remedy}")
                 yield line
     except UnicodeDecodeError:
-        read_text(path, limit=limit, remedy=remedy)  # raises with the place; decoding by blocks does not know it
+        # Raises with the place, which decoding by blocks does not know.
+        read_text(path, limit=limit or MAX_TEXT_BYTES, remedy=remedy)
         raise UserError(f"{path}: changed while it was read; {remedy}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
