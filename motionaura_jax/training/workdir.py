@@ -52,7 +52,7 @@ _OWN = (
 
 
 # ---------------------------------------------------------------- Links
-def check_own(workdir: pathlib.Path) -> None:
+def check_links(workdir: pathlib.Path) -> None:
     """Raise UserError if a run in `workdir` would write to, or delete, what lies elsewhere."""
     for path in workdir.iterdir():  # not by `exists`: a link may lead to a file that does not exist yet
         if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _OWN):
@@ -88,7 +88,7 @@ def lock(workdir: pathlib.Path, lease: float = LEASE) -> Iterator[None]:
     fresh = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        check_own(workdir)
+        check_links(workdir)
         file = (workdir / LOCK).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise _unusable(workdir, error) from error
