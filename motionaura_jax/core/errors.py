@@ -1,9 +1,14 @@
 """Exception for users: a single line that says what failed, where, and what to do."""
 
 import difflib
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Collection, Iterable
 
 _LONGEST = 80  # characters of a value in a message
+_LONGEST_REASON = 120  # characters of a message from a library
+_LISTED = 3  # names in a message
+_ADDRESS = r"https?://\S+"
 _LONGEST_MESSAGE = 2000  # characters; fault and remedy stand at the end
 
 
@@ -42,10 +47,21 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def shown(value: object) -> str:
-    """Format `value` for a message, cut after 80 characters."""
+def shown(value: object, length: int = _LONGEST) -> str:
+    """Format `value` for a message, cut after `length` characters."""
     try:
         text = str(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or deep nesting
         text = f"a very large {type(value).__name__}"
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def reason(error: Exception) -> str:
+    """Return type and message of an exception from a library, shortened and without addresses."""
+    return shown(f"{type(error).__name__}: {re.sub(_ADDRESS, '...', ' '.join(str(error).split()))}", _LONGEST_REASON)
+
+
+def listed(names: Collection[str], none: str = "none") -> str:
+    """List the first few of `names` and the number of the others; `none` if there are no names."""
+    first = ", ".join(itertools.islice(names, _LISTED)) or none
+    return f"{first} and {len(names) - _LISTED} more" if len(names) > _LISTED else first

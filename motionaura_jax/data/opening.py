@@ -21,7 +21,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from motionaura_jax.core.errors import UserError, shown
+from motionaura_jax.core.errors import UserError, reason
 from motionaura_jax.core.files import kind_of
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -201,8 +201,7 @@ def media_errors(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise VideoError(path, "needs more memory than there is", "scale it down") from error
     except Exception as error:
-        reason = shown(f"{type(error).__name__}: {error}")
-        raise VideoError(path, f"cannot be decoded ({reason})", _DAMAGED) from error
+        raise VideoError(path, f"cannot be decoded ({reason(error)})", _DAMAGED) from error
 
 
 @contextlib.contextmanager

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.errors import UserError, listed
 from motionaura_jax.core.tensor_map import TensorMap, View
 from motionaura_jax.core.trees import path_name
 from motionaura_jax.core.types import PyTree
-from motionaura_jax.weights.tensors import TensorFiles, listed
+from motionaura_jax.weights.tensors import TensorFiles
 
 _FLOATS = ("F32", "BF16", "F16")
 _INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}

@@ -9,7 +9,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Self
 
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def check_push(name: str) -> None:
         HfApi().whoami()
     except _faults() as error:
         raise UserError(
-            f"--push_to_hub={name}: cannot log in to the hub ({_reason(error)}); run `hf auth login`, check the network, "
+            f"--push_to_hub={name}: cannot log in to the hub ({reason(error)}); run `hf auth login`, check the network, "
             f"or leave the flag out; nothing was written"
         ) from None
 
@@ -136,7 +136,7 @@ def push(folder: Path, name: str, message: str) -> str:
         )
     except _faults() as error:
         raise UserError(
-            f"--push_to_hub={name}: upload failed ({_reason(error)}); {folder} is complete, upload it with "
+            f"--push_to_hub={name}: upload failed ({reason(error)}); {folder} is complete, upload it with "
             f"`hf upload {name} {folder}`"
         ) from None
     return f"{name}@{commit.oid}"
@@ -172,7 +172,7 @@ def _fetch(place: str | PathLike[str], match: re.Match[str], patterns: tuple[str
                 f"`export`, --config.KEY of `train`"
             ) from None
         raise UserError(
-            f"{name}: is not a local folder and cannot be fetched from the hub ({_reason(error)}); check id, "
+            f"{name}: is not a local folder and cannot be fetched from the hub ({reason(error)}); check id, "
             f"revision and network, or download it elsewhere and give the folder"
         ) from None
     if revision is None:
@@ -185,12 +185,3 @@ def _faults() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HTTPError, RevisionResolutionError
 
     return OSError, ValueError, HTTPError, RevisionResolutionError
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {shorten(str(error))}"
-
-
-def shorten(text: str) -> str:
-    """Shorten a foreign message to 120 characters, without addresses."""
-    return re.sub(r"https?://\S+", "...", " ".join(text.split()))[:120]

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from motionaura_jax.core import config
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.errors import UserError, reason
 from motionaura_jax.core.parts import Component
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.core.trees import partition, path_name
@@ -117,7 +117,7 @@ class Checkpoint:
         except building.TooLarge:
             fault = f"has more layers than the {len(self._shapes)} tensors of the weights can fill"
         except (ArithmeticError, MemoryError, RecursionError, TypeError, ValueError) as error:
-            fault = f"cannot be built ({type(error).__name__}: {hub.shorten(str(error))})"
+            fault = f"cannot be built ({reason(error)})"
         raise UserError(f"{self.path}: the network of its config {fault}; use config and weights of the same model")
 
     @functools.cached_property

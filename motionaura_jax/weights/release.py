@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from motionaura_jax import __version__
 from motionaura_jax.core import files
-from motionaura_jax.core.errors import UserError, shown
+from motionaura_jax.core.errors import UserError, listed, shown
 from motionaura_jax.core.trees import leaf_types, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.data.media import write_json
@@ -34,7 +34,6 @@ _OLD_PARTS = {"tokenizer": None, "text.tower": "text_encoder"}
 _KEYS: dict[str, type] = {"system": str, "recipe": dict, "step": int, "weights": str, "versions": dict}
 _AGAIN = "copy or export the release folder again"
 _BFLOAT16_MAX = 3.38e38
-_SHOWN = 3  # names in an error line
 
 
 def is_release(path: pathlib.Path) -> bool:
@@ -115,8 +114,8 @@ def read_weights(folder: pathlib.Path, params: PyTree, extra: PyTree) -> tuple[P
     }
     if found != wanted:
         raise UserError(
-            f"{path}: another architecture: the file holds {_shorten(found, wanted)}; "
-            f"the config needs {_shorten(wanted, found)}; use the config that the weights were trained with"
+            f"{path}: another architecture: the file holds {_difference(found, wanted)}; "
+            f"the config needs {_difference(wanted, found)}; use the config that the weights were trained with"
         )
 
     def read(place: tuple, leaf: Any) -> np.ndarray:
@@ -217,10 +216,10 @@ def _fault(meta: Any) -> str:
         return "'provenance' must be an object"
     if not 0 <= meta["step"] < 2**63:
         return f"'step' is {shown(meta['step'])}"
-    listed = meta.get("parts", {})
-    if not isinstance(listed, dict) or not all(isinstance(value, str) for value in listed.values()):
+    nested = meta.get("parts", {})
+    if not isinstance(nested, dict) or not all(isinstance(value, str) for value in nested.values()):
         return "'parts' must map keys of the recipe to folders"
-    for key in {**_OLD_PARTS, **listed}:
+    for key in {**_OLD_PARTS, **nested}:
         *sections, _ = itertools.accumulate(key.split("."), "{}.{}".format)
         for section in sections:
             if not isinstance(at_key(meta["recipe"], section) or {}, dict):
@@ -249,8 +248,7 @@ def parts(meta: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in values.items() if value and _OLD_PARTS[key] in (None, value)}
 
 
-def _shorten(types: Mapping[str, str], others: Mapping[str, str]) -> str:
+def _difference(types: Mapping[str, str], others: Mapping[str, str]) -> str:
     """List the first few entries that are missing or different on the other side."""
     lines = [f"{name} {kind}" for name, kind in sorted(types.items()) if others.get(name) != kind]
-    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return (", ".join(lines[:_SHOWN]) or "nothing else") + more
+    return listed(lines, none="nothing else")

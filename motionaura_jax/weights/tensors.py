@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from motionaura_jax.core import files
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.errors import UserError, listed
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -39,7 +39,6 @@ _LONGEST_NAME = 255  # bytes that file systems allow
 _MAX_AXES, _MAX_ELEMENTS = 32, 2**48
 _BFLOAT16_INFINITY = 0x7F80
 _PIECE = 1 << 26  # bytes read at once
-_SHOWN = 3
 _SMALL = 2**22  # sizes up to this cost nothing before they are compared with the weights
 _NO_SIZES = ("loss_chunk", "restart_patience")  # settings of networks that training alone reads; any number will do
 
@@ -169,12 +168,6 @@ def is_finite(array: np.ndarray) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         # The sum takes no memory. It may overflow although all values are finite, so ask again then.
         return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
-
-
-def listed(names: list[str]) -> str:
-    """List the first few of `names` and the number of the others; "none" if there are no names."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "none") + more
 
 
 def _locate(path: Path) -> Path:

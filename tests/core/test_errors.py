@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.errors import UserError, listed, reason
 
 
 @given(st.text(st.characters(), max_size=50))
@@ -24,3 +24,13 @@ def test_escape_sequences_are_shown_and_not_sent():
 def test_a_long_value_is_cut_between_fault_and_remedy():
     message = str(UserError("file: " + "x" * 100_000 + "; remedy"))
     assert len(message) < 2100 and message.startswith("file: x") and message.endswith("x; remedy")
+
+
+def test_messages_of_libraries_lose_addresses_and_line_ends():
+    assert reason(OSError("no token;\n see https://host/page?x=1 for help")) == "OSError: no token; see ... for help"
+    assert len(reason(ValueError("x" * 10**6))) < 130
+
+
+def test_lists_of_names_name_the_first_and_count_the_others():
+    assert (listed([]), listed([], none="nothing else"), listed("ab")) == ("none", "nothing else", "a, b")
+    assert listed(list("abcde")) == "a, b, c and 2 more"
