@@ -1,10 +1,15 @@
-"""Guard against settings from strangers that describe networks far larger than their weights."""
+"""Guards against untrusted settings that describe networks far larger than their weights."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from flax import linen as nn
+
+from motionaura_jax.core.errors import UserError
+
+_SMALL = 2**22  # sizes up to this cost nothing before they are compared with the weights
+_NO_SIZES = ("loss_chunk", "restart_patience")  # settings of networks that training alone reads; any number will do
 
 
 class TooLarge(Exception):
@@ -29,3 +34,29 @@ def at_most(calls: int) -> Iterator[None]:
 
     with nn.intercept_methods(counted):
         yield
+
+
+def check_numbers(values: Any, shapes: Collection[tuple[int, ...]], where: str) -> None:
+    """Refuse sizes in a config that are out of all proportion to the weights, before anything of these sizes is built.
+
+    Args:
+      values: plain values of the config of a network.
+      shapes: shapes of the stored tensors.
+      where: file and key of the config, for messages.
+
+    Raises:
+      UserError: names the first such number.
+    """
+    largest = max(_SMALL, 4 * max((size for shape in shapes for size in shape), default=0))
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if key not in _NO_SIZES:
+                check_numbers(value, shapes, f"{where}.{key}")
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            check_numbers(value, shapes, where)
+    elif isinstance(values, (int, float)) and not isinstance(values, bool) and not abs(values) <= largest:
+        raise UserError(
+            f"{where}={values:.6g}: out of proportion to the weights, none of which is that large; use config and weights "
+            f"of the same model"
+        )

@@ -22,7 +22,7 @@ from motionaura_jax.models import building
 from motionaura_jax.systems.base import System
 from motionaura_jax.weights import exported, hub, release, steps
 from motionaura_jax.weights.release import at_key
-from motionaura_jax.weights.tensors import check_numbers, is_finite
+from motionaura_jax.weights.tensors import is_finite
 
 R = TypeVar("R", bound=Recipe)
 
@@ -89,8 +89,10 @@ class Checkpoint:
         if system and self.system != system:
             raise UserError(f"{self.path}: holds a {self.system}; a {system} is needed here")
         values = self.meta["recipe"]
-        check_numbers(values.get("model"), self._shapes, f"{self.path}: its saved config.model")
-        check_numbers(at_key(values, "text.encoder"), self._shapes, f"{self.path}: its saved config.text.encoder")
+        building.check_numbers(values.get("model"), self._shapes, f"{self.path}: its saved config.model")
+        building.check_numbers(
+            at_key(values, "text.encoder"), self._shapes, f"{self.path}: its saved config.text.encoder"
+        )
         if self.foreign:
             values = release.without_places(values, [key for key in recipe_class.places if key not in self.inside])
         try:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,6 @@ _LONGEST_NAME = 255  # bytes that file systems allow
 _MAX_AXES, _MAX_ELEMENTS = 32, 2**48
 _BFLOAT16_INFINITY = 0x7F80
 _PIECE = 1 << 26  # bytes read at once
-_SMALL = 2**22  # sizes up to this cost nothing before they are compared with the weights
-_NO_SIZES = ("loss_chunk", "restart_patience")  # settings of networks that training alone reads; any number will do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,32 +129,6 @@ class TensorFiles(Mapping[str, Tensor]):
             rows = max(1, _PIECE // max(1, row))
             for start in range(0, max(1, tensor.shape[0]), rows):
                 yield part[start : min(start + rows, tensor.shape[0])]
-
-
-def check_numbers(values: Any, shapes: Collection[tuple[int, ...]], where: str) -> None:
-    """Refuse sizes in a config that are out of all proportion to the weights, before anything of these sizes is built.
-
-    Args:
-      values: plain values of the config of a network.
-      shapes: shapes of the stored tensors.
-      where: file and key of the config, for messages.
-
-    Raises:
-      UserError: names the first such number.
-    """
-    largest = max(_SMALL, 4 * max((size for shape in shapes for size in shape), default=0))
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            if key not in _NO_SIZES:
-                check_numbers(value, shapes, f"{where}.{key}")
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            check_numbers(value, shapes, where)
-    elif isinstance(values, (int, float)) and not isinstance(values, bool) and not abs(values) <= largest:
-        raise UserError(
-            f"{where}={values:.6g}: out of proportion to the weights, none of which is that large; use config and weights "
-            f"of the same model"
-        )
 
 
 def is_finite(array: np.ndarray) -> bool:

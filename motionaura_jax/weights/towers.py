@@ -15,13 +15,14 @@ from motionaura_jax.core import config, files
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.tensor_map import TensorMap
 from motionaura_jax.core.types import PyTree
+from motionaura_jax.models import building
 from motionaura_jax.models.encoders import clip, siglip, t5, tensor_maps
 from motionaura_jax.models.encoders import config as settings
 from motionaura_jax.models.encoders.tower import Tower
 from motionaura_jax.weights import hub
 from motionaura_jax.weights.convert import import_tensors, without_ignored
 from motionaura_jax.weights.shards import write_shards
-from motionaura_jax.weights.tensors import TensorFiles, check_numbers
+from motionaura_jax.weights.tensors import TensorFiles
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -157,7 +158,7 @@ def _find(place: str, kind: str, dtype: str) -> tuple[Any, TensorFiles]:
     values, files = read_settings(folder, kind), TensorFiles(folder)
     known = {field.name for field in dataclasses.fields(KINDS[kind].config)}
     sizes = {name: value for name, value in values.items() if name in known}
-    check_numbers(sizes, [tensor.shape for tensor in files.values()], f"{folder / CONFIG}: config")
+    building.check_numbers(sizes, [tensor.shape for tensor in files.values()], f"{folder / CONFIG}: config")
     return KINDS[kind].network(_build(values, kind, folder, files), dtype), files
 
 
