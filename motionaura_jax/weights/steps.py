@@ -264,9 +264,7 @@ def stored_item(step: epath.Path, name: str) -> PyTree:
       Damaged: its description cannot be read.
     """
     with _reading(step), _alone() as checkpointer:
-        _check_files(step / name)
-        metadata = checkpointer.metadata(step / name).item_metadata
-        tree = getattr(metadata, "tree", metadata)
+        tree = _described(checkpointer, step / name)
         if not jax.tree.leaves(tree):
             # orbax takes a folder without a description for an empty tree.
             raise ValueError(f"{name} has no readable list of its arrays")
@@ -296,10 +294,7 @@ def restore_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
       Damaged: it cannot be read.
     """
     with _reading(step), _alone() as checkpointer:
-        _check_files(step / name)
-        metadata = checkpointer.metadata(step / name).item_metadata
-        stored = leaf_types(getattr(metadata, "tree", metadata))
-        wanted = leaf_types(abstract)
+        stored, wanted = leaf_types(_described(checkpointer, step / name)), leaf_types(abstract)
         if wanted and not stored and (name in _meta(step).get("checksums", {}) or (step / name).is_dir()):
             # orbax takes a folder without a description for an empty tree.
             raise ValueError(f"{name} has no readable list of its arrays")
@@ -309,7 +304,8 @@ def restore_item(step: epath.Path, name: str, abstract: PyTree) -> PyTree:
                     f"{step}: another architecture: {name}/{leaf} is {stored.get(leaf, 'absent')} in the checkpoint and "
                     f"{wanted.get(leaf, 'absent')} in the config; use the config that the checkpoint was trained with"
                 )
-        return checkpointer.restore(step / name, args=ocp.args.StandardRestore(abstract))
+        with _orbax():
+            return checkpointer.restore(step / name, args=ocp.args.StandardRestore(abstract))
 
 
 def verify(step: epath.Path, meta: Mapping[str, Any], items: Mapping[str, PyTree]) -> None:
@@ -368,15 +364,36 @@ def _alone() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone)
 
 
+def _described(checkpointer: ocp.Checkpointer, item: epath.Path) -> PyTree:
+    """Return the shapes and dtypes of an item. Raise OSError or ValueError if its description cannot be read."""
+    _check_files(item)
+    with _orbax():
+        metadata = checkpointer.metadata(item).item_metadata
+        tree = getattr(metadata, "tree", metadata)
+        leaf_types(tree)
+        return tree
+
+
 @contextlib.contextmanager
-def _reading(step: epath.Path) -> Iterator[None]:
-    """Turn orbax's errors about damaged files into one line; let errors about memory, devices or permissions pass."""
+def _orbax() -> Iterator[None]:
+    """Turn what orbax raises for damaged files, nearly every type, into ValueError; let memory and devices pass."""
     try:
         yield
-    except (UserError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+    except (OSError, ValueError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
         if process.is_missing_device(error):
             raise
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def _reading(step: epath.Path) -> Iterator[None]:
+    """Turn OSError and ValueError about damaged files into one line. Missing permission is no damage."""
+    try:
+        yield
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise Damaged(f"{step}: is damaged ({reason}); give another step folder of this run") from error

@@ -243,5 +243,19 @@ def test_a_pipe_in_a_step_is_damage_and_hangs_nothing(saved, name):
 
 def test_a_missing_device_is_no_damage(tmp_path):
     error = RuntimeError("Unable to initialize backend 'cuda': no driver")
-    with pytest.raises(RuntimeError, match="Unable to initialize"), steps._reading(tmp_path):
+    with pytest.raises(RuntimeError, match="Unable to initialize"), steps._reading(tmp_path), steps._orbax():
         raise error
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, AttributeError, IndexError])
+def test_only_faults_inside_orbax_count_as_damage(saved, monkeypatch, error):
+    def fail(*_):
+        raise error("our own")
+
+    with monkeypatch.context() as ours:
+        ours.setattr(steps, "_check_meta", fail)
+        with pytest.raises(error, match="our own"):
+            steps.read_step(saved / "checkpoints" / "60")
+    monkeypatch.setattr(steps.ocp.Checkpointer, "metadata", fail)
+    with pytest.raises(steps.Damaged, match=r"is damaged .*our own"):
+        steps.stored_item(steps.newest(saved), "params")
