@@ -4,7 +4,7 @@ import os
 import sys
 
 if getattr(sys, "argv", [])[:1] == ["-m"] and not sys.flags.safe_path:
-    # `python -m motionaura_jax.COMMAND` imports from the current folder first, which may hold files of strangers that are
+    # `python -m motionaura_jax.COMMAND` imports from the current folder first, which may hold untrusted files that are
     # named like libraries. Nothing of ours lies there, except in a checkout.
     first = sys.path[0]
     if os.path.exists(first) and os.path.samefile(first, os.curdir) and first != os.path.dirname(__path__[0]):

@@ -26,7 +26,7 @@ class UserError(Exception):
 def _printable(message: str) -> str:
     """Return `message` on one line of bounded length that any terminal and log can show.
 
-    Messages quote names and values that may come from strangers: bytes that are not text, escape sequences of terminals.
+    Messages quote untrusted names and values: bytes that are not text, escape sequences of terminals.
     """
     line = " ".join(message.split())
     if not line.isprintable():

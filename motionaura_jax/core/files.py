@@ -1,4 +1,4 @@
-"""Reading of paths, text and JSON that may come from strangers, and checks of paths to write.
+"""Reading of untrusted paths, text and JSON, and checks of paths to write.
 
 Every reader of such files goes through this module: it opens regular files only, because a pipe or a device would hang or
 never end, and it bounds size and nesting before anything is built from the content.
@@ -139,8 +139,8 @@ def check_regular(path: Path, *, limit: int | None = None, remedy: str) -> os.st
 def check_own(path: Path, *, depth: int = MAX_DEPTH, remedy: str = "remove it") -> None:
     """Refuse links, pipes, sockets and devices at `path` and up to `depth` levels below, before a command writes there.
 
-    What a command writes, appends to or deletes must lie in the folder that the user named, even if that folder came from
-    a stranger. The folder itself may be a link.
+    What a command writes, appends to or deletes must lie in the folder that the user named, even if that folder is
+    untrusted. The folder itself may be a link.
 
     Raises:
       UserError: "PATH: fault; remedy".

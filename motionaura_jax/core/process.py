@@ -33,7 +33,7 @@ _REPORTED = ("Event loop is closed", "Encountered error while reading array inde
 def child_command(module: str, *arguments: str) -> list[str]:
     """Return a command that runs a module of this package with the import path of this process.
 
-    Unlike `python -m`, it imports nothing from the current folder, which may hold files of strangers named like libraries.
+    Unlike `python -m`, it imports nothing from the current folder, which may hold untrusted files named like libraries.
     The package need not be installed.
     """
     package = Path(__file__).resolve().parents[1]

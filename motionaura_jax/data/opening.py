@@ -1,4 +1,4 @@
-"""Opening of media files that may come from strangers, with PyAV (FFmpeg).
+"""Opening of untrusted media files, with PyAV (FFmpeg).
 
 Every reader of media goes through this module. Whatever goes wrong inside a decoder becomes a `VideoError`, which costs a
 training one file, and a reading may use processor time and pixels only in proportion to the size of its file.

@@ -22,7 +22,7 @@ GREETING = 10.0
 """Seconds within which both sides say who they are."""
 HELLO = "motionaura_jax"
 """First word of process 0."""
-_LONGEST_GREETING, _LONGEST_LINE = 1 << 12, 1 << 24  # bytes; a stranger must not fill the memory
+_LONGEST_GREETING, _LONGEST_LINE = 1 << 12, 1 << 24  # bytes; an untrusted program must not fill the memory
 _GUESTS = 128  # connections of other programs that have not said who they are; one more closes the oldest
 
 

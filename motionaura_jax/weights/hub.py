@@ -23,7 +23,7 @@ _ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 class Recorded(str):
     """Place that the config of a checkpoint names, and not the user.
 
-    A checkpoint may come from a stranger, so such a place is never fetched from the hub; a copy fetched earlier serves.
+    A checkpoint may be untrusted, so such a place is never fetched from the hub; a copy fetched earlier serves.
 
     Attributes:
       local: whether the place may be a folder of this machine.

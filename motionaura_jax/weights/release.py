@@ -226,7 +226,7 @@ def _fault(meta: Any) -> str:
                 return f"recipe: {section} must be an object"
         if not isinstance(at_key(meta["recipe"], key) or "", str):
             return f"recipe: {key} must be a path"
-    # A release may come from strangers: it must not make us read other folders of this machine, not even with a part
+    # A release may be untrusted: it must not make us read other folders of this machine, not even with a part
     # that it does not list.
     named = {key: at_key(meta["recipe"], key) or "" for key in _OLD_PARTS}
     for key, place in (*named.items(), *parts(meta).items()):

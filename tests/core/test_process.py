@@ -64,7 +64,7 @@ def test_freed_memory_serves_the_next_array() -> None:
     assert new_pages("assert not process.keep_freed_memory()", MALLOC_ARENA_MAX="4") > fresh / 2
 
 
-STRANGERS = ("torch", "zipfile", "safetensors", "typing_extensions", "dataclasses", "jax", "sitecustomize")
+LOOKALIKES = ("torch", "zipfile", "safetensors", "typing_extensions", "dataclasses", "jax", "sitecustomize")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def hostile(tmp_path, monkeypatch):
     """Change to a folder that holds modules named like libraries, which create the file `ran` when imported."""
     folder = tmp_path / "downloaded"
     folder.mkdir()
-    for name in STRANGERS:
+    for name in LOOKALIKES:
         (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     monkeypatch.chdir(folder)
     yield folder

@@ -1,4 +1,4 @@
-"""Tables and folders from strangers: nothing is lost in silence, one bad entry does not refuse the rest, one read per run."""
+"""Untrusted tables and folders: nothing is lost in silence, one bad entry does not refuse the rest, one read per run."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Readers of files that may come from strangers, each with small valid files to mutate.
+"""Readers of untrusted files, each with small valid files to mutate.
 
 A reader is good if it returns, or raises `UserError` with a message of one line, for any content of its files.
 """

@@ -185,24 +185,24 @@ def test_a_taken_port_is_one_line():
 
 
 SPOOFED = b'{"index": 1, "count": 2, "host": "n1"}\n'
-STRANGERS = [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"index": 3}\n', b"[1]\n", b"\n", b"\xff\0\n", SPOOFED]
-STRANGERS += [SPOOFED.replace(b"2", b"3"), b'{"index": 7, "count": 9, "host": "x"}\n', b'{"index": [], "count": {}}\n']
-STRANGERS += [b"[" * 10**5 + b"\n", b"x" * 10**6, b'{"beat": 3}\n', b'{"end": [2, "over"]}\n']
+WORDS = [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"index": 3}\n', b"[1]\n", b"\n", b"\xff\0\n", SPOOFED]
+WORDS += [SPOOFED.replace(b"2", b"3"), b'{"index": 7, "count": 9, "host": "x"}\n', b'{"index": [], "count": {}}\n']
+WORDS += [b"[" * 10**5 + b"\n", b"x" * 10**6, b'{"beat": 3}\n', b'{"end": [2, "over"]}\n']
 
 
-@pytest.mark.parametrize("words", STRANGERS, ids=range(len(STRANGERS)))
+@pytest.mark.parametrize("words", WORDS, ids=range(len(WORDS)))
 @pytest.mark.parametrize("leaves", [True, False])
-def test_strangers_do_not_disturb(words, leaves):
+def test_other_programs_do_not_disturb(words, leaves):
     run = Run(2)
     with contextlib.ExitStack() as opened:
 
         def join(number):
-            if number == 1:  # after the stranger has connected
-                stranger = opened.enter_context(connected(run.port))
+            if number == 1:  # after the other program has connected
+                other = opened.enter_context(connected(run.port))
                 with contextlib.suppress(OSError):  # closed while it was speaking
-                    stranger.sendall(words)
+                    other.sendall(words)
                 if leaves:
-                    stranger.close()
+                    other.close()
             return run.join(number)
 
         began = time.monotonic()
@@ -213,7 +213,7 @@ def test_strangers_do_not_disturb(words, leaves):
     assert all(ends.empty() for ends in run.ends.values())
 
 
-def test_a_crowd_of_silent_strangers_keeps_nobody_out():
+def test_a_crowd_of_silent_programs_keeps_nobody_out():
     run = Run(2)
 
     def join(number):
@@ -223,7 +223,7 @@ def test_a_crowd_of_silent_strangers_keeps_nobody_out():
 
     crowd = []
     assert [len(membership.members) for membership in together(join, range(2))] == [2, 2]
-    [stranger.close() for stranger in crowd]
+    [other.close() for other in crowd]
 
 
 def test_all_processes_of_a_large_run_may_connect_before_the_first_answers():
@@ -239,17 +239,17 @@ def test_all_processes_of_a_large_run_may_connect_before_the_first_answers():
     assert arrived == set(range(200))
 
 
-def test_a_stranger_who_says_little_by_little_is_closed_in_time(monkeypatch):
+def test_a_program_that_says_little_by_little_is_closed_in_time(monkeypatch):
     monkeypatch.setattr(wire, "GREETING", 0.3)
     with socket.create_server(("localhost", 0)) as server:
         reception = wire.Reception(server, 1)
-        with socket.create_connection(server.getsockname()) as stranger:
+        with socket.create_connection(server.getsockname()) as other:
             stop = threading.Event()
 
             def drip():
                 with contextlib.suppress(OSError):
                     while not stop.wait(0.05):
-                        stranger.sendall(b" ")
+                        other.sendall(b" ")
 
             threading.Thread(target=drip, daemon=True).start()
             assert reception.next(time.monotonic() + 0.8) is None

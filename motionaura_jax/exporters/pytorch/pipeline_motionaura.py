@@ -245,7 +245,7 @@ def _open_text(
     elif not place:
         place, revision = str(folder / "text_encoder"), ""
     try:
-        # An id that only the folder names is not fetched: the folder may come from a stranger.
+        # An id that only the folder names is not fetched: the folder may be untrusted.
         download = other is not None
         published = PublishedT5.from_pretrained(place, revision=revision or None, torch_dtype=dtype, download=download)
     except OSError as error:

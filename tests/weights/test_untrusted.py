@@ -1,4 +1,4 @@
-"""Releases from strangers: nothing is fetched, built or read that their folder does not hold."""
+"""Untrusted releases: nothing is fetched, built or read that their folder does not hold."""
 
 import dataclasses
 import json
