@@ -30,12 +30,13 @@ VIDEO_SUFFIXES = (".3g2", ".3gp", ".avi", ".f4v", ".flv", ".gif", ".m2ts", ".m2v
 
 MAX_FRAME_PIXELS = 2**25
 """Largest video frame that is decoded (8192 x 4096)."""
+PIXELS_PER_BYTE = 2**16
+"""Pixels that each byte of a file may stand for. The stillest real videos reach about half of this."""
 MAX_DECODED_PIXELS = 2**30
-"""Pixels that one reading may decode: this many, and `_PIXELS_PER_BYTE` for each byte of the file."""
+"""Pixels that one reading may decode: this many, and `PIXELS_PER_BYTE` for each byte of the file."""
 MAX_DECODE_SECONDS = 15.0
 """Processor time that one reading may take: this many seconds, and one for each MiB of the file up to two minutes."""
 
-_PIXELS_PER_BYTE = 2**16  # the stillest real videos reach about half of this
 _MAX_EXTRA_SECONDS = 120.0
 _DAMAGED = "the file is damaged or not a video; replace it"
 # Only plain containers are opened: playlists and scripts (HLS, DASH, concat) name other files or hosts.
@@ -62,7 +63,7 @@ class Budget:
 
     def __init__(self, path: Path, size: int):
         self._path = path
-        self._pixels = MAX_DECODED_PIXELS + _PIXELS_PER_BYTE * size
+        self._pixels = MAX_DECODED_PIXELS + PIXELS_PER_BYTE * size
         self.seconds = MAX_DECODE_SECONDS + min(size / 2**20, _MAX_EXTRA_SECONDS)
         self._end = time.thread_time() + self.seconds
 

@@ -21,6 +21,7 @@ from motionaura_jax.data.frames import UPRIGHT, FrameConverter, Orientation, cov
 from motionaura_jax.data.images import read_still
 from motionaura_jax.data.opening import (
     IMAGE_SUFFIXES,
+    PIXELS_PER_BYTE,
     VIDEO_SUFFIXES,
     Budget,
     OpenVideo,
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 MAX_CLIP_PIXELS = 2**30
 """Largest array that is decoded, frames x height x width (3.2 GB of RGB)."""
+MAX_WHOLE_PIXELS = 2**26
+"""Largest whole video: this many pixels and `PIXELS_PER_BYTE` for each byte of the file, up to `MAX_CLIP_PIXELS`."""
 
 # Time stamps are multiples of the container's tick: a frame up to half a tick late counts as on time.
 _MAX_TOLERANCE = 0.005
@@ -156,7 +159,10 @@ def read_video(
     resample = fps is not None and info.frames > 1
     count = max(1, math.ceil(info.duration * fps - 1e-6)) if fps is not None and resample else info.frames
     limit = count if max_frames is None else min(count, max_frames)
-    _check_clip_size(info, limit, None)
+    size = info.path.stat().st_size
+    most = min(MAX_WHOLE_PIXELS + PIXELS_PER_BYTE * size, MAX_CLIP_PIXELS)
+    if limit * info.height * info.width > most:
+        raise _too_large(info, limit, most, size)
     if resample and fps is not None:
         instants = [k / fps for k in range(limit)]
         frames = _stacked(_frames_at(info, instants, None), limit)
@@ -164,13 +170,16 @@ def read_video(
             raise _without_frames(info.path)
         return frames, float(fps)
     # The header's count may be an estimate: frames beyond it count too.
-    ceiling = max_frames or MAX_CLIP_PIXELS // (info.height * info.width)
-    timed = list(itertools.islice(_all_frames(info, None), ceiling))
+    ceiling = most // (info.height * info.width)
+    timed = list(itertools.islice(_all_frames(info, None), min(max_frames or ceiling + 1, ceiling + 1)))
     if not timed:
         raise _without_frames(info.path)
-    frames = np.stack([picture for _, picture in timed])
+    if len(timed) > ceiling:
+        raise _too_large(info, len(timed), most, size)
     rate, shown = _constant_rate(info, [time for time, _ in timed])
-    return frames if shown is None else frames[shown[:ceiling]], float(fps or rate)
+    timed.reverse()
+    frames = _stacked((timed.pop()[1] for _ in range(len(timed))), len(timed))  # never holds all of them twice
+    return frames if shown is None else frames[shown[: max_frames or ceiling]], float(fps or rate)
 
 
 def _constant_rate(info: VideoInfo, times: Sequence[float]) -> tuple[float, list[int] | None]:
@@ -235,11 +244,13 @@ def _check_shape(path: Path, height: int, width: int) -> None:
 def _check_clip_size(info: VideoInfo, num_frames: int, cover: tuple[int, int] | None) -> None:
     height, width = cover_size(info.height, info.width, cover) if cover else (info.height, info.width)
     if num_frames * height * width > MAX_CLIP_PIXELS:
-        raise VideoError(
-            info.path,
-            f"{num_frames} frames of {width}x{height} exceed the limit of {MAX_CLIP_PIXELS} pixels",
-            "ask for fewer frames, a lower fps or a smaller size",
-        )
+        raise _too_large(dataclasses.replace(info, height=height, width=width), num_frames, MAX_CLIP_PIXELS)
+
+
+def _too_large(info: VideoInfo, num_frames: int, most: int, size: int = 0) -> VideoError:
+    fault = f"{num_frames} frames of {info.width}x{info.height} exceed the limit of {most} pixels"
+    fault += f" for a file of {size} bytes" if most < MAX_CLIP_PIXELS else ""
+    return VideoError(info.path, fault, "ask for fewer frames, a lower fps or a smaller size")
 
 
 def _all_frames(info: VideoInfo, cover: tuple[int, int] | None) -> Iterator[tuple[float, Picture]]:

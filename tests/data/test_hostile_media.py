@@ -1,6 +1,7 @@
 """Hostile and damaged media: no decoder acts, hangs, or uses memory and time out of proportion; nothing but VideoError."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import struct
@@ -159,16 +160,40 @@ def test_a_canvas_out_of_proportion_is_refused_before_decoding(tmp_path: Path) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_clip_reading_stays_under_a_gigabyte(tmp_path: Path) -> None:
+def test_a_reading_stays_under_a_gigabyte(tmp_path: Path) -> None:
     """The largest GIF that is read, in a process of its own."""
     path = bomb(tmp_path / "a.gif", 4096)
     program = f"""
-from motionaura_jax.data.video import read_clip
-assert read_clip({str(path)!r}, start=0, fps=10, num_frames=2, cover=(64, 64)).shape == (2, 64, 64, 3)
+from motionaura_jax.data.video import VideoError, read_clip, read_video
+path = {str(path)!r}
+assert read_clip(path, start=0, fps=10, num_frames=2, cover=(64, 64)).shape == (2, 64, 64, 3)
+assert len(read_video(path, max_frames=4)[0]) == 4
+try:
+    read_video(path)
+except VideoError as error:
+    assert "30 frames of 4096x4096 exceed the limit of " in str(error) and " for a file of 710 bytes; ask" in str(error)
+else:
+    raise AssertionError("read")
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) * 1024 < 1e9  # `getrusage` would count the memory of the process that started it
+
+
+def test_frames_beyond_the_count_of_the_header_are_not_cut_off_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from motionaura_jax.data import video
+
+    path = encode(tmp_path / "a.mp4", flat_frames(20))
+    info = dataclasses.replace(probe(path), frames=5)
+    monkeypatch.setattr(video, "probe", lambda _: info)
+    assert len(read_video(path)[0]) == 20
+    monkeypatch.setattr(video, "PIXELS_PER_BYTE", 0)
+    monkeypatch.setattr(video, "MAX_WHOLE_PIXELS", 10 * 32 * 48)
+    assert len(read_video(path, max_frames=10)[0]) == 10
+    with pytest.raises(VideoError, match="11 frames of 48x32 exceed the limit of 15360 pixels for a file of"):
+        read_video(path)
 
 
 def test_decoding_stops_after_its_share_of_pixels_and_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +201,7 @@ def test_decoding_stops_after_its_share_of_pixels_and_of_time(tmp_path: Path, mo
 
     path = encode(tmp_path / "a.mp4", flat_frames(20))
     probe(path)
-    monkeypatch.setattr(opening, "_PIXELS_PER_BYTE", 0)
+    monkeypatch.setattr(opening, "PIXELS_PER_BYTE", 0)
     monkeypatch.setattr(opening, "MAX_DECODED_PIXELS", 10 * 32 * 48)
     assert len(read_video(path, max_frames=5)[0]) == 5
     with pytest.raises(VideoError, match=r"too many large frames before the wanted ones .*; scale it down, or encode"):
