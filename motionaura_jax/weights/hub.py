@@ -23,7 +23,8 @@ _ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 class Recorded(str):
     """Place that the config of a checkpoint names, and not the user.
 
-    A checkpoint may be untrusted, so such a place is never fetched from the hub; a copy fetched earlier serves.
+    A checkpoint may be untrusted, so such a place is never fetched from the hub. A copy fetched earlier serves, even
+    without a revision: whoever opens it compares its hash with the one that training recorded.
 
     Attributes:
       local: whether the place may be a folder of this machine.
@@ -176,7 +177,8 @@ def _fetch(place: str | PathLike[str], match: re.Match[str], patterns: tuple[str
             f"revision and network, or download it elsewhere and give the folder"
         ) from None
     if revision is None:
-        logger.warning("%s: using the newest revision; pin it with %s@%s", name, name, folder.name)
+        kind = "the revision in the local cache" if known_only else "the newest revision"
+        logger.warning("%s: using %s; pin it with %s@%s", name, kind, name, folder.name)
     return folder
 
 

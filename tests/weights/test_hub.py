@@ -12,6 +12,7 @@ from motionaura_jax import export
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.pipelines.text_to_video import TextToVideo
 from motionaura_jax.systems.loading import load_autoencoder
+from motionaura_jax.weights import hub
 from motionaura_jax.weights.hub import check_push, checkpoint_folder, model_folder
 from tests.systems import tiny
 
@@ -61,7 +62,24 @@ def test_revision_and_files_are_what_is_asked_for(tmp_path, monkeypatch, caplog)
     assert (asked["name"], asked["revision"]) == ("organization/name", "v1.0") and not caplog.text
     assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked["allow_patterns"])
     model_folder("organization/name")
-    assert asked["revision"] is None and "pin it with organization/name@0123abc" in caplog.text
+    assert asked["revision"] is None and "newest revision; pin it with organization/name@0123abc" in caplog.text
+
+
+def test_an_unpinned_id_of_a_checkpoint_is_the_copy_in_the_cache(tmp_path, monkeypatch, caplog):
+    """Nothing is fetched, and a log line names the revision."""
+    snapshot = tmp_path / "models--organization--name" / "snapshots" / ("0123abcd" * 5)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "models--organization--name" / "refs").mkdir()
+    (tmp_path / "models--organization--name" / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    recorded = hub.Recorded("organization/name", local=False)
+    assert model_folder(recorded) == checkpoint_folder(recorded) == snapshot
+    assert f"the revision in the local cache; pin it with organization/name@{snapshot.name}" in caplog.text
+    with pytest.raises(UserError, match="is not fetched, and there is no copy here"):
+        model_folder(hub.Recorded("organization/other", local=False))
 
 
 class FakeApi:
