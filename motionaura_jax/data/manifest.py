@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.core.files import expanded, is_utf8, read_text
+from motionaura_jax.core.files import check_regular, expanded, is_utf8, read_text
 from motionaura_jax.data.listing import MEDIA_SUFFIXES, Listing, Names, list_folder, variants, warn_once
 from motionaura_jax.data.tables import TABLE_SUFFIXES, rows
 from motionaura_jax.data.video import VideoError
@@ -211,7 +211,7 @@ def _caption(folder: Path, name: str, listing: Listing, texts: Names, lost: list
 # ---------------------------------------------------------------- Tables
 def _table(path: Path, columns: Sequence[str]) -> list[Record]:
     """Read the rows of a .jsonl or .csv; a row without a path is an error, blank lines are not rows."""
-    if not path.stat().st_size:
+    if not check_regular(path, remedy="give a .jsonl or a .csv file").st_size:
         raise UserError(f"{path}: is empty; add one row per video with a column {'|'.join(PATH_COLUMNS)}")
     reader = _RowReader(path, columns)
     records = [reader.record(line, row) for line, row in rows(path, PATH_COLUMNS, "path", (*CAPTION_COLUMNS, *columns))]

@@ -82,7 +82,7 @@ def test_a_pipe_or_device_is_no_manifest(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.jsonl")
     (tmp_path / "m.csv").symlink_to("/dev/zero")
     for name in ("m.jsonl", "m.csv"):
-        with pytest.raises(UserError, match=r"is (empty|a pipe or device)"):
+        with pytest.raises(UserError, match=r"is a pipe or device, not a file; give a \.jsonl or a \.csv file"):
             read_manifest(tmp_path / name)
 
 
