@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
+import posixpath
 import unicodedata
 from collections.abc import Collection
 from pathlib import Path
@@ -54,7 +55,7 @@ class Listing:
 
 
 class Names:
-    """Index of file names that also finds names written with backslashes or in another Unicode normal form."""
+    """Index of file names that also finds names written with `./`, backslashes or another Unicode normal form."""
 
     def __init__(self, names: Collection[str]):
         self._names = frozenset(names)
@@ -63,10 +64,10 @@ class Names:
 
     def find(self, written: str) -> str | None:
         """Return the file name that `written` means, or None."""
-        for name in (written, written.replace("\\", "/")):
-            if name in self._names:
-                return name
-        return self._composed.get(_composed(written.replace("\\", "/")))
+        if written in self._names:
+            return written
+        plain = posixpath.normpath(written.replace("\\", "/"))
+        return plain if plain in self._names else self._composed.get(_composed(plain))
 
 
 def variants(written: str) -> list[str]:

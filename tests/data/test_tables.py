@@ -129,6 +129,14 @@ def test_backslashes_and_other_normal_forms_are_found(tmp_path: Path, log: pytes
     assert record.path == tmp_path / "sub" / name and record.id == f"sub\\{written}" and not log.messages
 
 
+def test_paths_of_a_metadata_table_may_be_written_as_find_writes_them(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "a.mp4", tmp_path / "sub" / "b.mp4", tmp_path / "sub" / "c.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n./a.mp4,one\nsub/../sub//b.mp4,two\n.\\sub\\c.mp4,three\n")
+    assert captions_of(tmp_path) == {"a.mp4": "one", "sub/b.mp4": "two", "sub/c.mp4": "three"} and not log.messages
+
+
 # ---------------------------------------------------------------- Folders
 def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     touch(tmp_path / "far" / "deep" / "a.mp4", tmp_path / "data" / "b.mp4", tmp_path / "data" / "own" / "c.mp4")
