@@ -18,6 +18,7 @@ NO_DEVICE = "check the driver and JAX_PLATFORMS; JAX_PLATFORMS=cpu runs without 
 """Remedy for a platform without a device."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
 _GROWTH = 1 << 26  # bytes
+_RETRY = 0.1  # seconds
 # Import our package, and nothing else from the folder that holds it; then behave like `python -m`.
 _CHILD = """import importlib.util, runpy, sys
 _, folder, path, module, *sys.argv[1:] = sys.argv
@@ -57,15 +58,22 @@ class Ended(KeyboardInterrupt):
 def ended_by_signals() -> Iterator[None]:
     """Raise `Ended` in the main thread at SIGTERM and SIGHUP during the block, so that drafts are removed.
 
-    A signal that is ignored, such as SIGHUP under nohup, or that the caller handles, is left alone.
+    A signal that is ignored, such as SIGHUP under nohup, or that the caller handles, is left alone. An exception that a
+    library made of `Ended` on its way out of the block becomes `Ended` again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner = os.getpid()
+    owner, received = os.getpid(), list[int]()
 
-    def end(number: int, _: FrameType | None) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() == owner:
+            if _is_called_from_c(frame):  # where an exception is lost, or becomes an ImportError or a crash
+                again = threading.Timer(_RETRY, os.kill, (owner, number))
+                again.daemon = True
+                again.start()
+                return
+            received.append(number)
             raise Ended(number)
         signal.signal(number, signal.SIG_DFL)  # a forked child ends as it would have without us
         os.kill(os.getpid(), number)
@@ -76,9 +84,25 @@ def ended_by_signals() -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except Exception as error:
+        if received:
+            raise Ended(received[0]) from error
+        raise
     finally:
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _is_called_from_c(frame: FrameType | None) -> bool:
+    """Tell whether the initialization of an extension module or a garbage collection called the code at `frame`."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib") and code.co_qualname.startswith("ExtensionFileLoader."):
+            return True
+        if code.co_name == "_xla_gc_callback":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def check_current_folder() -> None:

@@ -1,8 +1,10 @@
 """process.py: the compilation cache folder, and memory that the process keeps."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,35 @@ def test_no_other_module_starts_python(root):
     files = (path for path in (root / "motionaura_jax").rglob("*.py") if "sys.executable" in path.read_text("utf-8"))
     assert sorted(path.name for path in files) == ["compare.py", "process.py"]
     assert '[sys.executable, "-I",' in (root / "motionaura_jax/exporters/pytorch/compare.py").read_text("utf-8")
+
+
+def test_a_signal_waits_for_the_initialization_of_an_extension() -> None:
+    """jaxlib turns an exception inside into an ImportError, or crashes."""
+    loader: dict[str, type] = {}
+    source = "class ExtensionFileLoader:\n    def exec_module(self, work):\n        work()\n"
+    exec(compile(source, "<frozen importlib._bootstrap_external>", "exec"), loader)
+    steps = []
+
+    def initialize() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        steps.append("initialized")
+
+    with pytest.raises(process.Ended), process.ended_by_signals():
+        loader["ExtensionFileLoader"]().exec_module(initialize)
+        steps.append("imported")
+        time.sleep(20)
+        steps.append("not reached")
+    assert steps == ["initialized", "imported"]
+
+
+def test_a_library_that_wraps_the_exception_of_a_signal_does_not_hide_it() -> None:
+    with pytest.raises(process.Ended) as caught, process.ended_by_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+        except BaseException as error:
+            raise ValueError("raised while checking equality") from error
+    assert caught.value.signal == signal.SIGTERM
+    with pytest.raises(ValueError, match="its own"), process.ended_by_signals():
+        raise ValueError("its own")
