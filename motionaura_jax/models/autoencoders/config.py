@@ -37,7 +37,9 @@ class MBQVAEConfig(Checked):
     """Settings of the network and its quantizer; the defaults are the `paper` preset.
 
     Attributes:
-      channels: of level i, which works at 1 / 2 ** (i + 1) of the input's height and width (the stem halves them first).
+      channels: of level i, which works at 1 / (stem_space * 2 ** i) of the input's height and width.
+      stem: what reduces the input first and enlarges the output last: strided convolutions as in the paper, or patches of
+        stem_time x stem_space x stem_space pixels as channels (`ops.patches`), plain or as Haar wavelet packets.
       remat: "full" computes the inside of each block again in the backward pass instead of keeping it.
       continuous_until: fraction of training in which the decoder reads unquantized latents; the codebook starts after it.
 
@@ -52,6 +54,9 @@ class MBQVAEConfig(Checked):
     dec_mb: tuple[Layers, ...] = (2, 2, 2, 7)
     dec_inc: tuple[Layers, ...] = (1, 1, 2, 2)
     t_stride: Literal[1, 2, 4] = 4
+    stem: Literal["conv", "patch", "haar"] = "conv"
+    stem_time: Literal[1, 2, 4] = 1
+    stem_space: Literal[2, 4, 8] = 2
     latent_dim: Width = 16
     z_channels: Width = 256
     causal: bool = False
@@ -100,9 +105,18 @@ class MBQVAEConfig(Checked):
         for name in ("enc_mb", "enc_inc", "dec_mb", "dec_inc"):
             if len(getattr(self, name)) != levels:
                 raise UserError(f"MBQVAEConfig.{name} has {len(getattr(self, name))} entries; channels has {levels}")
-        if self.t_stride > 2 ** (levels - 1):
+        if self.stem == "conv" and (self.stem_time, self.stem_space) != (1, 2):
             raise UserError(
-                f"MBQVAEConfig.t_stride={self.t_stride} needs {int(math.log2(self.t_stride))} stages between levels, "
+                f"MBQVAEConfig.stem=conv halves height and width; stem_time={self.stem_time} and "
+                f"stem_space={self.stem_space} need stem=patch or stem=haar"
+            )
+        if self.stem_time > self.t_stride:
+            raise UserError(
+                f"MBQVAEConfig.stem_time={self.stem_time} exceeds t_stride={self.t_stride}, the frames per latent frame"
+            )
+        if (stages := int(math.log2(self.t_stride // self.stem_time))) > levels - 1:
+            raise UserError(
+                f"MBQVAEConfig.t_stride={self.t_stride} needs {stages} stages between levels, "
                 f"but {levels} channel levels have {levels - 1}; add a level or lower t_stride"
             )
         if self.quantizer == "fsq" and len(self.fsq_levels) != self.latent_dim:
@@ -118,7 +132,12 @@ class MBQVAEConfig(Checked):
     @property
     def s_stride(self) -> int:
         """Return the pixels per latent cell along height and width."""
-        return 2 ** len(self.channels)
+        return self.stem_space * 2 ** (len(self.channels) - 1)
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Return the frames, rows and columns that the stem joins."""
+        return (self.stem_time, self.stem_space, self.stem_space)
 
     @property
     def strides(self) -> tuple[int, int, int]:
@@ -128,7 +147,7 @@ class MBQVAEConfig(Checked):
     @property
     def time_factors(self) -> tuple[int, ...]:
         """Return the temporal strides between levels: the deepest stages shrink time."""
-        stages, halvings = len(self.channels) - 1, int(math.log2(self.t_stride))
+        stages, halvings = len(self.channels) - 1, int(math.log2(self.t_stride // self.stem_time))
         return (1,) * (stages - halvings) + (2,) * halvings
 
     @property
@@ -170,9 +189,10 @@ class MBQVAEConfig(Checked):
         # resampling, one next to the latent.  Causal kernels reach twice as far, into the past alone, and the first
         # cell is short.
         inception = 3 if self.inception_final == 3 else 2
-        spacings = list(itertools.accumulate((1, *self.time_factors), operator.mul))
+        spacings = list(itertools.accumulate((self.stem_time, *self.time_factors), operator.mul))
         blocks = sum(n * (2 * mb + inception * inc) for n, mb, inc in zip(spacings, num_mb, num_inception, strict=True))
-        frames = blocks + sum(spacings[1:]) + spacings[-1]
+        stem = 0 if self.stem == "conv" else 2 * self.stem_time
+        frames = blocks + stem + sum(spacings[1:]) + spacings[-1]
         return 1 + -(-2 * frames // self.t_stride) if self.causal else -(-frames // self.t_stride)
 
 

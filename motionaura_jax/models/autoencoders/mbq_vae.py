@@ -1,6 +1,7 @@
 """The 3D-MBQ-VAE network: encoder, decoder and masked-frame-index head.  MotionAura section 3.1 and appendix B."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -11,8 +12,9 @@ from jaxtyping import Array, Float, Int, Key
 from motionaura_jax.models.autoencoders.blocks import Level, Upsample, conv
 from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
-from motionaura_jax.models.layers.conv import GroupNorm, TransposedConv1x4x4
+from motionaura_jax.models.layers.conv import GroupNorm, TransposedConv1x4x4, equal_phases
 from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
+from motionaura_jax.ops.patches import from_patches, to_patches
 from motionaura_jax.ops.silu import silu
 from motionaura_jax.parallel import rules
 
@@ -37,6 +39,26 @@ def _centered(config: MBQVAEConfig) -> Any:
     return functools.partial(centered_orthogonal, causal=config.causal)
 
 
+def stem(config: MBQVAEConfig, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w c"]:
+    """Reduce video to the resolution of the first level; call it in a compact method, as it creates the layer `stem`."""
+    if config.stem == "conv":
+        return conv(config, config.channels[0], (1, 3, 3), strides=(1, 2, 2), name="stem")(video)
+    if config.causal:  # the first patch holds copies of the first frame alone
+        video = jnp.concatenate([video[:, :1]] * (config.stem_time - 1) + [video], axis=1)
+    patches = to_patches(video, config.patch, config.stem)
+    return conv(config, config.channels[0], (3, 3, 3), name="stem")(patches)
+
+
+def unstem(config: MBQVAEConfig, x: Float[Array, "b t h w c"]) -> Float[Array, "b T H W 3"]:
+    """Undo `stem`: predict video from features of the first level, with the layer `output`."""
+    if config.stem == "conv":
+        return TransposedConv1x4x4(3, impl=config.transpose_impl, dtype=jnp.dtype(config.dtype), name="output")(x)
+    init = {"kernel_init": equal_phases(math.prod(config.patch))} if config.stem == "patch" else {}
+    patches = conv(config, 3 * math.prod(config.patch), (3, 3, 3), name="output", **init)(x)
+    video = from_patches(patches, config.patch, config.stem)
+    return video[:, config.stem_time - 1 :] if config.causal else video
+
+
 class Encoder(nn.Module):
     """Encoder: stem, levels with strided convolutions between them, projection to `latent_dim` (appendix B.1)."""
 
@@ -45,7 +67,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w d"]:
         config = self.config
-        x = conv(config, config.channels[0], (1, 3, 3), strides=(1, 2, 2), name="stem")(video.astype(config.dtype))
+        x = stem(config, video.astype(config.dtype))
         for index, features in enumerate(config.channels):
             if index:
                 strides = (config.time_factors[index - 1], 2, 2)
@@ -74,8 +96,7 @@ class Decoder(nn.Module):
                 name, features = f"up_{index - 1}", config.channels[index - 1]
                 x = Upsample(config, features, config.time_factors[index - 1], name=name)(x)
         x = silu(GroupNorm(config.per_frame, name="norm")(x))
-        output = TransposedConv1x4x4(3, impl=config.transpose_impl, dtype=jnp.dtype(config.dtype), name="output")
-        return output(x).astype(jnp.float32)
+        return unstem(config, x).astype(jnp.float32)
 
 
 class MaskedFrameHead(nn.Module):

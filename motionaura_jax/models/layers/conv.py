@@ -89,7 +89,7 @@ class SubpixelConv3d(nn.Module):
             self.features * phases,
             (3, 3, 3),
             causal=self.causal,
-            kernel_init=_equal_phases(phases),
+            kernel_init=equal_phases(phases),
             impl=self.impl,
             dtype=self.dtype,
             name="conv",
@@ -144,7 +144,7 @@ def _strided_fan_in(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     return 2.0 * fan_in_normal(key, shape)
 
 
-def _equal_phases(phases: int) -> Initializer:
+def equal_phases(phases: int) -> Initializer:
     """Return an initializer that repeats one kernel for all `phases` of an output."""
 
     def init(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
