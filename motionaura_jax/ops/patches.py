@@ -1,8 +1,10 @@
 """Invertible patches: blocks of pixels as channels, either as they are or as 3-D Haar wavelet packets.
 
-A convolution on patches of 4x4 pixels costs a sixteenth of one on pixels.  Both forms are orthogonal, so the
-inverse is exact.  The Haar packet of a block is its Walsh-Hadamard transform: the first channel of each color is proportional
-to the block's mean, and smooth video is near zero in all others (the Cosmos tokenizer starts with it).
+A convolution on patches of 4x4 pixels costs a sixteenth of the same convolution on pixels.  Both kinds are orthogonal maps, so
+their inverses are exact.  A Haar wavelet transform replaces pairs of neighbors by (sum, difference) / sqrt(2); a packet repeats
+this on all of its outputs.  For blocks whose sides are powers of two, that is a Walsh-Hadamard transform along each axis.  The
+first channel of each color is then proportional to the block's mean, and smooth video is near zero in all others.  The Cosmos
+tokenizer (Agarwal et al. 2025, section 4) starts with such packets.
 """
 
 import functools
@@ -19,38 +21,57 @@ from motionaura_jax.ops.upsample import depth_to_space
 Kind = Literal["patch", "haar"]
 
 
-def to_patches(x: Float[Array, "b t h w c"], factors: Sequence[int], kind: Kind = "patch") -> Float[Array, "b t2 h2 w2 rc"]:
-    """Move blocks of `factors` (rt, rh, rw) elements into channels; the inverse is `from_patches`.
+def to_patches(
+    x: Float[Array, "b t h w c"], factors: Sequence[int], kind: Kind = "patch", *, causal: bool = False
+) -> Float[Array, "b t2 h2 w2 rc"]:
+    """Move blocks of pixels into channels; `from_patches` is the inverse.
 
-    Channels are ordered (time, height, width, channel), the channel fastest.  With `kind="haar"`, the orthonormal transform of
-    each block takes its place.
+    Args:
+      x: video, fp32 or bf16.
+      factors: (rt, rh, rw), the frames, rows and columns of a block.
+      kind: "patch" leaves the pixels of a block as they are; "haar" replaces them by their Haar packet, computed in fp32.
+      causal: take 1 + k rt frames; the first patch holds rt copies of the first frame.
+
+    Returns:
+      The patches in the dtype of `x`, with channels ordered (time, height, width, channel), the channel fastest.
 
     Raises:
       ValueError: the factors do not divide the sides, or a factor of "haar" is not a power of two.
     """
     time, height, width = factors
+    if causal:
+        x = jnp.concatenate([x[:, :1]] * (time - 1) + [x], axis=1)
     if any(side % factor for side, factor in zip(x.shape[1:4], factors, strict=True)):
-        raise ValueError(f"patches of {tuple(factors)} do not tile a video of {x.shape[1:4]} (frames, height, width)")
+        size = (x.shape[1] - (time - 1 if causal else 0), *x.shape[2:4])
+        frames = "1 + k * " if causal else "k * "
+        raise ValueError(
+            f"video of {size} (frames, height, width): patches need {frames}{time}, k * {height}, k * {width}"
+        )
     blocks = rearrange(x, "b (t rt) (h rh) (w rw) c -> b t h w rt rh rw c", rt=time, rh=height, rw=width)
     if kind == "haar":
-        blocks = _transformed(blocks, factors)
+        blocks = _transformed(blocks)
     return rearrange(blocks, "b t h w rt rh rw c -> b t h w (rt rh rw c)")
 
 
-def from_patches(y: Float[Array, "b t h w rc"], factors: Sequence[int], kind: Kind = "patch") -> Float[Array, "b t2 h2 w2 c"]:
-    """Undo `to_patches`."""
-    if kind == "patch":
-        return depth_to_space(y, factors)
+def from_patches(
+    y: Float[Array, "b t h w rc"], factors: Sequence[int], kind: Kind = "patch", *, causal: bool = False
+) -> Float[Array, "b t2 h2 w2 c"]:
+    """Undo `to_patches`, with the same arguments; causal: drop the copies of the first frame."""
     time, height, width = factors
-    blocks = rearrange(y, "b t h w (rt rh rw c) -> b t h w rt rh rw c", rt=time, rh=height, rw=width)
-    blocks = _transformed(blocks, factors)  # symmetric and orthogonal: its own inverse
-    return rearrange(blocks, "b t h w rt rh rw c -> b (t rt) (h rh) (w rw) c")
+    if kind == "haar":
+        blocks = rearrange(y, "b t h w (rt rh rw c) -> b t h w rt rh rw c", rt=time, rh=height, rw=width)
+        # The transform is symmetric and orthogonal, so it is its own inverse.
+        y = _transformed(blocks).reshape(y.shape)
+    video = depth_to_space(y, factors)
+    return video[:, time - 1 :] if causal else video
 
 
-def _transformed(blocks: Array, factors: Sequence[int]) -> Array:
+def _transformed(blocks: Float[Array, "b t h w rt rh rw c"]) -> Float[Array, "b t h w rt rh rw c"]:
     """Apply the orthonormal Walsh-Hadamard matrix along the three axes of each block."""
-    time, height, width = (jnp.asarray(_walsh(factor), blocks.dtype) for factor in factors)
-    return jnp.einsum("...ijkc,ai,bj,dk->...abdc", blocks, time, height, width)
+    time, height, width = (_walsh(side) for side in blocks.shape[4:7])
+    # The highest precision: the inverse must stay exact where other products are rounded to bf16 or tf32.
+    y = jnp.einsum("...ijkc,ai,bj,dk->...abdc", blocks.astype(jnp.float32), time, height, width, precision="highest")
+    return y.astype(blocks.dtype)
 
 
 @functools.cache
@@ -61,4 +82,4 @@ def _walsh(size: int) -> np.ndarray:
     matrix = np.ones((1, 1))
     while len(matrix) < size:
         matrix = np.kron(matrix, [[1.0, 1.0], [1.0, -1.0]])
-    return matrix / np.sqrt(size)
+    return np.float32(matrix / np.sqrt(size))

@@ -38,8 +38,9 @@ class MBQVAEConfig(Checked):
 
     Attributes:
       channels: of level i, which works at 1 / (stem_space * 2 ** i) of the input's height and width.
-      stem: what reduces the input first and enlarges the output last: strided convolutions as in the paper, or patches of
-        stem_time x stem_space x stem_space pixels as channels (`ops.patches`), plain or as Haar wavelet packets.
+      stem: first layer of the encoder and last of the decoder. "conv" is the paper: strided convolutions, which halve height
+        and width. "patch" and "haar" work on patches (`ops.patches`): pixels as channels, plain or as Haar wavelet packets.
+      stem_time, stem_space: frames, and rows and columns, of a patch.
       remat: "full" computes the inside of each block again in the backward pass instead of keeping it.
       continuous_until: fraction of training in which the decoder reads unquantized latents; the codebook starts after it.
 
@@ -107,17 +108,19 @@ class MBQVAEConfig(Checked):
                 raise UserError(f"MBQVAEConfig.{name} has {len(getattr(self, name))} entries; channels has {levels}")
         if self.stem == "conv" and (self.stem_time, self.stem_space) != (1, 2):
             raise UserError(
-                f"MBQVAEConfig.stem=conv halves height and width; stem_time={self.stem_time} and "
-                f"stem_space={self.stem_space} need stem=patch or stem=haar"
+                f"MBQVAEConfig.stem=conv has no patches, but stem_time={self.stem_time} and stem_space={self.stem_space}; "
+                f"set stem=patch or stem=haar, or leave these two at 1 and 2"
             )
         if self.stem_time > self.t_stride:
             raise UserError(
-                f"MBQVAEConfig.stem_time={self.stem_time} exceeds t_stride={self.t_stride}, the frames per latent frame"
+                f"MBQVAEConfig.stem_time={self.stem_time} is more than the {self.t_stride} frames per latent frame; "
+                f"lower it or raise t_stride"
             )
         if (stages := int(math.log2(self.t_stride // self.stem_time))) > levels - 1:
             raise UserError(
                 f"MBQVAEConfig.t_stride={self.t_stride} needs {stages} stages between levels, "
                 f"but {levels} channel levels have {levels - 1}; add a level or lower t_stride"
+                + ("" if self.stem == "conv" else ", or raise stem_time")
             )
         if self.quantizer == "fsq" and len(self.fsq_levels) != self.latent_dim:
             raise UserError(
@@ -136,7 +139,7 @@ class MBQVAEConfig(Checked):
 
     @property
     def patch(self) -> tuple[int, int, int]:
-        """Return the frames, rows and columns that the stem joins."""
+        """Return the frames, rows and columns of a patch."""
         return (self.stem_time, self.stem_space, self.stem_space)
 
     @property
@@ -186,12 +189,12 @@ class MBQVAEConfig(Checked):
 
     def _reach(self, num_mb: tuple[int, ...], num_inception: tuple[int, ...]) -> int:
         # Count temporal kernels of radius 1, in video frames: two per MBConv, two or three per inception block, one per
-        # resampling, one next to the latent.  Causal kernels reach twice as far, into the past alone, and the first
-        # cell is short.
+        # resampling, one next to the latent, one next to patches.  Causal kernels reach twice as far, into the past alone,
+        # and the first cell is short.
         inception = 3 if self.inception_final == 3 else 2
         spacings = list(itertools.accumulate((self.stem_time, *self.time_factors), operator.mul))
         blocks = sum(n * (2 * mb + inception * inc) for n, mb, inc in zip(spacings, num_mb, num_inception, strict=True))
-        stem = 0 if self.stem == "conv" else 2 * self.stem_time
+        stem = 0 if self.stem == "conv" else self.stem_time
         frames = blocks + stem + sum(spacings[1:]) + spacings[-1]
         return 1 + -(-2 * frames // self.t_stride) if self.causal else -(-frames // self.t_stride)
 

@@ -39,24 +39,22 @@ def _centered(config: MBQVAEConfig) -> Any:
     return functools.partial(centered_orthogonal, causal=config.causal)
 
 
-def stem(config: MBQVAEConfig, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w c"]:
-    """Reduce video to the resolution of the first level; call it in a compact method, as it creates the layer `stem`."""
+def _stem(config: MBQVAEConfig, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w c"]:
+    """Reduce video to the first level's resolution with a layer `stem`; call it in a compact method."""
     if config.stem == "conv":
         return conv(config, config.channels[0], (1, 3, 3), strides=(1, 2, 2), name="stem")(video)
-    if config.causal:  # the first patch holds copies of the first frame alone
-        video = jnp.concatenate([video[:, :1]] * (config.stem_time - 1) + [video], axis=1)
-    patches = to_patches(video, config.patch, config.stem)
+    patches = to_patches(video, config.patch, config.stem, causal=config.causal)
     return conv(config, config.channels[0], (3, 3, 3), name="stem")(patches)
 
 
-def unstem(config: MBQVAEConfig, x: Float[Array, "b t h w c"]) -> Float[Array, "b T H W 3"]:
-    """Undo `stem`: predict video from features of the first level, with the layer `output`."""
+def _output(config: MBQVAEConfig, x: Float[Array, "b t h w c"]) -> Float[Array, "b T H W 3"]:
+    """Enlarge features of the first level to video with a layer `output`, which mirrors `_stem`."""
     if config.stem == "conv":
         return TransposedConv1x4x4(3, impl=config.transpose_impl, dtype=jnp.dtype(config.dtype), name="output")(x)
+    # Equal phases of pixels avoid blocks early in training; the channels of a Haar packet are no phases.
     init = {"kernel_init": equal_phases(math.prod(config.patch))} if config.stem == "patch" else {}
     patches = conv(config, 3 * math.prod(config.patch), (3, 3, 3), name="output", **init)(x)
-    video = from_patches(patches, config.patch, config.stem)
-    return video[:, config.stem_time - 1 :] if config.causal else video
+    return from_patches(patches, config.patch, config.stem, causal=config.causal)
 
 
 class Encoder(nn.Module):
@@ -67,7 +65,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w d"]:
         config = self.config
-        x = stem(config, video.astype(config.dtype))
+        x = _stem(config, video.astype(config.dtype))
         for index, features in enumerate(config.channels):
             if index:
                 strides = (config.time_factors[index - 1], 2, 2)
@@ -80,7 +78,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Mirrored encoder with upsampling between levels and a transposed convolution at the end (appendix B.2)."""
+    """Mirrored encoder: upsampling between levels, and a transposed convolution or patches at the end (appendix B.2)."""
 
     config: MBQVAEConfig
 
@@ -96,7 +94,7 @@ class Decoder(nn.Module):
                 name, features = f"up_{index - 1}", config.channels[index - 1]
                 x = Upsample(config, features, config.time_factors[index - 1], name=name)(x)
         x = silu(GroupNorm(config.per_frame, name="norm")(x))
-        return unstem(config, x).astype(jnp.float32)
+        return _output(config, x).astype(jnp.float32)
 
 
 class MaskedFrameHead(nn.Module):

@@ -124,6 +124,6 @@ def fingerprint(config: MBQVAEConfig, params: PyTree, extra: PyTree) -> str:
 
 def _shaping(config: MBQVAEConfig) -> dict[str, Any]:
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in IMPLEMENTATION_KEYS}
-    if config.stem == "conv":  # the only stem that old tokenizers know; their hashes stay
+    if config.stem == "conv":  # hashes from before these keys existed must stay valid
         del values["stem"], values["stem_time"], values["stem_space"]
     return values
