@@ -15,19 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from motionaura_jax.exporters.pytorch.modeling_quantizer import Quantizer
 from motionaura_jax.exporters.pytorch.modeling_utils import Pretrained
 
 Size = tuple[int, int, int]
 
 _EXPANSION = 4
 _INCEPTION_KERNELS = ((3, 3, 1), (3, 1, 3), (1, 3, 3))
-_FSQ_MARGIN = 1e-3
-_CHUNK = 4096  # latent vectors compared with all codes at once; bounds memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MBQVAEConfig:
-    """Architecture settings; level i has `channels[i]` channels at 1 / 2 ** (i + 1) of the input height and width."""
+    """Architecture settings; level i has `channels[i]` channels at 1 / (stem_space * 2 ** i) of the input height and width.
+
+    `stem` "patch" and "haar" start from patches of stem_time x stem_space x stem_space pixels, "conv" from a convolution.
+    """
 
     channels: tuple[int, ...]
     enc_mb: tuple[int, ...]
@@ -49,16 +51,25 @@ class MBQVAEConfig:
     codebook_size: int
     l2: bool
     fsq_levels: tuple[int, ...]
+    # Older exports do not have these.
+    stem: Literal["conv", "patch", "haar"] = "conv"
+    stem_time: int = 1
+    stem_space: int = 2
+
+    @property
+    def patch(self) -> Size:
+        """Return the frames, rows and columns of a patch."""
+        return (self.stem_time, self.stem_space, self.stem_space)
 
     @property
     def s_stride(self) -> int:
         """Return the pixels per latent cell along height and width."""
-        return 2 ** len(self.channels)
+        return self.stem_space * 2 ** (len(self.channels) - 1)
 
     @property
     def time_factors(self) -> tuple[int, ...]:
         """Return the temporal stride between each level and the next; only the deepest stages shrink time."""
-        stages, halvings = len(self.channels) - 1, int(math.log2(self.t_stride))
+        stages, halvings = len(self.channels) - 1, int(math.log2(self.t_stride // self.stem_time))
         return (1,) * (stages - halvings) + (2,) * halvings
 
     @property
@@ -204,16 +215,51 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.subpixel:
-            return self._depth_to_space(self.conv(x))[:, :, self.surplus :]
+            return depth_to_space(self.conv(x), self.factors)[:, :, self.surplus :]
         for axis, factor in zip((2, 3, 4), self.factors, strict=True):
             x = x.repeat_interleave(factor, axis)
         return self.conv(x[:, :, self.surplus :])
 
-    def _depth_to_space(self, x: Tensor) -> Tensor:
-        b, _, t, h, w = x.shape
-        rt, rh, rw = self.factors
-        x = x.reshape(b, rt, rh, rw, -1, t, h, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
-        return x.reshape(b, -1, t * rt, h * rh, w * rw)
+
+def depth_to_space(x: Tensor, factors: Size) -> Tensor:
+    """Move channels ordered (time, height, width, channel) into blocks of `factors` frames, rows and columns."""
+    b, _, t, h, w = x.shape
+    rt, rh, rw = factors
+    x = x.reshape(b, rt, rh, rw, -1, t, h, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
+    return x.reshape(b, -1, t * rt, h * rh, w * rw)
+
+
+def space_to_depth(x: Tensor, factors: Size) -> Tensor:
+    """Undo `depth_to_space`."""
+    b, c, t, h, w = x.shape
+    rt, rh, rw = factors
+    x = x.reshape(b, c, t // rt, rt, h // rh, rh, w // rw, rw).permute(0, 3, 5, 7, 1, 2, 4, 6)
+    return x.reshape(b, -1, t // rt, h // rh, w // rw)
+
+
+def to_patches(config: MBQVAEConfig, video: Tensor) -> Tensor:
+    """Move the pixels of each patch into channels; causal: the first patch holds copies of the first frame."""
+    if config.causal and config.stem_time > 1:
+        video = torch.cat([video[:, :, :1]] * (config.stem_time - 1) + [video], dim=2)
+    patches = space_to_depth(video, config.patch)
+    return haar(patches, config.patch) if config.stem == "haar" else patches
+
+
+def from_patches(config: MBQVAEConfig, patches: Tensor) -> Tensor:
+    """Undo `to_patches`."""
+    patches = haar(patches, config.patch) if config.stem == "haar" else patches
+    return depth_to_space(patches, config.patch)[:, :, config.stem_time - 1 if config.causal else 0 :]
+
+
+def haar(patches: Tensor, factors: Size) -> Tensor:
+    """Replace the pixels of each patch by their orthonormal Haar wavelet packet, or the packet by pixels; in float32."""
+    blocks = patches.float().unflatten(1, (*factors, -1))
+    for axis, size in enumerate(factors, start=1):
+        matrix = torch.ones(1, 1, device=patches.device)
+        while len(matrix) < size:  # symmetric and orthogonal after scaling: its own inverse
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        blocks = (blocks.movedim(axis, -1) @ (matrix * size**-0.5)).movedim(-1, axis)
+    return blocks.flatten(1, 4).to(patches.dtype)
 
 
 class Encoder(nn.Module):
@@ -222,7 +268,11 @@ class Encoder(nn.Module):
     def __init__(self, config: MBQVAEConfig):
         super().__init__()
         channels = config.channels
-        self.stem = Conv3d(config, 3, channels[0], (1, 3, 3), (1, 2, 2))
+        self.config = config
+        if config.stem == "conv":
+            self.stem = Conv3d(config, 3, channels[0], (1, 3, 3), (1, 2, 2))
+        else:
+            self.stem = Conv3d(config, 3 * math.prod(config.patch), channels[0], (3, 3, 3))
         self.levels = nn.ModuleList(map(Level, [config] * len(channels), channels, config.enc_mb, config.enc_inc))
         self.down = nn.ModuleList(
             Conv3d(config, channels[i], channels[i + 1], (3, 3, 3), (factor, 2, 2))
@@ -233,14 +283,15 @@ class Encoder(nn.Module):
         self.project = Conv3d(config, config.z_channels, config.latent_dim, (1, 1, 1))
 
     def forward(self, video: Tensor) -> Tensor:
-        x = self.levels[0](self.stem(video))
+        x = video if self.config.stem == "conv" else to_patches(self.config, video)
+        x = self.levels[0](self.stem(x))
         for down, level in zip(self.down, self.levels[1:], strict=True):
             x = level(down(x))
         return self.project(self.tail(F.silu(self.norm(x)))).float()
 
 
 class Decoder(nn.Module):
-    """Decoder: the mirrored encoder, with upsampling between levels and a final transposed convolution (appendix B.2)."""
+    """Decoder: the mirrored encoder, with upsampling between levels and a transposed convolution or patches at the end."""
 
     def __init__(self, config: MBQVAEConfig):
         super().__init__()
@@ -252,83 +303,18 @@ class Decoder(nn.Module):
             Upsample(config, channels[i + 1], channels[i], factor) for i, factor in enumerate(config.time_factors)
         )
         self.norm = GroupNorm(config, channels[0])
-        self.output = nn.ConvTranspose3d(channels[0], 3, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.config = config
+        if config.stem == "conv":
+            self.output = nn.ConvTranspose3d(channels[0], 3, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+        else:
+            self.output = Conv3d(config, channels[0], 3 * math.prod(config.patch), (3, 3, 3))
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.levels[-1](self.head(self.project(z)))
         for up, level in zip(reversed(self.up), reversed(self.levels[:-1]), strict=True):
             x = level(up(x))
-        return self.output(F.silu(self.norm(x))).float()
-
-
-class Quantizer(nn.Module):
-    """Discrete bottleneck: nearest code (`vq`, `vq_ema`), rounding (`fsq`), signs (`lfq`), or identity (`none`)."""
-
-    def __init__(self, config: MBQVAEConfig):
-        super().__init__()
-        self.config = config
-        if config.quantizer in ("vq", "vq_ema"):
-            self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.latent_dim))
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Quantize float32 encoder outputs `(b, d, t, h, w)`; return the decoder input and the codes, None for `none`."""
-        if self.config.quantizer == "none":
-            return z, None
-        codes = self.codes(z.movedim(1, -1))
-        return self.values(codes), codes
-
-    def codes(self, z: Tensor) -> Tensor:
-        """Return the codes `(...)` of channels-last vectors `(..., d)`."""
-        kind = self.config.quantizer
-        if kind == "fsq":
-            sizes = self._levels(z)
-            radix = torch.cat([sizes.new_ones(1), sizes[:-1].cumprod(0)])
-            return ((self._fsq_bound(z).round().long() + sizes // 2) * radix).sum(-1)
-        if kind == "lfq":
-            return ((z > 0).long() << torch.arange(z.shape[-1], device=z.device)).sum(-1)
-        book = self._unit(self.codebook.float())
-        norms = book.square().sum(-1)
-        # The nearest code maximizes 2 z.e - |e|^2, since |z|^2 is the same for all codes.
-        parts = [(2 * (part @ book.T) - norms).argmax(-1) for part in self._unit(z).flatten(0, -2).split(_CHUNK)]
-        return torch.cat(parts).reshape(z.shape[:-1])
-
-    def values(self, codes: Tensor) -> Tensor:
-        """Return the decoder input `(b, d, t, h, w)` for codes `(b, t, h, w)`."""
-        kind = self.config.quantizer
-        if kind == "fsq":
-            sizes = self._levels(codes)
-            radix = torch.cat([sizes.new_ones(1), sizes[:-1].cumprod(0)])
-            values = (codes[..., None] // radix % sizes - sizes // 2) / (sizes // 2)
-        elif kind == "lfq":
-            values = 2.0 * (codes[..., None] >> torch.arange(self.config.latent_dim, device=codes.device) & 1) - 1.0
-        elif kind == "none":
-            raise ValueError("a tokenizer with quantizer 'none' has no codes; decode the continuous latents")
-        else:
-            values = self._unit(self.codebook.float())[codes]
-        return values.float().movedim(-1, 1)
-
-    def continuous(self, z: Tensor) -> Tensor:
-        """Return the decoder input `(b, d, t, h, w)` in the limit of infinitely many codes."""
-        z = z.movedim(1, -1)
-        if self.config.quantizer == "fsq":
-            z = self._fsq_bound(z) / (self._levels(z) // 2)
-        elif self.config.quantizer in ("vq", "vq_ema"):
-            z = self._unit(z)
-        return z.movedim(-1, 1)
-
-    def _unit(self, vectors: Tensor) -> Tensor:
-        if not self.config.l2:
-            return vectors
-        return vectors * (vectors.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
-
-    def _levels(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.config.fsq_levels, device=like.device)
-
-    def _fsq_bound(self, z: Tensor) -> Tensor:
-        sizes = self._levels(z).float()
-        half = (sizes - 1) * (1 + _FSQ_MARGIN) / 2
-        offset = torch.where(sizes % 2 == 0, 0.5, 0.0)  # centers an even number of levels
-        return torch.tanh(z + torch.atanh(offset / half)) * half - offset
+        x = self.output(F.silu(self.norm(x)))
+        return (x if self.config.stem == "conv" else from_patches(self.config, x)).float()
 
 
 class MaskedFrameHead(nn.Module):

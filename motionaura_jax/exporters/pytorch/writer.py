@@ -16,7 +16,7 @@ from motionaura_jax.weights.checksum import digest
 
 VAE = "vae"
 _VIDEO = "mp4"
-_COMMON = ("modeling_utils", "modeling_mbq_vae")
+_COMMON = ("modeling_utils", "modeling_mbq_vae", "modeling_quantizer")
 _PIPELINE = (
     "pipeline_motionaura",
     "modeling_spectral_transformer",

@@ -1,6 +1,13 @@
 """The 3D-MBQ-VAE: `exporters.pytorch.modeling_mbq_vae` <-> params `tokenizer` and `extra` of its system."""
 
+import numpy as np
+
 from motionaura_jax.core.tensor_map import Rule, TensorMap, conv, conv_transpose, dense, depthwise, layer, norm
+
+
+def _last(leaf: np.ndarray) -> np.ndarray:
+    """View the kernel of the last layer: 1x4x4 transposed with `stem=conv`, and 3x3x3 plain with patches."""
+    return conv_transpose(leaf) if leaf.shape[0] == 1 else conv(leaf)
 
 
 def _bottleneck(source: str, target: str) -> tuple[Rule, ...]:
@@ -51,7 +58,7 @@ MBQ_VAE = TensorMap(
         *layer("decoder.up.{i}.conv", f"{_DECODER}/up_{{i}}/conv", conv),
         *layer("decoder.up.{i}.conv", f"{_DECODER}/up_{{i}}/conv/conv", conv),
         *norm("decoder.norm", f"{_DECODER}/norm"),
-        *layer("decoder.output", f"{_DECODER}/output", conv_transpose),
+        *layer("decoder.output", f"{_DECODER}/output", _last),
         *dense("mfi_head.hidden", f"{_MFI}/hidden"),
         *dense("mfi_head.logits", f"{_MFI}/logits"),
         Rule("mask_fill", "params/tokenizer/mask_fill"),

@@ -30,6 +30,10 @@ CASES = {
     "inception": {**BLOCKS, "inception_width": 0.5, "inception_final": 1},
     "subpixel": {"upsample": "subpixel"},
     "still": {"t_stride": 1},
+    "patch": {"stem": "patch"},
+    "patch_causal": {"stem": "patch", "stem_time": 2, "t_stride": 4, "causal": True, "upsample": "subpixel"},
+    "haar": {**BLOCKS, "stem": "haar", "stem_time": 2, "stem_space": 4},
+    "haar_causal": {"stem": "haar", "stem_time": 4, "stem_space": 4, "t_stride": 4, "causal": True},
 }
 
 
@@ -88,6 +92,17 @@ def test_the_head_that_finds_the_masked_frame():
         z = np.random.default_rng(1).normal(size=(2, 3, 4, 4, 4)).astype(np.float32)
         wanted = jax.jit(lambda z: ours.apply("mfi_logits", z))(z)  # noqa: B023
         parity.assert_close(theirs.mfi_logits(first(z)).detach(), wanted)
+
+
+def test_settings_from_before_the_stem_was_a_choice_still_load():
+    from motionaura_jax.exporters.pytorch.modeling_mbq_vae import MBQVAE
+
+    ours = parity.tokenizer(config_of())
+    weights = parity.torch_tokenizer(ours).state_dict()
+    values = parity.settings.tokenizer_settings(ours.config)
+    old = {name: value for name, value in values.items() if not name.startswith("stem")}
+    again = MBQVAE.filled(old, weights, torch.float32)
+    assert again.config == MBQVAE.Config(**values)
 
 
 def test_values_of_codes_outside_of_a_codebook_are_refused():
