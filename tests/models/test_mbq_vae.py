@@ -70,6 +70,27 @@ def test_any_size_round_trip(t_stride: int, causal: bool) -> None:
     np.testing.assert_array_equal(padded[:, -1, -1, -1], video[:, -1, -1, -1])
 
 
+@pytest.mark.parametrize(
+    ("stem", "time", "space", "t_stride", "causal"),
+    [
+        ("patch", 1, 2, 2, False),
+        ("patch", 2, 4, 4, True),
+        ("haar", 2, 4, 2, False),
+        ("haar", 1, 8, 2, True),
+        ("haar", 4, 2, 4, True),
+    ],
+)
+def test_patches_at_any_size(stem: str, time: int, space: int, t_stride: int, causal: bool) -> None:
+    patches: dict[str, Any] = {"stem": stem, "stem_time": time, "stem_space": space}
+    config = _config(t_stride=t_stride, causal=causal, enc_mb=(0, 0), dec_mb=(0, 0), **patches)
+    assert config.strides == (t_stride, 2 * space, 2 * space)
+    padded, size = pad(config.geometry, _video(1, 7, 13, 18))
+    z, decoded, logits = _run(config, _network(config), padded)
+    assert z.shape == (1, *config.latent_shape(*size), 4)
+    assert decoded.shape == padded.shape
+    assert logits.shape == padded.shape[:2]
+
+
 @pytest.mark.parametrize(("causal", "frames"), [(False, 2), (True, 1)])
 def test_image_becomes_the_shortest_clip(causal: bool, frames: int) -> None:
     config = _config(causal=causal)
@@ -104,20 +125,28 @@ def _energy_by_frame(gradient: jax.Array) -> np.ndarray:
     return np.asarray(jnp.abs(gradient).sum((0, 2, 3, 4)))
 
 
-@pytest.mark.parametrize("upsample", ["nearest", "subpixel"])
-def test_causal_model_never_sees_the_future(upsample: str) -> None:
-    inception = {"enc_inc": (0, 1), "dec_inc": (0, 1), "inception_width": 0.5} if upsample == "nearest" else {}
-    config = _config(causal=True, upsample=upsample, **inception)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"upsample": "nearest", "enc_inc": (0, 1), "dec_inc": (0, 1), "inception_width": 0.5},
+        {"upsample": "subpixel"},
+        {"upsample": "nearest", "stem": "patch", "stem_time": 2, "t_stride": 4},
+        {"upsample": "subpixel", "stem": "haar", "stem_time": 2},
+    ],
+)
+def test_causal_model_never_sees_the_future(changes: dict) -> None:
+    config = _config(causal=True, **changes)
     params, model = {"params": _network(config)}, MBQVAE(config)
-    video, latent = _video(1, 9, 8, 8), 2
+    stride, latent = config.t_stride, 2
+    video = _video(1, 1 + 4 * stride, 8, 8)
 
     encode_gradient = jax.jit(jax.grad(lambda v: model.apply(params, v, method="encode")[:, latent].sum()))(video)
     seen = _energy_by_frame(encode_gradient) > 0
-    assert seen[: 2 * latent + 1].all()
-    assert not seen[2 * latent + 1 :].any()
+    assert seen[: stride * latent + 1].all()
+    assert not seen[stride * latent + 1 :].any()
 
     z = jax.random.normal(jax.random.key(2), (1, 5, 2, 2, 4))
-    decode_gradient = jax.jit(jax.grad(lambda z: model.apply(params, z, method="decode")[:, 2 * latent].sum()))(z)
+    decode_gradient = jax.jit(jax.grad(lambda z: model.apply(params, z, method="decode")[:, stride * latent].sum()))(z)
     used = _energy_by_frame(decode_gradient) > 0
     assert used[: latent + 1].all()
     assert not used[latent + 1 :].any()
@@ -188,6 +217,30 @@ def test_zero_init_makes_an_mbconv_the_identity() -> None:
     expected = _run(without, {**params, **stripped}, video)
     np.testing.assert_allclose(z, expected[0], atol=1e-6)
     np.testing.assert_allclose(decoded, expected[1], atol=1e-6)
+
+
+def test_a_fresh_decoder_gives_every_pixel_of_a_patch_one_value() -> None:
+    config = _config(stem="patch", stem_time=2, stem_space=4, enc_mb=(0, 0), dec_mb=(0, 0))
+    _, decoded, _ = _run(config, _network(config), _video(1, 4, 16, 16))
+    blocks = decoded.reshape(2, 2, 4, 4, 4, 4, 3)
+    np.testing.assert_allclose(blocks, jnp.broadcast_to(blocks[:, :1, :, :1, :, :1], blocks.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize(("stem", "time", "space"), [("conv", 1, 2), ("patch", 2, 4), ("haar", 2, 4)])
+def test_a_fresh_output_layer_preserves_variance(stem: str, time: int, space: int) -> None:
+    config = _config(stem=stem, stem_time=time, stem_space=space, enc_mb=(0, 0), dec_mb=(0, 0), channels=(16, 16))
+    params = _network(config)
+    z = jax.random.normal(jax.random.key(2), (2, 8, 8, 8, 4))
+
+    def decode(z: jax.Array) -> tuple[jax.Array, Any]:
+        return MBQVAE(config).apply(
+            {"params": params}, z, method="decode", capture_intermediates=lambda module, _: module.name == "norm"
+        )
+
+    decoded, state = jax.jit(decode)(z)
+    features = state["intermediates"]["decoder"]["norm"]["__call__"][0]
+    before = float(jnp.square(jax.nn.silu(features))[:, 1:-1, 1:-1, 1:-1].mean())
+    assert float(jnp.square(decoded)[:, 4:-4, 8:-8, 8:-8].mean()) == pytest.approx(before, rel=0.5)
 
 
 def test_subpixel_phases_start_equal() -> None:

@@ -30,19 +30,22 @@ def _config(**overrides: Any) -> MBQVAEConfig:
 
 
 @pytest.mark.parametrize(
-    ("causal", "upsample", "blocks"),
+    ("causal", "upsample", "blocks", "patches"),
     [
-        (False, "nearest", "mb"),
-        (False, "subpixel", "mb"),
-        (True, "nearest", "mb"),
-        (True, "subpixel", "mb"),
-        (False, "subpixel", "inc"),
-        (True, "subpixel", "inc"),
+        (False, "nearest", "mb", {}),
+        (False, "subpixel", "mb", {}),
+        (True, "nearest", "mb", {}),
+        (True, "subpixel", "mb", {}),
+        (False, "subpixel", "inc", {}),
+        (True, "subpixel", "inc", {}),
+        (False, "nearest", "mb", {"stem": "patch", "stem_time": 2}),
+        (True, "nearest", "mb", {"stem": "haar", "stem_time": 2}),
     ],
 )
-def test_temporal_chunks_equal_the_whole(causal: bool, upsample: str, blocks: str) -> None:
+def test_temporal_chunks_equal_the_whole(causal: bool, upsample: str, blocks: str, patches: dict) -> None:
     none = {f"{part}_{kind}": (0, 0) for part in ("enc", "dec") for kind in ("mb", "inc")}
-    config = _config(causal=causal, upsample=upsample, **{**none, f"enc_{blocks}": (0, 1), f"dec_{blocks}": (0, 1)})
+    inside = {**none, f"enc_{blocks}": (0, 1), f"dec_{blocks}": (0, 1)}
+    config = _config(causal=causal, upsample=upsample, **inside, **patches)
     params, _ = jax.jit(lambda key: init_tokenizer(config, key))(jax.random.key(0))
     model, weights = MBQVAE(config), {"params": params["network"]}
     encode = jax.jit(lambda v: model.apply(weights, v, method="encode"))

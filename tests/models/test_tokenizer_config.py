@@ -73,6 +73,10 @@ def test_time_is_shrunk_in_the_deepest_stages() -> None:
         ({"t_stride": 3}, "t_stride=3 is not one of"),
         ({"quantizer": "fsq", "fsq_levels": (8, 8)}, "needs latent_dim=2, got 16"),
         ({"quantizer": "lfq", "latent_dim": 24}, "use <= 20"),
+        ({"stem": "harr"}, "did you mean 'haar'"),
+        ({"stem": "patch", "stem_space": 3}, "stem_space=3 is not one of"),
+        ({"stem": "haar", "stem_time": 4, "t_stride": 2}, "more than the 2 frames per latent frame; lower it or raise"),
+        ({"stem_space": 4}, "stem=conv has no patches, .* set stem=patch or stem=haar, or leave these two at 1 and 2"),
     ],
 )
 def test_contradictions_are_one_line(overrides: dict, message: str) -> None:
@@ -84,6 +88,16 @@ def test_too_few_levels_for_the_temporal_stride() -> None:
     blocks = dict.fromkeys(("enc_mb", "enc_inc", "dec_mb", "dec_inc"), (1, 1))
     with pytest.raises(UserError, match="add a level or lower t_stride"):
         MBQVAEConfig(channels=(8, 16), t_stride=4, **blocks)
+
+
+def test_patches_take_over_strides_of_the_levels() -> None:
+    blocks = dict.fromkeys(("enc_mb", "enc_inc", "dec_mb", "dec_inc"), (1, 1))
+    patches = {"stem": "haar", "stem_space": 8, "channels": (8, 16), **blocks}
+    assert MBQVAEConfig(**patches, t_stride=4, stem_time=4).time_factors == (1,)
+    assert MBQVAEConfig(**patches, t_stride=4, stem_time=2).time_factors == (2,)
+    assert MBQVAEConfig(**patches, t_stride=4, stem_time=2).strides == (4, 16, 16)
+    with pytest.raises(UserError, match="add a level or lower t_stride, or raise stem_time"):
+        MBQVAEConfig(**patches, t_stride=4)
 
 
 def test_unknown_names() -> None:

@@ -15,6 +15,7 @@ import optax
 
 from motionaura_jax.core import config
 from motionaura_jax.core.trees import path_name
+from motionaura_jax.models.autoencoders.mbq_vae import init_tokenizer
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
 from motionaura_jax.models.encoders.config import T5Config
 from motionaura_jax.models.encoders.t5 import T5Encoder
@@ -192,6 +193,29 @@ def tower():
     return {"kinds": sorted(kinds), "times": sum(one.times for one in found), "difference": difference}
 
 
+def patches():
+    """Report the communication of a tokenizer with patches, loss and gradient, and how eight devices differ from one."""
+    model = {**tiny.TOKENIZER, "stem": "haar", "stem_time": 2, "causal": True}
+    tokenizer = config.build(MBQVAERecipe, {"system": "mbq_vae", "data": tiny.SIZE, "model": model}).model
+    params, extra = jax.device_get(jax.jit(lambda: init_tokenizer(tokenizer, jax.random.key(0)))())
+    video = np.random.default_rng(0).uniform(-1, 1, (CLIPS, 5, SIDE, SIDE, 3)).astype(np.float32)
+    results = []
+
+    def loss(params, video):
+        made = Tokenizer(config=tokenizer, params=params, extra=extra)
+        return jax.numpy.square(made.apply("decode", made.features(video)) - video).mean()
+
+    for sizes, devices in (("data:1", jax.devices()[:1]), ("fsdp:4,tensor:2", jax.devices())):
+        place = mesh.make_mesh(parse(sizes), devices)
+        with jax.set_mesh(place):
+            arguments = jax.device_put(params, rules.shardings(params, place)), mesh.spread_batch(place, video)
+            program = jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile()
+            results.append(jax.device_get(program(*arguments)))
+    found = collectives.collectives(program.as_text())
+    kinds = {one.kind for one in found if any(is_activation("mbq_vae", shape) for shape in one.shapes)}
+    return {"kinds": sorted(kinds), "difference": largest_differences(results[1], results[0])[0]}
+
+
 def attention_in_parts():
     """Report the communication and error of attention with heads split over devices, computed a few rows at a time."""
     rng, results = np.random.default_rng(0), []
@@ -232,9 +256,12 @@ def codebook():
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     system, *labels = sys.argv[1:]
-    found = (
-        {"transforms": transforms(), "attention": attention_in_parts(), "tower": tower(), "codebook": codebook()}
-        if system == "exchanges"
-        else report(system, labels)
-    )
+    exchanges = {
+        "transforms": transforms,
+        "attention": attention_in_parts,
+        "tower": tower,
+        "codebook": codebook,
+        "patches": patches,
+    }
+    found = {name: part() for name, part in exchanges.items()} if system == "exchanges" else report(system, labels)
     json.dump(found, sys.stdout)

@@ -66,11 +66,19 @@ def test_every_parameter_of_text_to_video_has_a_rule(model):
         {"enc_mb": [1, 0], "enc_inc": [0, 1], "dec_mb": [1, 0], "upsample": "subpixel"},
         {"enc_mb": [1, 0], "lead": "factor", "quantizer": "vq_ema"},
         {"quantizer": "fsq", "fsq_levels": [4, 4, 4, 4]},
+        {"stem": "haar", "stem_time": 2, "stem_space": 4},
     ],
-    ids=["all blocks", "factorized", "fsq"],
+    ids=["all blocks", "factorized", "fsq", "patches"],
 )
 def test_every_parameter_of_the_tokenizer_has_a_rule(model):
     assert [one.path for one in places(tokenizer(**model)) if not one.known] == []
+
+
+def test_layers_next_to_patches_split_their_features_in_storage():
+    specs = {one.path: one.spec for one in places(tokenizer(stem="patch", stem_space=4))}
+    for layer in ("encoder/stem", "decoder/output"):
+        spec = specs[f"params/tokenizer/network/{layer}/kernel"]
+        assert spec == PartitionSpec(None, None, None, None, "fsdp")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_a_codebook_starts_the_same_on_any_devices_each_of_which_encodes_one_cli
     assert row["difference"] == 0 < row["spread"]
 
 
+def test_a_tokenizer_with_patches_computes_the_same_on_any_devices(exchanges):
+    row = exchanges["patches"]
+    assert row["kinds"] == ["all-reduce"]  # as with convolutions: of the layers that come in pairs
+    assert row["difference"][0] <= TOLERANCE, row["difference"][1]
+
+
 def test_text_to_video_with_parameters_channels_and_tokens_split(root):
     rows = report(root, "text_to_video", "three")
     assert_equal(rows)

@@ -1,5 +1,6 @@
 """The tokenizer as a system: Eq. 1 against numpy, sample keys, accumulation, codebook updates, overfitting one clip."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,15 +11,16 @@ import pytest
 from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import CheckpointConfig
+from motionaura_jax.models.autoencoders.config import MBQVAEConfig, preset
 from motionaura_jax.models.autoencoders.masking import mask_video
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
-from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.models.autoencoders.tokenizer import Tokenizer, fingerprint
 from motionaura_jax.models.features.perceptual import FeatureNetwork
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import make_mesh
 from motionaura_jax.systems.loading import load_autoencoder
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
-from motionaura_jax.training import checkpoint, optimizer, state, step
+from motionaura_jax.training import checkpoint, loop, optimizer, state, step
 from tests.systems import tiny
 
 MODEL = {
@@ -229,6 +231,60 @@ def test_an_adversarial_run_of_before_resumes_and_opens(monkeypatch, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored.ema["tokenizer"], current.ema["tokenizer"])
     tokenizer, _ = load_autoencoder(tmp_path)
     assert tokenizer.latent_space == system.autoencoder(jax.device_get(current.params), current.extra).latent_space
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (config.build(MBQVAEConfig, tiny.TOKENIZER), "db1212ff9e51f386"),
+        (MBQVAEConfig(), "42005674bdaecee0"),
+        (preset("tiny", causal=True), "0fde493b4002ee68"),
+    ],
+)
+def test_the_latent_spaces_of_tokenizers_from_before_patches_keep_their_names(model, expected):
+    params = {"network": np.arange(6, dtype=np.float32)}
+    assert fingerprint(model, params, {}) == expected
+    names = {fingerprint(dataclasses.replace(model, stem=stem), params, {}) for stem in ("conv", "patch", "haar")}
+    assert len(names | {expected}) == 3
+
+
+def write(folder, system, leave_out=()):
+    """Write step 0 of a run; its saved recipe lacks the keys `leave_out` of the model."""
+    saved = config.to_dict(system.recipe)
+    for key in leave_out:
+        del saved["model"][key]
+    store = checkpoint.Checkpoints(folder, CheckpointConfig(), saved)
+    store.save(begin(system)[0], checkpoint.Continuation())
+    store.close()
+
+
+def test_weights_of_another_stem_are_refused_and_those_from_before_patches_open(tmp_path):
+    keys = ("stem", "stem_time", "stem_space")
+    patch, haar = ({**FLAT, "stem": kind, "stem_time": 2} for kind in ("patch", "haar"))
+    write(tmp_path / "old", make(model=FLAT), leave_out=keys)
+    write(tmp_path / "patch", make(model=patch))
+    assert load_autoencoder(tmp_path / "old")[0].config == make(model=FLAT).recipe.model
+    with pytest.raises(UserError, match=r"config.model.stem=patch: .*old was trained with conv; give that value"):
+        loop.fit(make(model=patch), tmp_path / "old", override=True)
+    # The same shapes, but other weights.
+    with pytest.raises(UserError, match=r"config.model.stem=haar: .*patch was trained with patch"):
+        loop.fit(make(model=haar), tmp_path / "patch", override=True)
+    begun = MBQVAESystem(make(model=haar).recipe.with_value("init_from", str(tmp_path / "patch")))
+    with pytest.raises(UserError, match=r"config.model.stem=haar: .*patch was trained with patch"):
+        loop.fit(begun, tmp_path / "new")
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_muon_and_weight_decay_treat_patches_like_other_convolutions():
+    system = make(model={**FLAT, "stem": "haar", "stem_space": 4}, optimizer={"name": "muon"})
+    params = jax.eval_shape(system.init, jax.random.key(0))[0]
+    weights = optimizer.Weights(not_decayed=system.not_decayed, matrices=system.matrices)
+    network = weights.as_matrices(params)["tokenizer"]["network"]
+    decayed = weights.decayed(params)["tokenizer"]["network"]
+    for part, layer in (("encoder", "stem"), ("decoder", "output")):
+        assert network[part][layer]["kernel"] == network["encoder"]["down_0"]["kernel"]
+        assert network[part][layer]["bias"] is None
+        assert decayed[part][layer] == {"kernel": True, "bias": False}
 
 
 def test_the_perceptual_loss_compares_features_of_the_network_it_is_given():

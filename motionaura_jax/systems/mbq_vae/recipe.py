@@ -1,6 +1,8 @@
 """The recipe of a tokenizer run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from motionaura_jax.core.limits import NonNegative
 from motionaura_jax.models.autoencoders.config import MaskConfig, MBQVAEConfig
@@ -21,6 +23,10 @@ class MBQVAELossConfig(LossConfig):
 @dataclass(frozen=True, kw_only=True)
 class MBQVAERecipe(AutoencoderRecipe):
     """A tokenizer training run."""
+
+    meaning: ClassVar[Mapping[str, str]] = {
+        f"model.{key}": "give that value" for key in ("stem", "stem_time", "stem_space")
+    }
 
     model: MBQVAEConfig = field(default_factory=MBQVAEConfig)
     masking: MaskConfig = field(default_factory=MaskConfig)
