@@ -1,7 +1,8 @@
 """Speed of encoding and decoding a 16x128x128 clip, against the tokenizers users would otherwise pick, interleaved.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.tokenizer_speed [--rounds=5] [--preset=base]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.tokenizer_speed [--rounds=5] [--presets base base,haar]
 
+Presets are those of `configs/tokenizer.py`; ratios are those of the first one.
 Peers that are not installed are skipped (`pip install torch==2.13.0 diffusers magvit2-pytorch`).  Weights are random, which
 does not affect the timing.  Peers that are slow or work on single frames get part of the clip; rates are per pixel.
 """
@@ -19,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Timing, compile_case, interleave
-from motionaura_jax.models.autoencoders.config import preset
+from motionaura_jax.core import config
+from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, init_tokenizer
 
 CLIP = (1, 16, 128, 128, 3)
@@ -37,14 +39,15 @@ class Case:
 
 
 def ours(name: str) -> Case:
-    """Return the 3D-MBQ-VAE of a preset in float32."""
-    config = preset(name, quantizer="none")
-    network = MBQVAE(config)
-    params = jax.jit(lambda: init_tokenizer(config, jax.random.key(0))[0]["network"])()
+    """Return the 3D-MBQ-VAE of composed presets in float32."""
+    values = config.read(f"configs/tokenizer.py:{name}", ["--config.model.quantizer=none"])
+    model = config.build(MBQVAEConfig, values["model"])
+    network = MBQVAE(model)
+    params = jax.jit(lambda: init_tokenizer(model, jax.random.key(0))[0]["network"])()
     video = jax.random.normal(jax.random.key(1), CLIP)
     apply = lambda method: lambda params, x: network.apply({"params": params}, x, method=method)  # noqa: E731
     encode = compile_case(apply("encode"), params, video)
-    z = jnp.zeros((1, *config.latent_shape(*CLIP[1:4]), config.latent_dim))
+    z = jnp.zeros((1, *model.latent_shape(*CLIP[1:4]), model.latent_dim))
     decode = compile_case(apply("decode"), params, z)
     sizes = tuple(sum(leaf.size for leaf in jax.tree.leaves(params[part])) / 1e6 for part in ("encoder", "decoder"))
     return Case(encode=encode.call, decode=decode.call, pixels=16 * 128 * 128 / 1e6, parameters=(sizes[0], sizes[1]))
@@ -172,11 +175,11 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--preset", default="base")
+    parser.add_argument("--presets", nargs="+", default=["base"])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    name = f"ours, {args.preset} 4x16x16"
-    cases = {name: ours(args.preset)}
+    cases = {f"ours, {name}": ours(name) for name in args.presets}
+    first = next(iter(cases))
     available = peers()
     if available:
         import torch
@@ -186,7 +189,7 @@ def main() -> None:
         cases[peer] = build()
     calls = {f"{n}/{part}": getattr(case, part) for n, case in cases.items() for part in ("encode", "decode")}
     timings = interleave(calls, rounds=args.rounds)
-    reference = tuple(cases[name].pixels / timings[f"{name}/{part}"].cpu for part in ("encode", "decode"))
+    reference = tuple(cases[first].pixels / timings[f"{first}/{part}"].cpu for part in ("encode", "decode"))
     print(
         "| tokenizer | M parameters | encode Mpx/CPU s | decode Mpx/CPU s | encode Mpx/s | decode Mpx/s | ours x | ours x |"
     )

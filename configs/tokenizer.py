@@ -4,6 +4,7 @@ import ml_collections
 
 from motionaura_jax.core.config import compose
 from motionaura_jax.models.autoencoders.config import PRESETS as MODELS
+from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 
 BASE = {"system": "mbq_vae"}
 
@@ -91,9 +92,17 @@ PRESETS = {
     "vq_ema": {"model.quantizer": "vq_ema"},
     "euclidean": {"model.l2": False, "model.latent_dim": 256},
     "continuous": {"model.quantizer": "none"},
+    # Patches of 4x4 pixels take the place of the first level (`get_config` drops it), so strides stay those of the size.
+    "patch": {"model.stem": "patch", "model.stem_space": 4, "model.stem_time": 2},
+    "haar": {"model.stem": "haar", "model.stem_space": 4, "model.stem_time": 2},
 }
+_OF_LEVELS = ("channels", "enc_mb", "enc_inc", "dec_mb", "dec_inc")
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """Return the values that differ from the defaults of `MBQVAERecipe`."""
-    return compose(BASE, PRESETS, variant)
+    values = compose(BASE, PRESETS, variant)
+    if {"patch", "haar"} & set(variant.split(",")):
+        for name in _OF_LEVELS:
+            values.model[name] = tuple(values.model.get(name, getattr(MBQVAEConfig, name)))[1:]
+    return values

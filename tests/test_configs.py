@@ -77,6 +77,19 @@ def test_the_three_readings_of_the_papers_tokenizer():
     assert all(values["loss"] == read["paper"]["loss"] for values in read.values())
 
 
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "paper"])
+def test_patches_take_the_place_of_the_first_level(size):
+    """Weights change, latents keep their grid."""
+    whole = build_model(config.read(f"configs/tokenizer.py:{size}"))
+    for kind, more in (("patch", ""), ("haar", ",causal")):
+        model = build_model(config.read(f"configs/tokenizer.py:{size},{kind}{more}"))
+        assert (model.stem, model.patch, model.strides) == (kind, (2, 4, 4), whole.strides)
+        assert (model.channels, model.dec_mb) == (whole.channels[1:], whole.dec_mb[1:])
+    assert build_model(config.read("configs/tokenizer.py:haar")) == build_model(
+        config.read("configs/tokenizer.py:paper,haar")
+    )
+
+
 def build_model(values):
     return config.build(MBQVAEConfig, values["model"])
 

@@ -75,7 +75,7 @@ def test_time_is_shrunk_in_the_deepest_stages() -> None:
         ({"quantizer": "lfq", "latent_dim": 24}, "use <= 20"),
         ({"stem": "harr"}, "did you mean 'haar'"),
         ({"stem": "patch", "stem_space": 3}, "stem_space=3 is not one of"),
-        ({"stem": "haar", "stem_time": 4, "t_stride": 2}, "more than the 2 frames per latent frame; lower it or raise"),
+        ({"stem": "haar", "stem_time": 4, "t_stride": 2}, "exceeds t_stride=2, .*; lower it or raise t_stride"),
         ({"stem_space": 4}, "stem=conv has no patches, .* set stem=patch or stem=haar, or leave these two at 1 and 2"),
     ],
 )

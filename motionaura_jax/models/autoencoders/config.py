@@ -113,7 +113,7 @@ class MBQVAEConfig(Checked):
             )
         if self.stem_time > self.t_stride:
             raise UserError(
-                f"MBQVAEConfig.stem_time={self.stem_time} is more than the {self.t_stride} frames per latent frame; "
+                f"MBQVAEConfig.stem_time={self.stem_time} exceeds t_stride={self.t_stride}, the frames per latent frame; "
                 f"lower it or raise t_stride"
             )
         if (stages := int(math.log2(self.t_stride // self.stem_time))) > levels - 1:

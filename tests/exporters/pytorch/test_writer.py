@@ -126,6 +126,7 @@ def test_settings_are_those_that_the_modules_declare(module, name, values):
         {"quantizer": "vq_ema", "enc_mb": [0, 1], "dec_inc": [1, 0], "causal": True},
         {"quantizer": "fsq", "fsq_levels": [8, 5, 5, 5], "dec_mb": [1, 0], "lead": "factor", "upsample": "subpixel"},
         {"quantizer": "none", "enc_inc": [1, 1]},
+        {"stem": "haar", "stem_time": 2, "stem_space": 4},
     ],
 )
 def test_a_tokenizer_comes_back_bit_by_bit(model, tmp_path):
