@@ -79,7 +79,7 @@ def _walsh(size: int) -> np.ndarray:
     """Return the symmetric, orthogonal matrix (size, size) of entries +-1 / sqrt(size)."""
     if size < 1 or size & (size - 1):
         raise ValueError(f"Haar packets need sides that are powers of two, got {size}")
-    matrix = np.ones((1, 1))
+    matrix: np.ndarray = np.ones((1, 1))
     while len(matrix) < size:
         matrix = np.kron(matrix, [[1.0, 1.0], [1.0, -1.0]])
-    return np.float32(matrix / np.sqrt(size))
+    return (matrix / np.sqrt(size)).astype(np.float32)
