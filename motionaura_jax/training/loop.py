@@ -26,7 +26,7 @@ from motionaura_jax.training import checkpoint, data, optimizer, state, step
 from motionaura_jax.training import workdir as workdirs
 from motionaura_jax.training.in_flight import Prefetch, Window
 from motionaura_jax.training.monitoring import writers
-from motionaura_jax.training.monitoring.monitor import Monitor
+from motionaura_jax.training.monitoring.monitor import Monitor, Notify
 from motionaura_jax.training.recovery import NonFiniteStreak, Recovery
 from motionaura_jax.weights import load, steps
 
@@ -53,11 +53,14 @@ class Run:
     window: Window
 
 
-def fit(system: System, workdir: pathlib.Path, *, override: bool = False) -> dict[str, Any]:
+def fit(
+    system: System, workdir: pathlib.Path, *, override: bool = False, notify: Notify | None = None
+) -> dict[str, Any]:
     """Train `system` in `workdir` until `train.steps`; resume from the newest checkpoint.
 
     Args:
       override: continue although the workdir has another config.
+      notify: called with the step, in the first process, whenever a log or an evaluation is in the workdir.
 
     Returns:
       `step`, `loss`, `goodput`, the last held-out metrics, and `stopped` if a signal ended the run early.
@@ -70,7 +73,9 @@ def fit(system: System, workdir: pathlib.Path, *, override: bool = False) -> dic
     with jax.set_mesh(meshes.make_mesh(system.recipe.mesh)), workdirs.lock(workdir), contextlib.ExitStack() as closing:
         run = _open(system, workdir, override)
         closing.callback(run.checkpoints.close)  # waits for the last save
-        monitor = Monitor(system, workdir, run.data, run.state, run.frozen, window=run.window, began=began)
+        monitor = Monitor(
+            system, workdir, run.data, run.state, run.frozen, window=run.window, began=began, notify=notify
+        )
         closing.enter_context(monitor)
         first = int(run.state.step)
         logger.info("training steps %d to %d in %s", first, system.recipe.train.steps, workdir)

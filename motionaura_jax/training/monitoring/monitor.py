@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from motionaura_jax.core.types import PyTree
+from motionaura_jax.parallel import distributed
 from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.training.data import TrainingData
 from motionaura_jax.training.in_flight import InFlight, Numbers, Window
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+Notify = Callable[[int], object]
+"""Takes a step whose metrics, and videos of an evaluation, are in the workdir.  It must not raise."""
+
 
 class Monitor:
     """Observer of a run: metrics, progress, goodput, profile, watchdog, alarms and stop signals.
@@ -38,6 +42,7 @@ class Monitor:
       state, frozen: arguments of the training step, or their shapes.
       window: metrics of steps since the last log of the run that is resumed.
       began: `time.perf_counter()` when the run began.
+      notify: called in the first process whenever a log or an evaluation is in the workdir.
     """
 
     def __init__(
@@ -50,10 +55,12 @@ class Monitor:
         *,
         window: Window = (),
         began: float | None = None,
+        notify: Notify | None = None,
     ):
         recipe = system.recipe
         self._workdir, self._data, self._step = workdir, data, int(state.step)
         self._log_every = recipe.train.log_every
+        self._notify: Notify = notify if notify and distributed.is_primary() else lambda _: None
         self._metrics = InFlight(window)
         self._goodput = Goodput(workdir, began)
         self._goodput.resume(self._step)
@@ -148,6 +155,7 @@ class Monitor:
             for name, (line, value) in self._alarms.check(row).items():
                 logger.warning("step %d: %s", step, line)
                 self._writer.scalars(step, {f"alarm_{name}": value})
+        self._notify(step)
         return {"step": step, "loss": means["loss"], "goodput": speed["goodput"]}
 
     def evaluated(self, step: int, metrics: Mapping[str, float], sheet: pathlib.Path | None) -> None:
@@ -156,6 +164,7 @@ class Monitor:
         self.note(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         if sheet:
             self._writer.picture(step, "held out", sheet)
+        self._notify(step)
 
     def note(self, text: str) -> None:
         """Print one line above the progress bar, in the first process."""

@@ -4,7 +4,9 @@ import itertools
 
 import pytest
 
-from motionaura_jax.training.monitoring import progress
+from motionaura_jax.training import loop
+from motionaura_jax.training.monitoring import progress, writers
+from tests.training.test_guards import toy
 
 
 @pytest.fixture
@@ -29,3 +31,16 @@ def test_a_report_of_a_step_that_was_not_timed_repeats_the_last_speed(clock, pau
     shown.pause(paused_at)
     assert shown.report(20, {"loss": 1.0}, clips_per_step=4)["steps_per_second"] == 5.0
     assert shown.report(25, {"loss": 1.0}, clips_per_step=4)["steps_per_second"] == (25 - paused_at) / 4.0
+
+
+def test_a_caller_hears_of_logs_and_evaluations_that_are_in_the_workdir(tmp_path):
+    heard = []
+
+    def note(step):
+        row = writers.read_metrics(tmp_path / writers.FILE)[-1]
+        video = tmp_path / "samples" / f"{step:07d}" / "first.mp4"
+        heard.append((step, row["step"], "loss" in row, "eval_clips" in row, video.exists()))
+
+    loop.fit(toy(train={"steps": 3, "log_every": 2}, evaluate={"every": 2, "clips": 2}), tmp_path, notify=note)
+    log, evaluation = (True, False, False), (False, True, True)
+    assert heard == [(2, 2, *log), (2, 2, *evaluation), (3, 3, *log), (3, 3, *evaluation)]
