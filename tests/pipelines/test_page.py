@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from motionaura_jax.pipelines.page import Page, curve
+from motionaura_jax.pipelines.page import Clip, Page, curve
 
 
 def points(svg):
@@ -20,7 +20,11 @@ def test_a_page_escapes_text_and_refers_to_its_videos(tmp_path):
     page.heading("results")
     page.paragraph("plain <script>")
     page.table(("name", "value"), [("x<y", 1.5)])
-    page.videos([("a <i>red</i> circle", "clips/one.mp4"), ("", 'a"b#1.mp4')])
+    page.progress("half & half", 0.5)
+    page.videos(
+        [Clip(path="clips/one.mp4", caption="a <i>red</i> circle", note="<bad>", good=False), Clip(path='a"b#1.mp4')]
+    )
+    page.video_rows(["a <i>blue</i> star"], [("step <1>", [Clip(path="clips/two.mp4", half="right")])])
     page.curves({"loss": {"train": [(0, 1.0), (1, 0.5)]}})
     page.write(tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text()
@@ -32,6 +36,9 @@ def test_a_page_escapes_text_and_refers_to_its_videos(tmp_path):
         and "x&lt;y" in text
     )
     assert 'src="clips/one.mp4"' in text and "autoplay loop muted" in text
+    assert '<div class="clip right"><video src="clips/two.mp4"' in text and "step &lt;1&gt;" in text
+    assert '<div style="width: 50.0%">' in text and "half &amp; half" in text and "note bad" in text
+    assert '<a href="#section0">results</a>' in text and '<h2 id="section0">results</h2>' in text
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", text)
 
 
@@ -47,3 +54,18 @@ def test_odd_data_still_gives_a_picture(data):
     ET.fromstring(svg)
     assert all(math.isfinite(value) for line in points(svg) for point in line for value in point)
     assert ("nothing was logged" in svg) == (not any(math.isfinite(y) for _, y in data))
+
+
+def test_a_page_loads_itself_again_only_on_request(tmp_path):
+    for refresh in (0, 5):
+        Page("a", "b", refresh=refresh).write(tmp_path / "index.html")
+        found = re.findall(r'<meta http-equiv="refresh" content="(\d+)">', (tmp_path / "index.html").read_text())
+        assert found == ([str(refresh)] if refresh else [])
+
+
+def test_positive_values_far_apart_have_a_logarithmic_axis():
+    (line,) = points(curve("loss", {"train": [(0, 100.0), (1, 10.0), (2, 1.0)]}))
+    assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.2)
+    assert all(f">{tick}</text>" in curve("loss", {"train": [(0, 100.0), (2, 1.0)]}) for tick in (1, 10, 100))
+    (line,) = points(curve("loss", {"train": [(0, 10.0), (1, 5.5), (2, 1.0)]}))
+    assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.2)

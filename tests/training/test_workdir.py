@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from motionaura_jax import demo
 from motionaura_jax.core import config, files
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel import distributed
+from motionaura_jax.pipelines import acts
 from motionaura_jax.training import data, loop, workdir
 from motionaura_jax.training.monitoring import goodput, writers
 from tests.training.toy import ToyRecipe, ToySystem
@@ -192,7 +192,7 @@ def test_a_statistic_of_another_form_starts_over(tmp_path, text):
     book.resume(0)
     assert set(book.shares().values()) == {0.0}
     (tmp_path / "seconds.json").write_text(text)
-    watch = demo.Stopwatch(tmp_path / "seconds.json")
+    watch = acts.Stopwatch(tmp_path / "seconds.json")
     with watch.stage("one"):
         pass
     assert 0 <= json.loads((tmp_path / "seconds.json").read_text())["one"] < 10
