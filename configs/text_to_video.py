@@ -1,4 +1,4 @@
-"""Text-to-video presets: `--config=configs/text_to_video.py:tiny --config.tokenizer=WORKDIR`; they compose: `:L,hartley`."""
+"""Text-to-video presets: `--config=text_to_video:tiny --config.tokenizer=WORKDIR`; they compose: `:L,hartley`."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""Presets of the 3D-MBQ-VAE tokenizer: `--config=configs/tokenizer.py:tiny`; they compose, e.g. `:small,causal`."""
+"""Presets of the 3D-MBQ-VAE tokenizer: `--config=tokenizer:tiny`; they compose, e.g. `:small,causal`."""
 
 import ml_collections
 

@@ -3,8 +3,8 @@
     python -m motionaura_jax.demo [--output=runs/demo] [--tokenizer.train.steps=800 ...] [--denoiser.train.steps=2000 ...]
 
 The page `index.html` in the output folder fills while the demo runs. `--tokenizer.KEY` and `--denoiser.KEY` set keys of the
-preset `demo` in `configs/tokenizer.py` and `configs/text_to_video.py`. `--full` trains longer. `--continue` starts from the
-committed checkpoint instead of from random weights. The same command again resumes.
+configs `tokenizer:demo` and `text_to_video:demo`. `--full` trains longer. `--continue` starts from the committed checkpoint
+instead of from random weights. The same command again resumes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from motionaura_jax.pipelines import demo_page
 if TYPE_CHECKING:
     from motionaura_jax.core.recipe import Recipe
 
-CONFIGS = {"tokenizer": "configs/tokenizer.py:demo", "denoiser": "configs/text_to_video.py:demo"}
+CONFIGS = {"tokenizer": "tokenizer:demo", "denoiser": "text_to_video:demo"}
 Prompts = Annotated[int, between(2, 10_000)]
 Seeds = Annotated[int, between(1, 1000)]
 TRAINED_ON = ("scene_style", "num_frames", "height", "width", "fps")

@@ -1,6 +1,6 @@
 """Estimate the resources of a training run without its devices.
 
-    python -m motionaura_jax.estimate --config=configs/text_to_video.py:L --mesh=data:8,fsdp:8 --device=h100
+    python -m motionaura_jax.estimate --config=text_to_video:L --mesh=data:8,fsdp:8 --device=h100
 
 The command compiles the real training step for abstract arrays, on virtual devices of a CPU or, for a TPU and if libtpu
 is installed, for its topology. It allocates nothing and reads no data.
@@ -101,9 +101,7 @@ def _size(count: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = cli.Parser("estimate", "Estimate the resources of a training run without its devices.")
-    parser.add_argument(
-        "--config", required=True, type=cli.place, help="FILE.py:PRESET[,PRESET...], or a saved config.json"
-    )
+    parser.add_argument("--config", required=True, type=cli.place, help=cli.CONFIG)
     parser.add_argument("--mesh", default="", help="devices per axis, e.g. data:8,fsdp:8; empty means config.mesh")
     parser.add_argument(
         "--device", default="a100", help=f"device that the run must fit: {', '.join(machines.MACHINES)}"

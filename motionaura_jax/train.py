@@ -1,6 +1,6 @@
 """Train any system.
 
-    python -m motionaura_jax.train --config=configs/tokenizer.py:tiny --workdir=runs/tokenizer [--config.KEY=VALUE ...]
+    python -m motionaura_jax.train --config=tokenizer:tiny --workdir=runs/tokenizer [--config.KEY=VALUE ...]
 
 The same command again resumes; the workdir is the only state.
 """
@@ -17,9 +17,7 @@ from motionaura_jax.core.limits import Natural, Processes, Seconds
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = cli.Parser("train", "Train a system from a config file; the same command again resumes.")
-    parser.add_argument(
-        "--config", required=True, type=cli.place, help="FILE.py:PRESET[,PRESET...], or a saved config.json"
-    )
+    parser.add_argument("--config", required=True, type=cli.place, help=cli.CONFIG)
     parser.add_argument("--workdir", required=True, type=cli.path, help="folder of the run")
     parser.add_argument("--override", action="store_true", help="continue even if the workdir has another config")
     parser.epilog = "Every key can be set: --config.KEY=VALUE, e.g. --config.data.manifest=videos/"

@@ -45,6 +45,9 @@ COMMANDS = {
     "doctor": "show versions and devices, and problems of the installation with their remedies",
 }
 
+CONFIG = "NAME:PRESET[,PRESET...] such as tokenizer:tiny, FILE.py:PRESET, or a saved config.json"
+"""Help of the flag --config."""
+
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 Result = Mapping[str, Any]
 

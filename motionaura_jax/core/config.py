@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +47,11 @@ def compose(
 
 
 def read(location: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Load "FILE.py:VARIANT" or a saved "config.json", whose names may hold colons, and apply `--config.a.b=value` strings to it.
+    """Load a config, and apply `--config.a.b=value` strings to it.
+
+    Args:
+      location: "NAME:VARIANT" of a config that comes with the package ("tokenizer:tiny"), "FILE.py:VARIANT", or a saved
+        "config.json". File names may hold colons.
 
     Raises:
       UserError: the file is missing or not a config, a preset is unknown, or an override has no value.
@@ -120,7 +125,7 @@ def _read_file(location: str) -> dict[str, Any]:
             raise UserError(f"{location}: a saved config takes no presets; set its keys with --config.KEY=VALUE")
         return read_json(path, remedy="name a config.json that train has saved")
     if path.suffix != ".py":
-        raise UserError(f"{path}: a config is a .py file (configs/NAME.py:VARIANT) or a saved config.json")
+        raise UserError(f"{path}: a config is a .py file (FILE.py:VARIANT) or a saved config.json")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -136,21 +141,29 @@ def _read_file(location: str) -> dict[str, Any]:
 def _find(location: str) -> tuple[pathlib.Path, str]:
     """Split a location into a file and a variant; a colon may also belong to the name of the file.
 
-    The file is relative to the working directory, the parent folder of the package, or the package.
+    A file is relative to the working directory, or to the folder that holds the package's `configs/`.
     """
-    package = pathlib.Path(__file__).parents[1]
+    home = _home()
+    known = {path.stem: path for path in home.glob("configs/[a-z]*.py")}
     name, _, variant = location.rpartition(":")
     splits = [(location, ""), (name, variant)] if name else [(location, "")]
     for written, presets in splits:
+        if written in known:
+            return known[written], presets
         path = expanded(written)
-        for place in (path, package.parent / path, package / path):
+        for place in (path, home / path):
             if place.is_file():
                 return place, presets
     name = location if "/" in variant else splits[-1][0]  # the colon is part of a folder
-    known = sorted(
-        f"configs/{p.name}" for folder in (package.parent, package) for p in folder.glob("configs/[a-z]*.py")
-    )
-    raise UserError(f"{name}: no such config file{nearest(name, set(known))}")
+    if re.fullmatch(r"\w+", name):
+        raise UserError(f"{name}: no config has this name{nearest(name, known)}")
+    raise UserError(f"{name}: no such config file{nearest(name, {f'configs/{path.name}' for path in known.values()})}")
+
+
+def _home() -> pathlib.Path:
+    """Return the folder with `configs/`: the package if it was installed from a wheel, else the checkout."""
+    package = pathlib.Path(__file__).parents[1]
+    return package if (package / "configs").is_dir() else package.parent
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from typing import Literal
 
 import pytest
@@ -92,6 +93,26 @@ def test_a_file_with_a_preset_and_overrides(tmp_path):
     assert config.build(Outer, read) == Outer(name="n", flag=True, inner=Inner(rate=2.0, limit=4))
     with pytest.raises(UserError, match=r"mine\.py: unknown preset 'tow'; did you mean 'two'"):
         config.read(f"{path}:tow")
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["checkout", "wheel"])
+def test_a_name_is_a_config_of_the_package(tmp_path, monkeypatch, root, installed):
+    """In a checkout `configs/` lies next to the package, in a wheel inside it; names work in both, from any folder."""
+    if installed:
+        package = tmp_path / "site" / "motionaura_jax"
+        shutil.copytree(root / "configs", package / "configs")
+        monkeypatch.setattr(config, "__file__", str(package / "core" / "config.py"))
+    (tmp_path / "tokenizer").write_text("a file without suffix is no config")
+    monkeypatch.chdir(tmp_path)
+    short = config.read("text_to_video:tiny,hartley", ["--config.seed=3"])
+    assert short == config.read("configs/text_to_video.py:tiny,hartley", ["--config.seed=3"])
+    assert config.read("tokenizer")["system"] == "mbq_vae"
+    with pytest.raises(UserError, match=r"^text_to_vidio: no config has this name; did you mean 'text_to_video'\?$"):
+        config.read("text_to_vidio:tiny")
+    with pytest.raises(UserError, match=r"^mavin: no config has this name; known: text_to_video, tokenizer$"):
+        config.read("mavin")
+    with pytest.raises(UserError, match="unknown preset 'tinny'; did you mean 'tiny'"):
+        config.read("tokenizer:tinny")
 
 
 def test_files_that_are_no_config_say_so(tmp_path):
