@@ -19,6 +19,7 @@ from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.core.trees import partition, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.models import building
+from motionaura_jax.models.layers import initializers
 from motionaura_jax.systems.base import System
 from motionaura_jax.weights import exported, hub, release, steps
 from motionaura_jax.weights.release import at_key
@@ -114,7 +115,7 @@ class Checkpoint:
         """
         most = _CALLS + _CALLS_PER_TENSOR * len(self._shapes)
         try:
-            with building.at_most(most):
+            with building.at_most(most), initializers.shapes_only():
                 return jax.eval_shape(system.init, jax.random.key(0))
         except building.TooLarge:
             fault = f"has more layers than the {len(self._shapes)} tensors of the weights can fill"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
+from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw, shapes_only
 
 
 def _init(key: jax.Array) -> dict[str, jax.Array]:
@@ -39,6 +39,22 @@ def test_one_draw_compiles_to_one_generator() -> None:
 
     assert generators(_init) == 2
     assert generators(lambda key: from_one_draw(_init, key)) == 1
+
+
+def test_shapes_need_one_trace_without_noise() -> None:
+    traces = []
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        traces.append(key)
+        return _init(key)
+
+    whole = jax.eval_shape(lambda key: from_one_draw(init, key), jax.random.key(0))
+    assert len(traces) == 2
+    with shapes_only():
+        program = jax.make_jaxpr(lambda key: from_one_draw(init, key), return_shape=True)
+        jaxpr, shapes = program(jax.random.key(0))
+    assert shapes == whole and len(traces) == 3 and "random_bits" not in str(jaxpr)
+    assert float(jnp.abs(from_one_draw(init, jax.random.key(0))["dense"]).max()) > 0
 
 
 def test_sources_do_not_leak() -> None:

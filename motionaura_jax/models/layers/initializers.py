@@ -50,8 +50,10 @@ def from_one_draw(init: Callable[[Key[Array, ""]], Result], key: Key[Array, ""])
     """Run `init(key)` so that every `fan_in_normal` in it takes a slice of one noise array.
 
     `init` is traced twice, the first time to add up the sizes.  It must request the same shapes in the same order both
-    times, and not inside its own `jax.jit`, which would reuse the first trace.
+    times, and not inside its own `jax.jit`, which would reuse the first trace.  Inside `shapes_only`, one trace is enough.
     """
+    if _source.get() is jnp.zeros:
+        return init(key)
     sizes: list[int] = []
 
     def measure(shape: Shape) -> Array:
@@ -64,6 +66,11 @@ def from_one_draw(init: Callable[[Key[Array, ""]], Result], key: Key[Array, ""])
     pieces = iter(jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1]))
     with _drawing_from(lambda shape: next(pieces).reshape(shape)):
         return init(key)
+
+
+def shapes_only() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which weights are zeros, for `jax.eval_shape` of an `init`: tracing the noise takes seconds."""
+    return _drawing_from(jnp.zeros)
 
 
 @contextlib.contextmanager
