@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--checkpoint", required=True, type=cli.place, help="workdir, step folder or release of a tokenizer"
     )
     parser.add_argument("--input", required=True, type=cli.path, help="video or image")
-    parser.add_argument("--output", required=True, type=cli.path, help=".mp4, .gif, .npz or .png (numbered frames)")
+    parser.add_argument(
+        "--output", required=True, type=cli.path, help=".mp4, .webp, .gif, .npz or .png (numbered frames)"
+    )
     parser.add_argument("--max_frames", type=cli.number(Count), help="stop after this many frames of the input")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args(argv)

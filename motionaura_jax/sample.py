@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from motionaura_jax.pipelines.outputs import Target
     from motionaura_jax.pipelines.prompts import Prompt
     from motionaura_jax.pipelines.text_to_video import TextToVideo
-    from motionaura_jax.systems.text_to_video.recipe import SampleConfig
 
+_OUTPUT = ".mp4, .webp, .gif, .npz or .png (numbered frames)"
+_SHEET = ".png with frames of the first videos, or .webp or .gif in which they move; by default OUTPUT_sheet.png"
 SAMPLERS = ("confidence", "halton", "random", "ancestral")
 
 
@@ -69,9 +70,8 @@ def _parser() -> cli.Parser:
         type=cli.path,
         help=".txt with a prompt per line, or .jsonl; a repeated call generates only missing videos",
     )
-    parser.add_argument(
-        "--output", default=pathlib.Path("sample.mp4"), type=cli.path, help=".mp4, .gif, .npz or .png (numbered frames)"
-    )
+    parser.add_argument("--output", default=pathlib.Path("sample.mp4"), type=cli.path, help=_OUTPUT)
+    parser.add_argument("--sheet", type=cli.path, help=_SHEET)
     parser.add_argument("--negative_prompt", type=cli.text, default="", help="what to guide away from")
     parser.add_argument("--num_videos_per_prompt", type=cli.number(Videos), default=1, help="videos per prompt")
     parser.add_argument("--num_frames", type=frames, help="frames per video")
@@ -109,6 +109,8 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     from motionaura_jax.pipelines.prompts import Prompt, read_prompts
 
     media.check_suffix(args.output)
+    sheet = args.sheet or args.output.with_name(f"{args.output.stem}_sheet.png")
+    media.check_suffix(sheet, media.SHEET_SUFFIXES)
     prompts = read_prompts(args.prompts_file) if args.prompts_file else [Prompt(text=args.prompt)]
     prompts = [dataclasses.replace(p, negative=p.negative or args.negative_prompt) for p in prompts]
     if len(prompts) * args.num_videos_per_prompt > MAX_VIDEOS:
@@ -127,7 +129,6 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     pipeline.check_memory(settings)
     pipeline.check(prompts, settings.sample, settings.fps)
     targets = _targets(pipeline, args, prompts, settings)
-    sheet = args.output.with_name(f"{args.output.stem}_sheet.png")
     started = time.perf_counter()
     generated = outputs.write(pipeline, targets, settings, sheet, overwrite=args.overwrite)
     return {
@@ -142,20 +143,11 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
 
 def _settings(pipeline: "TextToVideo", args: argparse.Namespace, prompts: int) -> "Settings":
     """Combine the flags with the defaults of the checkpoint; refuse every invalid value here."""
-    from motionaura_jax.pipelines.base import Settings
+    from motionaura_jax.pipelines.base import BATCH
 
-    sample: SampleConfig = pipeline.recipe.sample
-    given = {name: value for name, value in vars(args).items() if name in sample.sampling and value is not None}
-    sample = dataclasses.replace(sample, **given)
-    size = pipeline.size(args.num_frames, args.height, args.width)
-    return Settings(
-        size=size,
-        fps=args.fps or pipeline.recipe.data.rates[0],
-        seed=args.seed,
-        sample=sample,
-        window=pipeline.window(args.window_frames, size[0]),
-        batch_size=args.batch_size or min(8, prompts * args.num_videos_per_prompt),
-    )
+    names = ("num_frames", "height", "width", "fps", "seed", "window_frames", *pipeline.recipe.sample.sampling)
+    given = {name: value for name, value in vars(args).items() if name in names}
+    return pipeline.settings(**given, batch_size=args.batch_size or min(BATCH, prompts * args.num_videos_per_prompt))
 
 
 def _paths(args: argparse.Namespace, prompt: "Prompt") -> list[pathlib.Path]:

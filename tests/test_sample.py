@@ -1,5 +1,6 @@
 """`motionaura sample`: files, sidecars, resuming, refusals."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,8 +12,10 @@ from PIL import Image
 
 from motionaura_jax import sample
 from motionaura_jax.core import memory
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.data import media
 from motionaura_jax.data.video import probe
+from motionaura_jax.pipelines import outputs
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.systems import tiny
@@ -50,7 +53,9 @@ def test_the_command_writes_video_sidecar_and_sheet(checkpoint, tmp_path, capsys
     assert (output.parent / "out_sheet.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize(("name", "written"), [("o.gif", "o.gif"), ("o.npz", "o.npz"), ("o.png", "o_0003.png")])
+@pytest.mark.parametrize(
+    ("name", "written"), [("o.gif", "o.gif"), ("o.webp", "o.webp"), ("o.npz", "o.npz"), ("o.png", "o_0003.png")]
+)
 def test_the_suffix_chooses_the_format(checkpoint, tmp_path, name, written):
     assert run(checkpoint, "--prompt=a red circle", f"--output={tmp_path / name}") == 0
     assert (tmp_path / written).stat().st_size > 0
@@ -121,7 +126,7 @@ def test_a_call_stopped_between_two_files_goes_on(checkpoint, tmp_path, capsys, 
     assert (result["drawn"], result["kept"]) == (2, 1)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".png", ".mp4", ".gif"])
+@pytest.mark.parametrize("suffix", [".npz", ".png", ".mp4", ".gif", ".webp"])
 def test_a_resumed_call_keeps_the_sheet_whole(checkpoint, tmp_path, suffix):
     prompts, sheet = tmp_path / "prompts.txt", tmp_path / "o_sheet.png"
     prompts.write_text("a red circle\na blue square\n")
@@ -133,7 +138,37 @@ def test_a_resumed_call_keeps_the_sheet_whole(checkpoint, tmp_path, suffix):
     sheet.write_bytes(b"")
     assert run(checkpoint, *flags) == 0
     again = np.asarray(Image.open(sheet)).astype(int)
-    assert again.shape == whole.shape and np.abs(again - whole).mean() < (8 if suffix in (".mp4", ".gif") else 1e-9)
+    assert again.shape == whole.shape and np.abs(again - whole).mean() < (
+        8 if suffix in (".mp4", ".gif", ".webp") else 1e-9
+    )
+
+
+def test_a_sheet_can_move_and_has_a_name_of_its_own(checkpoint, tmp_path, capsys):
+    flags = ["--prompt=a red circle", "--num_videos_per_prompt=2", f"--output={tmp_path / 'o.webp'}"]
+    assert run(checkpoint, *flags, f"--sheet={tmp_path / 'all.webp'}") == 0
+    with Image.open(tmp_path / "all.webp") as sheet:
+        assert sheet.n_frames > 1 and sheet.width == 2 * 192 + 3 * 8
+    assert not (tmp_path / "o_sheet.png").exists()
+    assert run(checkpoint, *flags, f"--sheet={tmp_path / 'all.jpg'}") == 2
+    assert re.search(
+        r"all\.jpg: cannot write suffix '\.jpg'.*; end the name in \.png \.webp \.gif$", capsys.readouterr().err, re.M
+    )
+    assert run(checkpoint, *flags, f"--sheet={tmp_path / 'o_00.webp'}") == 2
+    assert "o_00.webp: is the name of a video and of the sheet; choose another --sheet" in capsys.readouterr().err
+
+
+def test_an_animation_that_stands_still_reads_back_whole(tmp_path):
+    video = np.zeros((5, 16, 24, 3), np.uint8)
+    video[3:] = 255
+    for clip in (video, video[:3]):  # equal neighbors are stored once
+        path = tmp_path / f"{len(clip)}.webp"
+        media.write_video(path, clip, 8.0)
+        record = {"num_frames": len(clip), "height": 16, "width": 24, "fps": 8.0}
+        target = outputs.Target(job=None, path=path, label="", record=record)
+        assert np.abs(outputs._read(target).astype(int) - clip).max() < 4
+        longer = dataclasses.replace(target, record={**record, "width": 8})
+        with pytest.raises(UserError, match=r"\.webp: is damaged \(holds"):
+            outputs._read(longer)
 
 
 @pytest.mark.parametrize("name", ["config.json", "config_sheet.png"])

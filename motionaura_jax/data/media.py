@@ -20,24 +20,33 @@ from PIL import Image, ImageDraw, ImageFont
 from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.data.mp4 import encode_h264
 
-OUTPUT_SUFFIXES = (".mp4", ".gif", ".npz", ".png")
+OUTPUT_SUFFIXES = (".mp4", ".gif", ".webp", ".npz", ".png")
+SHEET_SUFFIXES = (".png", ".webp", ".gif")
 
 _SPACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_GIF_SHORTEST = 2  # hundredths of a second; browsers slow anything shorter down to ten
+_UNITS = {"GIF": 10, "WEBP": 1}  # milliseconds in which a format counts durations
+_SHORTEST = {"GIF": 20, "WEBP": 11}  # milliseconds; browsers slow anything shorter down to 100
+_WEBP_SIDE = 2**14 - 1
 _LABEL_HEIGHT = 20
 _GAP = 4
 
+# Moving sheets: pixels, and colors that are readable on light and dark pages.
+_TILE, _MARGIN, _LINE = 192, 8, 16
+_GROUND, _INK = (24, 26, 31), (222, 226, 232)
+_MOST_LINES, _MOST_FRAMES = 3, 240
+_PAUSE = 500  # milliseconds that the last frame stays longer
 
-def check_suffix(path: str | PathLike[str]) -> str:
+
+def check_suffix(path: str | PathLike[str], known: Sequence[str] = OUTPUT_SUFFIXES) -> str:
     """Return the lower-case suffix of an output file.
 
     Raises:
-      UserError: it is not one that `write_video` can write.
+      UserError: it is not one of `known`, by default those that `write_video` can write.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in OUTPUT_SUFFIXES:
-        hint = nearest(suffix, OUTPUT_SUFFIXES)
-        raise UserError(f"{path}: cannot write suffix {suffix!r}{hint}; end the name in {' '.join(OUTPUT_SUFFIXES)}")
+    if suffix not in known:
+        hint = nearest(suffix, known)
+        raise UserError(f"{path}: cannot write suffix {suffix!r}{hint}; end the name in {' '.join(known)}")
     return suffix
 
 
@@ -78,7 +87,8 @@ def write_video(
     """Write a video in the format that the suffix of `path` names.
 
     `.mp4`: H.264, yuv420p, BT.709, index first; odd sizes are padded to even by repeating the edge.  With `lossless`,
-    lossless H.264 RGB, which few players show.  `.gif`: 256 colors per frame, for previews.  `.npz`: the arrays `video`
+    lossless H.264 RGB, which few players show.  `.webp`, `.gif`: endless animations for web pages, with loss; a GIF has 256
+    colors per frame.  `.npz`: the arrays `video`
     and `fps`.  `.png`: exact; one file per frame, NAME_0000.png, NAME_0001.png, ..., or NAME.png for a single frame.
 
     Args:
@@ -100,6 +110,8 @@ def write_video(
         raise ValueError(f"frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
     if not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"fps must be positive, got {fps}")
+    if suffix == ".webp" and max(frames.shape[1:3]) > _WEBP_SIDE:
+        raise UserError(f"{path}: a .webp has at most {_WEBP_SIDE} pixels a side; write .mp4 or .png")
     targets = output_files(target, len(frames))
     existing = next((t for t in targets if t.exists()), None)
     if existing and not overwrite:
@@ -107,8 +119,8 @@ def write_video(
     with _atomic(targets) as drafts:
         if suffix == ".mp4":
             encode_h264(drafts[0], frames, fps, lossless=lossless, container_format="mp4")
-        elif suffix == ".gif":
-            _encode_gif(drafts[0], frames, fps)
+        elif suffix in (".gif", ".webp"):
+            _encode_animation(drafts[0], [Image.fromarray(frame) for frame in frames], fps, suffix)
         elif suffix == ".npz":
             with drafts[0].open("wb") as file:
                 np.savez_compressed(file, video=frames, fps=np.float64(fps))
@@ -140,6 +152,38 @@ def contact_sheet(
         top += strip.height
     with _atomic([target]) as drafts:
         sheet.save(drafts[0], "PNG")
+    return target
+
+
+def moving_sheet(
+    rows: Sequence[tuple[str, UInt8[np.ndarray, "t h w 3"]]], path: str | PathLike[str], fps: float, columns: int = 4
+) -> Path:
+    """Write an animation of all videos side by side with their labels, scaled to tiles of one size.
+
+    A video that ends early keeps its last frame. At most 240 frames and three lines of each label are shown.
+
+    Raises:
+      UserError: `path` does not end in .webp or .gif, or a failure of the disk.
+      ValueError: no rows, or less than one column.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in (".webp", ".gif"):
+        raise UserError(f"{path}: a moving sheet is an animation; end the name in .webp or .gif")
+    if not rows or columns < 1:
+        raise ValueError(f"need at least one row and one column, got {len(rows)} and {columns}")
+    scale = _TILE / max(side for _, video in rows for side in video.shape[1:3])
+    height = round(scale * max(video.shape[1] for _, video in rows))
+    ground, corners = _ground([label for label, _ in rows], height, min(columns, len(rows)))
+    frames = []
+    for index in range(min(_MOST_FRAMES, max(len(video) for _, video in rows))):
+        frames.append(ground.copy())
+        for corner, (_, video) in zip(corners, rows, strict=True):
+            frame = Image.fromarray(video[min(index, len(video) - 1)])
+            size = max(1, round(scale * frame.width)), max(1, round(scale * frame.height))
+            frames[-1].paste(frame.resize(size, Image.Resampling.LANCZOS), corner)
+    with _atomic([target]) as drafts:
+        _encode_animation(drafts[0], frames, fps, suffix, pause=_PAUSE)
     return target
 
 
@@ -175,12 +219,52 @@ def _atomic(targets: Sequence[Path]) -> Iterator[list[Path]]:
                 draft.unlink()
 
 
-def _encode_gif(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: float) -> None:
-    """Write a GIF whose frames begin at the hundredth of a second nearest to their times."""
-    begins = [round(100 * index / fps) for index in range(len(frames) + 1)]
-    durations = [10 * max(_GIF_SHORTEST, end - begin) for begin, end in itertools.pairwise(begins)]
-    images = [Image.fromarray(frame).quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
-    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+def _encode_animation(path: Path, frames: Sequence[Image.Image], fps: float, suffix: str, pause: int = 0) -> None:
+    """Write an animation whose frames begin as close to their times as the format allows."""
+    kind = suffix[1:].upper()
+    unit = _UNITS[kind]
+    begins = [round(1000 / unit * index / fps) * unit for index in range(len(frames) + 1)]
+    durations = [max(_SHORTEST[kind], end - begin) for begin, end in itertools.pairwise(begins)]
+    durations[-1] += pause
+    options: dict[str, Any] = {"quality": 90, "method": 4}
+    if kind == "GIF":
+        frames, options = [frame.quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames], {}
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, **options)
+
+
+def _ground(labels: Sequence[str], height: int, columns: int) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """Draw labels under tiles of `height`; return the picture and the corners of the tiles."""
+    font = ImageFont.load_default(size=13)
+    texts = [_wrapped(label, font, _TILE) for label in labels]
+    corners, top = [], _MARGIN
+    for start in range(0, len(texts), columns):
+        row = texts[start : start + columns]
+        corners += [(_MARGIN + column * (_TILE + _MARGIN), top) for column in range(len(row))]
+        top += height + max(map(len, row)) * _LINE + 2 * _MARGIN
+    ground = Image.new("RGB", (columns * (_TILE + _MARGIN) + _MARGIN, top), _GROUND)
+    pen = ImageDraw.Draw(ground)
+    for (left, upper), lines in zip(corners, texts, strict=True):
+        pen.text((left, upper + height + 4), "\n".join(lines), fill=_INK, font=font, spacing=2)
+    return ground, corners
+
+
+def _wrapped(label: str, font: Any, width: int) -> list[str]:
+    """Break a label into lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    lines = [""]
+    for word in label.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    cut = len(lines) > _MOST_LINES
+    lines = lines[:_MOST_LINES]
+    lines[-1] += "…" if cut else ""
+    for number, line in enumerate(lines):
+        while font.getlength(lines[number]) > width and len(line) > 1:
+            line = line.rstrip("…")[:-1]
+            lines[number] = line + "…"
+    return lines
 
 
 def _strip(label: str, video: UInt8[np.ndarray, "t h w 3"], columns: int) -> Image.Image:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Key, Num, UInt8, UInt32
 
 from motionaura_jax.core import memory
-from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.errors import UserError, nearest
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 from motionaura_jax.models.autoencoders.geometry import Size
@@ -27,7 +27,7 @@ from motionaura_jax.weights import hub, steps
 from motionaura_jax.weights.checksum import digest
 from motionaura_jax.weights.load import Loaded
 
-_BATCH = 8  # videos that a device usually generates together
+BATCH = 8  # videos that a device usually generates together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class Pipeline(abc.ABC):
           UserError: names the flag that is furthest from the training clips, and its largest value that fits.
         """
         bucket = self.recipe.data.all_buckets()[0]
-        usual = {"num_frames": bucket.num_frames, "height": bucket.height, "width": bucket.width, "batch_size": _BATCH}
+        usual = {"num_frames": bucket.num_frames, "height": bucket.height, "width": bucket.width, "batch_size": BATCH}
         given = {**dict(zip(usual, settings.size, strict=False)), "batch_size": settings.batch_size}
         name = max(given, key=lambda key: given[key] / usual[key])
 
@@ -160,6 +160,42 @@ class Pipeline(abc.ABC):
           UserError: the autoencoder cannot make this size; names the nearest possible values.
         """
         return self._length("num_frames", num_frames), self._length("height", height), self._length("width", width)
+
+    def settings(
+        self,
+        *,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        fps: float | None = None,
+        seed: int = 0,
+        window_frames: int | None = None,
+        batch_size: int = 1,
+        **sampling: Any,
+    ) -> Settings:
+        """Return settings of a call; None stands for the value in training.
+
+        Args:
+          sampling: keys of `recipe.sample`, such as `num_inference_steps` and `guidance_scale`.
+
+        Raises:
+          UserError: an unknown key, or a value that is invalid or that this model cannot make.
+        """
+        known = self.recipe.sample.sampling
+        for name in sampling:
+            if name not in known:
+                raise UserError(f"{name}: no such setting of sampling{nearest(name, known)}")
+        size = self.size(num_frames, height, width)
+        return Settings(
+            size=size,
+            fps=fps or self.recipe.data.rates[0],
+            seed=seed,
+            sample=dataclasses.replace(
+                self.recipe.sample, **{name: value for name, value in sampling.items() if value is not None}
+            ),
+            window=self.window(window_frames, size[0]),
+            batch_size=batch_size,
+        )
 
     def window(self, frames: int | None, num_frames: int) -> int:
         """Return the frames generated at once: `frames`, else at most the longest clips that the model was trained on.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageSequence
 from rich.progress import track
 
 from motionaura_jax.core import cli
@@ -99,7 +100,7 @@ class Target:
 def write(
     pipeline: Pipeline, targets: Sequence[Target], settings: Settings, sheet: Path, *, overwrite: bool
 ) -> list[Target]:
-    """Generate and write the missing videos, and a contact sheet of the first targets.
+    """Generate and write the missing videos, and a sheet of the first targets: a `.png` of frames, or an animation.
 
     Returns:
       The targets that this call generated.
@@ -107,6 +108,8 @@ def write(
     Raises:
       UserError: a file blocks a path, is damaged, or cannot be written; the check comes before the first video.
     """
+    if any(sheet in (*target.files, target.sidecar) for target in targets):
+        raise UserError(f"{sheet}: is the name of a video and of the sheet; choose another --sheet")
     left = [target for target in targets if overwrite or not target.is_done()]
     media.check_free(sheet, overwrite=overwrite or any(target.is_ours for target in targets))
     if left or not sheet.exists():
@@ -128,16 +131,42 @@ def write(
             (shown(target.label), generated[path] if (path := target.path) in generated else _read(target))
             for target in first
         ]
-        media.contact_sheet(rows, sheet)
+        if sheet.suffix.lower() == ".png":
+            media.contact_sheet(rows, sheet)
+        else:
+            media.moving_sheet(rows, sheet, settings.fps)
     return left
 
 
 def _read(target: Target) -> UInt8[np.ndarray, "t h w 3"]:
     """Read the frames of a video from an earlier call, without the padding of an .mp4."""
-    if target.path.suffix.lower() == ".npz":
-        return _read_npz(target)
+    suffix = target.path.suffix.lower()
+    if suffix in (".npz", ".webp"):
+        return _read_npz(target) if suffix == ".npz" else _read_webp(target)
     frames = np.concatenate([read_video(file)[0] for file in target.files])
     return frames[:, : target.record["height"], : target.record["width"]]
+
+
+def _read_webp(target: Target) -> UInt8[np.ndarray, "t h w 3"]:
+    """Read the frames of an animation, in which equal neighbors are stored once, if it is of the size in the sidecar."""
+    remedy, record = "remove it and run the same command again", target.record
+    count, *size = (record[name] for name in ("num_frames", "width", "height"))
+    check_regular(target.path, limit=2 * 3 * math.prod((count, *size)) + _MAX_HEADER, remedy=remedy)
+    try:
+        with Image.open(target.path, formats=["WEBP"]) as image:
+            if image.size != tuple(size) or image.n_frames > count:
+                raise ValueError(
+                    f"holds {image.n_frames} frames of {image.size}, {count} of {tuple(size)} were expected"
+                )
+            frames, ends, elapsed = [], [], 0.0
+            for frame in ImageSequence.Iterator(image):
+                frames.append(np.asarray(frame.convert("RGB")))
+                elapsed += frame.info.get("duration", 0)  # a still picture has none
+                ends.append(round(elapsed * record["fps"] / 1000))
+        ends[-1] = count
+        return np.repeat(np.stack(frames), np.diff([0, *ends]), axis=0)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{target.path}: is damaged ({error}); {remedy}") from error
 
 
 def _read_npz(target: Target) -> UInt8[np.ndarray, "t h w 3"]:

@@ -11,14 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float32, Int32, UInt8
 
+from motionaura_jax import assets
 from motionaura_jax.conditioning.text import warn_of_words
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.diffusion.likelihood import nelbo
 from motionaura_jax.exporters import adapter
 from motionaura_jax.ops.cross_entropy import cross_entropy
 from motionaura_jax.parallel.config import MeshConfig
-from motionaura_jax.pipelines.base import Pipeline, Settings, window_starts
+from motionaura_jax.pipelines.base import BATCH, Pipeline, Settings, window_starts
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.systems.loading import load
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig
@@ -47,7 +49,7 @@ class TextToVideo(Pipeline):
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path = assets.SCENES,
         tokenizer: str = "",
         mesh: MeshConfig = MeshConfig(),  # noqa: B008
         text_encoder: str = "",
@@ -56,7 +58,7 @@ class TextToVideo(Pipeline):
         """Open a checkpoint.
 
         Args:
-          checkpoint: workdir, step folder or release folder.
+          checkpoint: workdir, step folder or release folder; by default the included model of rendered scenes.
           tokenizer, text_encoder: paths of these parts, if they have moved since training.
           mesh: see `Pipeline`.
           lora: folder of an adapter to apply to the model.
@@ -70,6 +72,33 @@ class TextToVideo(Pipeline):
         recipe: Any = loaded.recipe
         recipe = recipe.with_text_encoder(text_encoder) if text_encoder else recipe
         super().__init__(checkpoint, loaded, recipe, autoencoder=tokenizer, mesh=mesh)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str = "",
+        *,
+        num_videos_per_prompt: int = 1,
+        **settings: Any,
+    ) -> UInt8[np.ndarray, "b t h w 3"]:
+        """Generate videos; all arguments are those of `motionaura sample` and give the same videos.
+
+        Args:
+          prompt: one text or several; the place in the sequence seeds its videos, as a line of a prompts file does.
+          settings: see `Pipeline.settings`.
+
+        Raises:
+          UserError: no prompt, or a setting that is invalid or that this model cannot make.
+        """
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        prompts = [Prompt(text=text, negative=negative_prompt, position=place) for place, text in enumerate(texts)]
+        jobs = [Job(prompt=one, number=number) for one in prompts for number in range(num_videos_per_prompt)]
+        if not jobs:
+            raise UserError("nothing to generate; give at least one prompt and num_videos_per_prompt=1")
+        chosen = self.settings(**{"batch_size": min(BATCH, len(jobs)), **settings})
+        self.check_memory(chosen)
+        self.check(prompts, chosen.sample, chosen.fps)
+        return np.stack(list(self.generate(jobs, chosen)))
 
     def check(self, prompts: Sequence[Prompt], sample: SampleConfig, fps: float | None = None) -> None:
         """Warn about prompts and settings that will not have the intended effect."""

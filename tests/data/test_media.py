@@ -9,10 +9,18 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.data.media import check_output, check_suffix, contact_sheet, write_json, write_text, write_video
+from motionaura_jax.data.media import (
+    check_output,
+    check_suffix,
+    contact_sheet,
+    moving_sheet,
+    write_json,
+    write_text,
+    write_video,
+)
 from motionaura_jax.data.video import read_clip, read_video
 
 
@@ -69,6 +77,22 @@ def test_gif_keeps_time(tmp_path: Path, fps: float) -> None:
     assert psnr(read_clip(tmp_path / "a.gif", start=0, fps=fps, num_frames=12), video) > 27
 
 
+@pytest.mark.parametrize("fps", [8.0, 29.97])
+def test_webp_keeps_time_and_loops(tmp_path: Path, fps: float) -> None:
+    video = smooth_video(12)
+    write_video(tmp_path / "a.webp", video, fps)
+    with Image.open(tmp_path / "a.webp") as image:
+        assert (image.n_frames, image.size, image.info["loop"]) == (12, (48, 32), 0)
+        frames, durations = [], []
+        for frame in ImageSequence.Iterator(image):
+            frames.append(np.asarray(frame.convert("RGB")))
+            durations.append(frame.info["duration"])
+    assert sum(durations) == pytest.approx(12_000 / fps, abs=1)
+    assert psnr(np.stack(frames), video) > 32
+    with pytest.raises(UserError, match=r"b\.webp: a \.webp has at most 16383 pixels a side; write \.mp4 or \.png"):
+        write_video(tmp_path / "b.webp", np.zeros((1, 2, 2**14, 3), np.uint8), fps)
+
+
 def test_npz_and_png_are_exact(tmp_path: Path) -> None:
     video = smooth_video(3)
     write_video(tmp_path / "a.npz", video, 12.5)
@@ -116,7 +140,7 @@ def test_impossible_videos(tmp_path: Path, frames: np.ndarray, fps: float) -> No
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "gif", "npz", "png"])
+@pytest.mark.parametrize("suffix", ["mp4", "gif", "webp", "npz", "png"])
 def test_full_disk_leaves_nothing(tmp_path: Path, suffix: str) -> None:
     """A file size limit makes a real write fail midway."""
     program = f"""
@@ -172,6 +196,36 @@ def test_contact_sheet_shows_evenly_spaced_frames(tmp_path: Path) -> None:
         contact_sheet(rows, tmp_path / "sheet.mp4")
     with pytest.raises(ValueError, match="at least one row"):
         contact_sheet([], tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_moving_sheet_plays_all_videos_together(tmp_path: Path, suffix: str) -> None:
+    levels = np.array([0, 80, 160, 240], np.uint8)
+    long = np.broadcast_to(levels[:, None, None, None], (4, 24, 48, 3))
+    label = (
+        "a label of so many words that it needs more than three lines of the width of a tile, and then some words more"
+    )
+    rows = [("one", long), (label, long[:2]), ("three", long[:, :, :16])]
+    path = moving_sheet(rows, tmp_path / f"sheet{suffix}", fps=8.0, columns=2)
+    with Image.open(path) as image:
+        assert image.n_frames == 4 and image.width == 2 * 192 + 3 * 8
+        frames = []
+        for frame in ImageSequence.Iterator(image):
+            frames.append(np.asarray(frame.convert("RGB")).astype(int))
+        assert frame.info["duration"] == pytest.approx(125 + 500, abs=5)
+    second_row = 8 + 96 + 3 * 16 + 16
+    for corner, shown in (((8, 8), levels), ((8, 208), levels[[0, 1, 1, 1]]), ((second_row, 8), levels)):
+        middle = [float(frame[corner[0] + 48, corner[1] + 16].mean()) for frame in frames]
+        assert np.abs(np.array(middle) - shown).max() < 8
+    assert np.abs(frames[3][second_row + 48, 8 + 100] - (24, 26, 31)).max() < 8, "a narrow video leaves the ground"
+    assert (frames[0][8 + 96 : second_row, 208:] > 150).any(), "the label is drawn"
+
+
+def test_moving_sheets_refuse_what_they_cannot_write(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a moving sheet is an animation; end the name in \.webp or \.gif"):
+        moving_sheet([("a", smooth_video())], tmp_path / "a.png", 8.0)
+    with pytest.raises(ValueError, match="at least one row"):
+        moving_sheet([], tmp_path / "a.webp", 8.0)
 
 
 def test_taken_names_and_wrong_suffixes_are_refused_before_any_work(tmp_path):

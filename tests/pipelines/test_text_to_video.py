@@ -247,3 +247,23 @@ def test_the_tokenizer_may_move_but_must_be_the_same(workdirs, pipeline, tmp_pat
         TextToVideo(folder, "ftp://host/tokenizer")
     with pytest.raises(UserError, match="is needed; name the tokenizer"):
         TextToVideo(folder, str(tiny.save_tokenizer(tmp_path / "other", codebook_size=8)))
+
+
+def test_a_call_gives_the_videos_of_the_command(pipeline):
+    texts = ["a red circle", "a blue square"]
+    sampling = {"num_frames": 4, "seed": 3, "num_inference_steps": 2, "guidance_scale": 2.0}
+    videos = pipeline(texts, "green", num_videos_per_prompt=2, batch_size=2, **sampling)
+    prompts = [Prompt(text=text, negative="green", position=place) for place, text in enumerate(texts)]
+    jobs = [Job(prompt=prompt, number=number) for prompt in prompts for number in range(2)]
+    expected = list(pipeline.generate(jobs, pipeline.settings(batch_size=2, **sampling)))
+    np.testing.assert_array_equal(videos, expected)
+    assert videos.shape == (4, *pipeline.size(4), 3) and videos.dtype == np.uint8
+
+
+def test_a_call_refuses_what_it_cannot_do(pipeline):
+    with pytest.raises(UserError, match=r"guidence_scale: no such setting of sampling; did you mean 'guidance_scale'"):
+        pipeline("a red circle", guidence_scale=2.0)
+    with pytest.raises(UserError, match="nothing to generate"):
+        pipeline([])
+    with pytest.raises(UserError, match=r"temperature=-1"):
+        pipeline("a red circle", temperature=-1.0)
