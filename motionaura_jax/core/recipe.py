@@ -62,7 +62,7 @@ class DataConfig(Checked):
     flip: Share = 0.0
     threads: Threads = 4
     scenes: Files = 512
-    scene_style: Literal["easy", "full", "world"] = "full"
+    scene_style: Literal["easy", "full", "places", "world"] = "full"
 
     def __post_init__(self) -> None:
         super().__post_init__()

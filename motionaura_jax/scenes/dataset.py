@@ -21,7 +21,7 @@ from motionaura_jax.data.media import write_json, write_text, write_video
 from motionaura_jax.scenes import renderer
 from motionaura_jax.scenes import scene as vocabulary
 from motionaura_jax.scenes.scene import Background, Scene, SceneObject, attributes, caption
-from motionaura_jax.scenes.world import make_world
+from motionaura_jax.scenes.world import DETAILS, make_world
 
 Combination = tuple[str, str, str]
 
@@ -51,6 +51,7 @@ class SceneOptions:
         of the frame halfway through the clip.
       world: scenes with more than their captions tell, see `scenes.world`; ignores `backgrounds`, `sizes`, `two_objects` and
         `spread`.
+      details: what scenes of the world style have besides place, speed and phase; any of `world.DETAILS`.
 
     Raises:
       UserError: an unknown or missing value, or values too few for both splits.
@@ -65,6 +66,7 @@ class SceneOptions:
     two_objects: float = 0.0
     spread: float = 1.0
     world: bool = False
+    details: tuple[str, ...] = DETAILS
 
     def __post_init__(self) -> None:
         for name, values in _VOCABULARY.items():
@@ -86,6 +88,10 @@ PRESETS = {
     "easy": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "navy"), spread=0.0),
     "full": SceneOptions(two_objects=0.25),
     "world": SceneOptions(sizes=("large",), backgrounds=("plain",), background_colors=("gray", "teal"), world=True),
+    # The same without textures, patterns, shadows and second objects: place, speed and phase alone are free.
+    "places": SceneOptions(
+        sizes=("large",), backgrounds=("plain",), background_colors=("gray", "teal"), world=True, details=()
+    ),
 }
 
 
@@ -185,7 +191,7 @@ def make_scene(index: int, *, split: str, options: SceneOptions, seed: int = 0) 
     combination = _balanced_order(pool, seed, epoch)[position]
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     if options.world:
-        return make_world(rng, combination, pool, options.background_colors)
+        return make_world(rng, combination, pool, options.background_colors, options.details)
     background = Background(
         kind=options.backgrounds[rng.integers(len(options.backgrounds))],
         color=options.background_colors[rng.integers(len(options.background_colors))],

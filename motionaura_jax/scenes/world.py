@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from motionaura_jax.scenes import renderer, scene
 from motionaura_jax.scenes.scene import Background, Pattern, Scene, SceneObject
 
+DETAILS = ("texture", "ground", "extra")  # of the object, of the background, and a shadow or a second object
 FAR = 10.0  # depth of the background
 SPEEDS = (0.8, 1.2)  # from 0.75 on, the reader is sure of a motion
 _GROWTH_PHASES = (-0.06, 0.06)
@@ -32,11 +33,13 @@ def make_world(
     combination: tuple[str, str, str],
     pool: Sequence[tuple[str, str, str]],
     background_colors: Sequence[str],
+    details: Sequence[str] = DETAILS,
 ) -> Scene:
     """Return a scene with everything random but color, shape and motion of the main object, which `combination` gives.
 
     Args:
       pool: combinations from which a second object, which stays still, takes its color and shape.
+      details: which of DETAILS the scene may have; all else is the same without the others.
     """
     main = _main_object(rng, combination)
     background = Background(kind="plain", color=_pick(rng, background_colors), pattern=_ground(rng))
@@ -51,6 +54,15 @@ def make_world(
         objects = (main, _second_object(rng, main, pool))
         applicable += ["second_color", "second_shape"]
     mentions = tuple(name for name in applicable if rng.random() < _MENTIONED)
+    if "texture" not in details:
+        objects = tuple(dataclasses.replace(item, texture=None) for item in objects)
+        mentions = tuple(name for name in mentions if name != "texture")
+    if "ground" not in details:
+        background = dataclasses.replace(background, pattern=None)
+        mentions = tuple(name for name in mentions if name != "background")
+    if "extra" not in details:
+        objects, shadow = objects[:1], None
+        mentions = tuple(name for name in mentions if name not in ("shadow", "second_color", "second_shape"))
     return Scene(
         objects=objects,
         background=background,
