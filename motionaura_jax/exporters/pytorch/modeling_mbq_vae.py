@@ -272,7 +272,7 @@ class Encoder(nn.Module):
         if config.stem == "conv":
             self.stem = Conv3d(config, 3, channels[0], (1, 3, 3), (1, 2, 2))
         else:
-            self.stem = Conv3d(config, 3 * math.prod(config.patch), channels[0], (3, 3, 3))
+            self.stem = Conv3d(config, 3 * math.prod(config.patch), channels[0], (1, 1, 1))
         self.levels = nn.ModuleList(map(Level, [config] * len(channels), channels, config.enc_mb, config.enc_inc))
         self.down = nn.ModuleList(
             Conv3d(config, channels[i], channels[i + 1], (3, 3, 3), (factor, 2, 2))
@@ -307,7 +307,7 @@ class Decoder(nn.Module):
         if config.stem == "conv":
             self.output = nn.ConvTranspose3d(channels[0], 3, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
         else:
-            self.output = Conv3d(config, channels[0], 3 * math.prod(config.patch), (3, 3, 3))
+            self.output = Conv3d(config, channels[0], 3 * math.prod(config.patch), (1, 1, 1))
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.levels[-1](self.head(self.project(z)))

@@ -189,13 +189,12 @@ class MBQVAEConfig(Checked):
 
     def _reach(self, num_mb: tuple[int, ...], num_inception: tuple[int, ...]) -> int:
         # Count temporal kernels of radius 1, in video frames: two per MBConv, two or three per inception block, one per
-        # resampling, one next to the latent, one next to patches.  Causal kernels reach twice as far, into the past alone,
+        # resampling, one next to the latent.  Causal kernels reach twice as far, into the past alone,
         # and the first cell is short.
         inception = 3 if self.inception_final == 3 else 2
         spacings = list(itertools.accumulate((self.stem_time, *self.time_factors), operator.mul))
         blocks = sum(n * (2 * mb + inception * inc) for n, mb, inc in zip(spacings, num_mb, num_inception, strict=True))
-        stem = 0 if self.stem == "conv" else self.stem_time
-        frames = blocks + stem + sum(spacings[1:]) + spacings[-1]
+        frames = blocks + sum(spacings[1:]) + spacings[-1]
         return 1 + -(-2 * frames // self.t_stride) if self.causal else -(-frames // self.t_stride)
 
 

@@ -44,7 +44,7 @@ def _stem(config: MBQVAEConfig, video: Float[Array, "b T H W 3"]) -> Float[Array
     if config.stem == "conv":
         return conv(config, config.channels[0], (1, 3, 3), strides=(1, 2, 2), name="stem")(video)
     patches = to_patches(video, config.patch, config.stem, causal=config.causal)
-    return conv(config, config.channels[0], (3, 3, 3), name="stem")(patches)
+    return conv(config, config.channels[0], (1, 1, 1), name="stem")(patches)
 
 
 def _output(config: MBQVAEConfig, x: Float[Array, "b t h w c"]) -> Float[Array, "b T H W 3"]:
@@ -53,7 +53,7 @@ def _output(config: MBQVAEConfig, x: Float[Array, "b t h w c"]) -> Float[Array, 
         return TransposedConv1x4x4(3, impl=config.transpose_impl, dtype=jnp.dtype(config.dtype), name="output")(x)
     # Equal phases of pixels avoid blocks early in training; the channels of a Haar packet are no phases.
     init = {"kernel_init": equal_phases(math.prod(config.patch))} if config.stem == "patch" else {}
-    patches = conv(config, 3 * math.prod(config.patch), (3, 3, 3), name="output", **init)(x)
+    patches = conv(config, 3 * math.prod(config.patch), (1, 1, 1), name="output", **init)(x)
     return from_patches(patches, config.patch, config.stem, causal=config.causal)
 
 
