@@ -47,8 +47,8 @@ class DataConfig(Checked):
       flip: probability of mirroring a training clip left to right; unsuitable for captions that name sides or directions.
       threads: number of reader threads.
       scenes: number of training scenes to render if `manifest` is "scenes".
-      scene_style: "easy" (one large object near the middle of a plain background), "full", or "world" (captions name only a
-        part of what is seen).
+      scene_style: "easy" (one large object near the middle of a plain background), "full", "places" (captions leave place,
+        speed and phase open), or "world" (captions name only a part of what is seen).
     """
 
     manifest: Place = SCENES

@@ -140,16 +140,20 @@ def _second_object(rng: np.random.Generator, main: SceneObject, pool: Sequence[t
 
 
 def variation(
-    original: Scene, seed: int, pool: Sequence[tuple[str, str, str]], background_colors: Sequence[str]
+    original: Scene,
+    seed: int,
+    pool: Sequence[tuple[str, str, str]],
+    background_colors: Sequence[str],
+    details: Sequence[str] = DETAILS,
 ) -> Scene:
-    """Return a scene of the world style with the caption of another one, and everything else random.
+    """Return a scene of the world style with the caption of another one, and everything else that `details` allow random.
 
     A sampler that mixes the two has followed its prompt, and has not decided for one video.
     """
     rng = np.random.default_rng((seed, 0, 0, 1))  # no scene of a set has a seed of four numbers
     item, wanted = original.objects[0], scene.caption(original)
     while True:
-        other = make_world(rng, (item.color, item.shape, item.motion), pool, background_colors)
+        other = make_world(rng, (item.color, item.shape, item.motion), pool, background_colors, details)
         other = dataclasses.replace(other, template=original.template, mentions=original.mentions)
         if scene.caption(other) == wanted:
             return other

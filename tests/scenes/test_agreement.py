@@ -93,6 +93,17 @@ def test_mixtures_of_two_scenes_with_one_caption_do_not_agree(cells):
     assert _passed(12, cells=cells) == 0
 
 
+def test_places_agree_and_their_mixtures_do_not():
+    places, rng, mixed = PRESETS["places"], np.random.default_rng(1), []
+    for index in range(12):
+        scene = make_scene(index, split="train", options=places, seed=7)
+        other = variation(scene, index, combinations("train", places), places.background_colors, places.details)
+        video = render(scene)
+        assert read_scene(video, world=True).world.agreement.overall
+        mixed.append(read_scene(_mixed(video, render(other), rng, True), world=True).world.agreement.overall)
+    assert sum(mixed) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cells", [False, True])
 def test_at_most_5_of_100_mixtures_agree(cells):

@@ -64,6 +64,18 @@ def test_captions_name_the_main_object_and_only_what_is_mentioned():
     assert seen == set(vocabulary.MENTIONS)
 
 
+def test_places_are_worlds_without_their_details():
+    places = PRESETS["places"]
+    for index in range(40):
+        scene, world = make_scene(index, split="train", options=places), _world(index)
+        item, other = scene.objects[0], world.objects[0]
+        assert item == dataclasses.replace(other, texture=None) and len(scene.objects) == 1
+        assert scene.shadow is scene.background.pattern is None
+        assert set(scene.mentions) == set(world.mentions) & {"background_color"}
+        words = caption(scene).replace(",", "").split()
+        assert not {"shadow", "next", "striped", "dotted", "plain"} & set(words)
+
+
 def test_a_variation_has_the_caption_and_another_world():
     for index in range(20):
         scene = _world(index)
