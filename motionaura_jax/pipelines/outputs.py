@@ -154,10 +154,9 @@ def _read_webp(target: Target) -> UInt8[np.ndarray, "t h w 3"]:
     check_regular(target.path, limit=2 * 3 * math.prod((count, *size)) + _MAX_HEADER, remedy=remedy)
     try:
         with Image.open(target.path, formats=["WEBP"]) as image:
-            if image.size != tuple(size) or image.n_frames > count:
-                raise ValueError(
-                    f"holds {image.n_frames} frames of {image.size}, {count} of {tuple(size)} were expected"
-                )
+            found = getattr(image, "n_frames", 1)
+            if image.size != tuple(size) or found > count:
+                raise ValueError(f"holds {found} frames of {image.size}, {count} of {tuple(size)} were expected")
             frames, ends, elapsed = [], [], 0.0
             for frame in ImageSequence.Iterator(image):
                 frames.append(np.asarray(frame.convert("RGB")))
