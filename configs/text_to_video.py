@@ -80,7 +80,7 @@ PRESETS = {
         "model.folded_training": True,
         "token_cache": 8192,
         "data.scenes": 1024,
-        "data.scene_style": "easy",
+        "data.scene_style": "places",
         "data.batch_size": 16,
         "optimizer.name": "muon",
         "optimizer.learning_rate": 4e-3,
