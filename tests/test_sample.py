@@ -15,7 +15,7 @@ from motionaura_jax.core import memory
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.data import media
 from motionaura_jax.data.video import probe
-from motionaura_jax.pipelines import outputs
+from motionaura_jax.pipelines import outputs, text_to_video
 from motionaura_jax.systems.text_to_video.recipe import SampleConfig
 from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from tests.systems import tiny
@@ -27,6 +27,25 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tiny.save_untrained(folder, **tiny.text_to_video(tokenizer))
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def opened_once():
+    """Open each checkpoint once, so that its programs are traced once.
+
+    Tests that forbid device work share a pipeline of their own, which never places its weights.
+    """
+    original, opened = text_to_video.TextToVideo, {}
+
+    def opening(*args):
+        key = (*args, TextToVideoSystem.for_inference)
+        if key not in opened:
+            opened[key] = original(*args)
+        return opened[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_to_video, "TextToVideo", opening)
+        yield
 
 
 def run(checkpoint, *flags):
