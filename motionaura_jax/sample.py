@@ -1,6 +1,6 @@
 """Generate videos from text with a trained model.
 
-python -m motionaura_jax.sample --checkpoint=runs/t2v --prompt="a large red circle moves up" --output=out.mp4
+python -m motionaura_jax.sample --checkpoint=runs/t2v --prompt="a red circle moves up" --output=out.mp4
 """
 
 import argparse

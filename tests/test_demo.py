@@ -91,7 +91,9 @@ def test_the_same_command_goes_on_where_it_ended(finished, capsys, monkeypatch):
     rows = {row["attribute"]: row for row in result["adherence"]}
     assert {"color", "motion", "shape"} <= rows.keys() and "background" not in rows
     for row in rows.values():
-        assert row["n"] == 3 and row["low"] <= row["share"] <= row["high"] and 0 <= row["tokenizer_share"] <= 1
+        mentioned = row["attribute"] == "background_color"  # by some captions of the style `places` only
+        assert row["n"] == (1 if mentioned else 3) and row["low"] <= row["share"] <= row["high"]
+        assert 0 <= row["tokenizer_share"] <= 1
         assert 0 <= row["one_step_share"] <= 1
     assert {name: len(row) for name, row in result["bounds"].items()} == dict.fromkeys(demo_page.BOUNDS, 4)
     assert np.isfinite(result["tokenizer_psnr"]) and result["page"] == str(finished / "index.html")
@@ -227,7 +229,8 @@ def test_an_untrained_model_is_measured_like_any_other(finished):
     pipeline = TextToVideo(finished / "text_to_video")
     prompts = adherence.prompts_for(pipeline, 3)
     drawn = adherence.measure(pipeline, prompts, seeds=2, keep=2)
-    assert {row.n for row in drawn.rows} == {6} and [one.prompt for one in drawn.shown] == [p for p, _ in prompts[:2]]
+    assert {row.n for row in drawn.rows if row.attribute != "background_color"} == {6}
+    assert [one.prompt for one in drawn.shown] == [p for p, _ in prompts[:2]]
     kept = adherence.measure_tokenizer(pipeline, prompts, keep=1)
     (one,) = kept.shown
     np.testing.assert_array_equal(

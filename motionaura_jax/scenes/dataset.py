@@ -296,10 +296,10 @@ def write_scenes(
     size = {"num_frames": num_frames, "height": height, "width": width}
     settings = {"version": _VERSION, "count": count, "split": split, "seed": seed, "fps": fps, **size}
     settings["options"] = {
-        # Sets from before there was a style `world` do not name it.
+        # Sets from before there were these options do not name them.
         name: value
         for name, value in dataclasses.asdict(options).items()
-        if (name, value) != ("world", False)
+        if (name, value) not in (("world", False), ("details", DETAILS))
     }
     lossless = lossless and not _is_marked(folder, _digest(settings))
     settings |= {"lossless": True} if lossless else {}

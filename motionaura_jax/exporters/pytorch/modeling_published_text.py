@@ -2,7 +2,7 @@
 
 tokenizer = PublishedTokenizer.from_pretrained("FOLDER/tokenizer")
 encoder = PublishedT5.from_pretrained("FOLDER/text_encoder")
-ids = tokenizer(["a large red circle moves up"])
+ids = tokenizer(["a red circle moves up"])
 features = encoder(ids, ids != tokenizer.pad)
 """
 

@@ -3,7 +3,7 @@
 from pipeline_motionaura import MotionAuraPipeline, export_to_video
 
 pipe = MotionAuraPipeline.from_pretrained("FOLDER")
-video = pipe("a large red circle moves up", seed=0).frames[0]
+video = pipe("a red circle moves up", seed=0).frames[0]
 export_to_video(video, "out.mp4", fps=8)
 """
 
