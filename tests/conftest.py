@@ -3,9 +3,11 @@
 They are environment variables, set before anything imports JAX, so that child processes inherit them.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -49,6 +51,28 @@ def optimizations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Trace the shapes of each network once per process, although tests open hundreds of checkpoints."""
+    import jax
+
+    from motionaura_jax.core import config
+    from motionaura_jax.weights.load import Checkpoint
+
+    original: Any = Checkpoint.abstract
+    traced: dict[str, Any] = {}
+
+    def abstract(self: Checkpoint, system: Any) -> Any:
+        key = json.dumps([type(system).__qualname__, len(self._shapes), config.to_dict(system.recipe)], default=str)
+        if key not in traced:
+            traced[key] = original(self, system)
+        return jax.tree.map(lambda leaf: leaf, traced[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "abstract", abstract)
+        yield
 
 
 @pytest.fixture(scope="session")

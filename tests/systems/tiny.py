@@ -1,5 +1,9 @@
 """The smallest tokenizer and text-to-video model, untrained, as checkpoints on disk."""
 
+import atexit
+import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -34,13 +38,22 @@ def perturb(params, scale: float):
     return jax.tree.unflatten(tree, [leaf + scale * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
 
 
+_states, _tokenizers = {}, {}  # of this process, by the settings that made them
+
+
 def save_untrained(folder: Path, noise: float = 0.0, **values):
-    """Write step 0 of a run to `folder`, its weights `perturb`ed by `noise`, and return the system."""
+    """Write step 0 of a run to `folder`, its weights `perturb`ed by `noise`, and return the system.
+
+    The weights of equal recipes are computed once per process.
+    """
     system_class = registry.system_class(values["system"])
     system = system_class(config.build(system_class.Recipe, values))
     store = checkpoint.Checkpoints(folder, CheckpointConfig(), config.to_dict(system.recipe))
-    optimize = optimizer.build(system.recipe.optimizer, 1)
-    current = jax.jit(lambda: state.create(system, optimize, 0))()
+    key = json.dumps({**config.to_dict(system.recipe), "tokenizer": ""}, sort_keys=True, default=str)
+    if key not in _states:
+        optimize = optimizer.build(system.recipe.optimizer, 1)
+        _states[key] = jax.jit(lambda: state.create(system, optimize, 0))()
+    current = _states[key]
     noisy = state.restart(current, perturb(current.params, noise), current.extra) if noise else current
     store.save(noisy, checkpoint.Continuation())
     store.close()
@@ -48,8 +61,14 @@ def save_untrained(folder: Path, noise: float = 0.0, **values):
 
 
 def save_tokenizer(folder: Path, **model) -> Path:
-    """Write an untrained tokenizer; `model` replaces settings."""
-    save_untrained(folder, system="mbq_vae", model={**TOKENIZER, **model})
+    """Write an untrained tokenizer; `model` replaces settings. Equal ones are copies of the first of this process."""
+    key = json.dumps(model, sort_keys=True)
+    before = _tokenizers.get(key)
+    if before is None:
+        before = _tokenizers[key] = Path(tempfile.mkdtemp()) / "tokenizer"
+        atexit.register(shutil.rmtree, before.parent, ignore_errors=True)
+        save_untrained(before, system="mbq_vae", model={**TOKENIZER, **model})
+    shutil.copytree(before, folder, dirs_exist_ok=True)
     return folder
 
 
