@@ -86,10 +86,10 @@ PRESETS = {
         "optimizer.learning_rate": 4e-3,
         "optimizer.b2": 0.96,
         "optimizer.warmup_steps": 30,
-        "train.steps": 600,
+        "train.steps": 1000,
         "train.ema_decay": 0.98,
         "checkpoint.every": 100,
-        "evaluate.every": 150,
+        "evaluate.every": 200,
         # Weak guidance and a low temperature: tokens of one video must agree with each other more than with their caption.
         "sample.num_inference_steps": 32,
         "sample.guidance_scale": 1.5,
