@@ -14,7 +14,13 @@ from jaxtyping import Bool, Float
 from motionaura_jax.scenes import renderer, scene
 from motionaura_jax.scenes.scene import Background, Pattern, Scene, SceneObject
 
-DETAILS = ("texture", "ground", "extra")  # of the object, of the background, and a shadow or a second object
+# What a scene may have besides place, speed and phase, with what captions may say of it; the last is a shadow or a second object.
+_SAID_OF = {
+    "texture": ("texture",),
+    "ground": ("background",),
+    "extra": ("shadow", "second_color", "second_shape"),
+}
+DETAILS = tuple(_SAID_OF)
 FAR = 10.0  # depth of the background
 SPEEDS = (0.8, 1.2)  # from 0.75 on, the reader is sure of a motion
 _GROWTH_PHASES = (-0.06, 0.06)
@@ -54,15 +60,15 @@ def make_world(
         objects = (main, _second_object(rng, main, pool))
         applicable += ["second_color", "second_shape"]
     mentions = tuple(name for name in applicable if rng.random() < _MENTIONED)
+    # Details are left out at the end, so that all else is the same with and without them.
     if "texture" not in details:
         objects = tuple(dataclasses.replace(item, texture=None) for item in objects)
-        mentions = tuple(name for name in mentions if name != "texture")
     if "ground" not in details:
         background = dataclasses.replace(background, pattern=None)
-        mentions = tuple(name for name in mentions if name != "background")
     if "extra" not in details:
         objects, shadow = objects[:1], None
-        mentions = tuple(name for name in mentions if name not in ("shadow", "second_color", "second_shape"))
+    unsaid = {name for detail, names in _SAID_OF.items() if detail not in details for name in names}
+    mentions = tuple(name for name in mentions if name not in unsaid)
     return Scene(
         objects=objects,
         background=background,

@@ -189,8 +189,8 @@ class MBQVAEConfig(Checked):
 
     def _reach(self, num_mb: tuple[int, ...], num_inception: tuple[int, ...]) -> int:
         # Count temporal kernels of radius 1, in video frames: two per MBConv, two or three per inception block, one per
-        # resampling, one next to the latent.  Causal kernels reach twice as far, into the past alone,
-        # and the first cell is short.
+        # resampling, one next to the latent.  Causal kernels reach twice as far, into the past alone, and the first
+        # cell is short.
         inception = 3 if self.inception_final == 3 else 2
         spacings = list(itertools.accumulate((self.stem_time, *self.time_factors), operator.mul))
         blocks = sum(n * (2 * mb + inception * inc) for n, mb, inc in zip(spacings, num_mb, num_inception, strict=True))
