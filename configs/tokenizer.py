@@ -104,13 +104,16 @@ PRESETS = {
     "patch": {"model.stem": "patch", "model.stem_space": 4, "model.stem_time": 2},
     "haar": {"model.stem": "haar", "model.stem_space": 4, "model.stem_time": 2},
 }
+_PATCHES = {"patch", "haar"}
 _OF_LEVELS = ("channels", "enc_mb", "enc_inc", "dec_mb", "dec_inc")
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """Return the values that differ from the defaults of `MBQVAERecipe`."""
     values = compose(BASE, PRESETS, variant)
-    if {"patch", "haar"} & set(variant.split(",")):
+    names = set(filter(None, variant.split(",")))
+    already = any("model.stem" in PRESETS[name] for name in names - _PATCHES)  # as in `demo`
+    if names & _PATCHES and not already:
         for name in _OF_LEVELS:
             values.model[name] = tuple(values.model.get(name, getattr(MBQVAEConfig, name)))[1:]
     return values

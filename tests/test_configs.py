@@ -109,6 +109,8 @@ def test_patches_take_the_place_of_the_first_level(size):
         model = build_model(config.read(f"configs/tokenizer.py:{size},{kind}{more}"))
         assert (model.stem, model.patch, model.strides) == (kind, (2, 4, 4), whole.strides)
         assert (model.channels, model.dec_mb) == (whole.channels[1:], whole.dec_mb[1:])
+    demo = build_model(config.read("configs/tokenizer.py:demo"))
+    assert build_model(config.read("configs/tokenizer.py:demo,haar")).strides == demo.strides
     assert build_model(config.read("configs/tokenizer.py:haar")) == build_model(
         config.read("configs/tokenizer.py:paper,haar")
     )
