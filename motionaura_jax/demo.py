@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from motionaura_jax import assets
-from motionaura_jax.core import cli, files
+from motionaura_jax.core import cli, files, process
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.limits import between
 from motionaura_jax.pipelines import demo_page
@@ -25,6 +25,7 @@ CONFIGS = {"tokenizer": "tokenizer:demo", "denoiser": "text_to_video:demo"}
 Prompts = Annotated[int, between(2, 10_000)]
 Seeds = Annotated[int, between(1, 1000)]
 TRAINED_ON = ("scene_style", "num_frames", "height", "width", "fps")
+DEVICES = 2  # that the CPU is split into; divides the batch sizes of both presets
 FULL = 4  # times the steps of the presets
 _OWN = {
     **dict.fromkeys(("seconds.json", "index.html", "tokenizer", "text_to_video"), 0),
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
+    process.split_cpu(DEVICES)
     output = getattr(args, "output", pathlib.Path("runs/demo_full" if args.full else "runs/demo"))
     files.check_folder(output)
     recipes = _continue(flags, args.full) if args.go_on else _from_scratch(flags, output / "tokenizer", args.full)

@@ -177,6 +177,16 @@ def set_up_compilation_cache() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+def split_cpu(devices: int) -> None:
+    """Present the CPU as several JAX devices, if it has as many cores; batches are then shared among the cores.
+
+    XLA runs most operations of small networks on one thread.  Nothing changes once JAX is loaded, with XLA_FLAGS set by the
+    user, or for accelerators.
+    """
+    if "jax" not in sys.modules and "XLA_FLAGS" not in os.environ and (os.cpu_count() or 1) >= devices:
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+
+
 def keep_freed_memory() -> bool:
     """Make the C library keep freed memory for the next step instead of returning it to the kernel.
 

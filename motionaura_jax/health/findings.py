@@ -165,7 +165,9 @@ def _variables(facts: Facts) -> Iterator[Finding]:
         if facts.environment.get(name, "").lower() not in ("", "0", "false"):
             yield _warning(f"{name}={facts.environment[name]}: {cost}", f"unset {name}")
     if "xla_force_host_platform_device_count" in facts.environment.get("XLA_FLAGS", ""):
-        yield _warning("XLA_FLAGS splits the CPU into virtual devices, for tests only", "unset XLA_FLAGS")
+        yield _warning(
+            "XLA_FLAGS splits the CPU into virtual devices, which only tests and the demo need", "unset XLA_FLAGS"
+        )
     plugins = any(facts.versions.get(name) for name in CUDA_PLUGINS)
     if plugins and "cuda" in facts.environment.get("LD_LIBRARY_PATH", "").lower():
         fault = "LD_LIBRARY_PATH contains CUDA libraries, which replace those of JAX"

@@ -162,3 +162,12 @@ def test_a_library_that_wraps_the_exception_of_a_signal_does_not_hide_it() -> No
     assert caught.value.signal == signal.SIGTERM
     with pytest.raises(ValueError, match="its own"), process.ended_by_signals():
         raise ValueError("its own")
+
+
+@pytest.mark.parametrize(("flags", "devices"), [(None, 2), ("--xla_force_host_platform_device_count=3", 3)])
+def test_a_cpu_is_split_unless_the_user_has_flags(flags, devices):
+    code = "from motionaura_jax.core import process; process.split_cpu(2); import jax; print(jax.local_device_count())"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"XLA_FLAGS": flags} if flags else {}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(run.stdout) == (devices if (os.cpu_count() or 1) >= 2 or flags else 1)
