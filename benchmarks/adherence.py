@@ -51,19 +51,18 @@ def _measure(
     values = config.override(config.to_dict(trained), flags, PREFIX)
     sample = config.build(type(trained), values, where="sample")
     prompts = adherence.prompts_for(pipeline, count)
-    drawn = adherence.measure(pipeline, prompts, seeds=seeds, sample=sample, keep=SHEET_ROWS)
-    single = adherence.measure(pipeline, prompts, seeds=seeds, sample=adherence.one_step(sample), keep=0)
-    kept = adherence.measure_tokenizer(pipeline, prompts)
-    obeyed, baseline, limits = ([row.to_dict() for row in part.rows] for part in (drawn, single, kept))
+    verdict = adherence.judge(pipeline, prompts, seeds=seeds, sample=sample, keep=SHEET_ROWS)
+    parts = verdict.generated, verdict.one_step, verdict.tokenizer
+    obeyed, baseline, limits = ([row.to_dict() for row in part.rows] for part in parts)
     cli.show_table(HEADER, [cells(row) for row in obeyed])
     cli.show_table(HEADER, [cells({**row, "attribute": f"one step: {row['attribute']}"}) for row in baseline])
     cli.show_table(HEADER, [cells({**row, "attribute": f"tokenizer alone: {row['attribute']}"}) for row in limits])
-    bounds = adherence.bounds(pipeline, prompts)
+    bounds = verdict.bounds
     shares = [f"{round(100 * (level + 1) / len(bounds['true']))} %" for level in range(len(bounds["true"]))]
     cli.show_table(
         ("nats per token, masked up to", *shares), [(n, *(f"{v:.2f}" for v in row)) for n, row in bounds.items()]
     )
-    contact_sheet([(one.prompt, one.video) for one in drawn.shown], sheet)
+    contact_sheet([(one.prompt, one.video) for one in verdict.generated.shown], sheet)
     return {
         "checkpoint": checkpoint,
         "step": pipeline.step,
@@ -75,7 +74,7 @@ def _measure(
         "one_step": baseline,
         "tokenizer": limits,
         "bounds": bounds,
-        "tokenizer_psnr": kept.psnr,
+        "tokenizer_psnr": verdict.tokenizer.psnr,
         "seconds": time.perf_counter() - started,
         "sheet": sheet,
     }

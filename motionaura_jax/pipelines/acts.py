@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 FOLDERS = {"tokenizer": "tokenizer", "denoiser": "text_to_video"}
 """Workdirs of the trainings in the folder of the demo."""
 FIRST_PROMPTS = adherence.BATCH_SIZE
-_BOUNDED = 64  # prompts whose scenes the bounds are measured on
 _FITTED = 64  # scenes that fit the model of neighbors, which has seven weights
 _RENDERED = ("manifest", "scenes", "scene_style", "num_frames", "height", "width", "fps")
 
@@ -142,11 +141,10 @@ def _verdict(output: pathlib.Path, watch: "Stopwatch", count: int, seeds: int) -
     with watch.stage("measuring"):
         pipeline = TextToVideo(output / FOLDERS["denoiser"])
         prompts = adherence.prompts_for(pipeline, count)
-        drawn = adherence.measure(pipeline, prompts, seeds=seeds)
-        single = adherence.measure(pipeline, prompts, sample=adherence.one_step(pipeline.recipe.sample), keep=0)
-        kept = adherence.measure_tokenizer(pipeline, prompts)
-        bounds = adherence.bounds(pipeline, prompts[:_BOUNDED], fitted_on=_FITTED)
-    baseline, limits = ({row.attribute: row.share for row in part.rows} for part in (single, kept))
+        verdict = adherence.judge(pipeline, prompts, seeds=seeds, fitted_on=_FITTED)
+    baseline, limits = (
+        {row.attribute: row.share for row in part.rows} for part in (verdict.one_step, verdict.tokenizer)
+    )
     result = {
         "prompts": count,
         "seeds": seeds,
@@ -156,16 +154,16 @@ def _verdict(output: pathlib.Path, watch: "Stopwatch", count: int, seeds: int) -
                 "one_step_share": baseline.get(row.attribute),
                 "tokenizer_share": limits.get(row.attribute),
             }
-            for row in drawn.rows
+            for row in verdict.generated.rows
         ],
-        "bounds": bounds,
-        "tokenizer_psnr": kept.psnr,
+        "bounds": verdict.bounds,
+        "tokenizer_psnr": verdict.tokenizer.psnr,
         "seconds": watch.seconds,
     }
     fps = pipeline.recipe.data.rates[0]
     videos = {
-        "generated": demo_page.save_videos(drawn.shown, output, "drawn", fps),
-        "reconstructed": demo_page.save_videos(kept.shown, output, "kept", fps),
+        "generated": demo_page.save_videos(verdict.generated.shown, output, "drawn", fps),
+        "reconstructed": demo_page.save_videos(verdict.tokenizer.shown, output, "kept", fps),
     }
     write_json(output / demo_page.VERDICT, {**result, **videos, "step": pipeline.step})
     return result

@@ -5,7 +5,7 @@ earned.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,16 @@ class Kept(Measured):
     """
 
     psnr: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Generated videos next to what could refute them: one step without guidance, the tokenizer alone, bounds by level."""
+
+    generated: Measured
+    one_step: Measured
+    tokenizer: Kept
+    bounds: Mapping[str, list[float]]
 
 
 def scene_options(pipeline: TextToVideo) -> SceneOptions:
@@ -134,6 +144,25 @@ def measure_tokenizer(pipeline: TextToVideo, prompts: Sequence[ScenePrompt], *, 
             both = np.concatenate([video, decoded], axis=2)
             shown.append(Shown(prompt=text, video=both, right=score_reading(pairs[-1][1], scene)))
     return Kept(rows=adherence(pairs, options), shown=shown, psnr=float(np.mean(ratios)))
+
+
+def judge(
+    pipeline: TextToVideo,
+    prompts: Sequence[ScenePrompt],
+    *,
+    seeds: int = 1,
+    sample: SampleConfig | None = None,
+    keep: int = 16,
+    fitted_on: int = 256,
+) -> Verdict:
+    """Measure generated videos and their baselines on the same prompts and seeds; see `measure` and `bounds`."""
+    sample = sample or pipeline.recipe.sample
+    return Verdict(
+        generated=measure(pipeline, prompts, seeds=seeds, sample=sample, keep=keep),
+        one_step=measure(pipeline, prompts, seeds=seeds, sample=one_step(sample), keep=0),
+        tokenizer=measure_tokenizer(pipeline, prompts),
+        bounds=bounds(pipeline, prompts, fitted_on=fitted_on),
+    )
 
 
 def bounds(
