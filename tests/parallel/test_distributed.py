@@ -39,9 +39,13 @@ class JaxAlone:
 
     def wait_until_joined(self):
         until = time.monotonic() + 60
-        while any("joined" not in log.read_text() for log in self.logs):
-            assert time.monotonic() < until, [log.read_text() for log in self.logs]
+        while any("joined" not in text for text in self.texts()):
+            assert time.monotonic() < until, self.texts()
             time.sleep(0.02)
+
+    def texts(self):
+        """Return the text of each log; empty until its process has opened it."""
+        return [log.read_text() if log.exists() else "" for log in self.logs]
 
 
 # If this fails, JAX now detects failures faster or names the machine, and `membership` can shrink.
