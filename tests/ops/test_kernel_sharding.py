@@ -16,18 +16,20 @@ from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
 from motionaura_jax.ops.depthwise import depthwise_conv3d
 from motionaura_jax.ops.nearest import nearest_code
+from motionaura_jax.ops.products import dense
 from motionaura_jax.ops.upsample import conv_transpose_1x4x4
 
 jax.config.update("jax_num_cpu_devices", 8)
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
-def collectives(function, x, weights):
-    specs = PartitionSpec("data"), PartitionSpec()
+def collectives(function, x, weights, mesh=mesh, split=PartitionSpec("data")):
+    specs = split, PartitionSpec()
     args = [
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
         for shape, spec in zip((x, weights), specs)
     ]
-    text = jax.jit(function).lower(*args).compile().as_text()
+    with jax.set_mesh(mesh):
+        text = jax.jit(function).lower(*args).compile().as_text()
     return re.findall(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?[(]", text)
 
 def both_gradients(function):
@@ -45,6 +47,12 @@ report = {
     "nearest": collectives(lambda z, codes: nearest_code(z, codes, chunk=64), (1024, 4), (200, 4)),
     "cross_entropy": collectives(loss_gradients, (16, 32, 8), (200, 8)),
 }
+tokens = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
+rows = (4, 8, 16), (16, 8), tokens, PartitionSpec("data", "sequence")
+report |= {
+    "products": collectives(both_gradients(dense), (16, 8, 4), (4, 4)),
+    "products of split tokens": collectives(dense, *rows),
+}
 json.dump(report, sys.stdout)
 """
 
@@ -59,10 +67,11 @@ def report(root):
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("name", ["depthwise", "conv3d", "transpose", "cross_entropy"])
+@pytest.mark.parametrize("name", ["depthwise", "conv3d", "transpose", "cross_entropy", "products"])
 def test_kernel_gradient_is_one_sum(report, name):
     assert report[name] == ["all-reduce"]
 
 
-def test_nearest_code_is_local(report):
-    assert report["nearest"] == []
+@pytest.mark.parametrize("name", ["nearest", "products of split tokens"])
+def test_rows_stay_where_they_are(report, name):
+    assert report[name] == []

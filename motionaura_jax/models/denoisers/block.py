@@ -16,6 +16,7 @@ from motionaura_jax.models.layers.attention import Attention, normalize
 from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.ops.attention import split_heads
 from motionaura_jax.ops.dispatch import on_cpu
+from motionaura_jax.ops.products import dot_general
 from motionaura_jax.parallel import constraints
 
 Tokens = Float[Array, "b s d"]
@@ -110,8 +111,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="in")(x))
-        last = nn.Dense(x.shape[-1], dtype=self.dtype, name="out")
+        hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, dot_general=dot_general, name="in")(x))
+        last = nn.Dense(x.shape[-1], dtype=self.dtype, dot_general=dot_general, name="out")
         y = last(hidden)
         if self.lora.adapts("mlp"):
             y += lora.low_rank(self, "", self.lora, y, last.variables["params"]["kernel"])

@@ -24,6 +24,7 @@ from motionaura_jax.models.layers.embeddings import (
     sinusoid,
 )
 from motionaura_jax.ops.prediction import Prediction
+from motionaura_jax.ops.products import dot_general
 from motionaura_jax.parallel import constraints, rules
 
 _STDDEV = 0.02
@@ -272,4 +273,4 @@ class Head(nn.Module):
     def __call__(self, z: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         z = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(z)
-        return nn.gelu(nn.Dense(config.width, dtype=dtype, name="dense")(z))
+        return nn.gelu(nn.Dense(config.width, dtype=dtype, dot_general=dot_general, name="dense")(z))

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from motionaura_jax.models.layers import lora
 from motionaura_jax.models.layers.config import LoraConfig
 from motionaura_jax.ops import fft
+from motionaura_jax.ops.products import dense
 from motionaura_jax.parallel import constraints
 
 Grid = tuple[int, int, int]
@@ -223,7 +224,7 @@ class FoldedOutput(nn.Module):
 
 
 def _dot(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
-    return x.astype(dtype) @ kernel.astype(dtype)
+    return dense(x.astype(dtype), kernel.astype(dtype))
 
 
 def _seq_parts(x: Sequence) -> tuple[Sequence, Sequence]:
