@@ -48,7 +48,8 @@ class DataConfig(Checked):
       threads: number of reader threads.
       scenes: number of training scenes to render if `manifest` is "scenes".
       scene_style: "easy" (one large object near the middle of a plain background), "full", "places" (captions leave place,
-        speed and phase open), or "world" (captions name only a part of what is seen).
+        speed and phase open), "few" (the same with fewer colors, shapes and motions), or "world" (captions name only a part
+        of what is seen).
     """
 
     manifest: Place = SCENES
@@ -62,7 +63,7 @@ class DataConfig(Checked):
     flip: Share = 0.0
     threads: Threads = 4
     scenes: Files = 512
-    scene_style: Literal["easy", "full", "places", "world"] = "full"
+    scene_style: Literal["easy", "few", "full", "places", "world"] = "full"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -92,6 +92,17 @@ PRESETS = {
     "places": SceneOptions(
         sizes=("large",), backgrounds=("plain",), background_colors=("gray", "teal"), world=True, details=()
     ),
+    # `places` with fewer words, which two cores learn from scratch within minutes.
+    "few": SceneOptions(
+        colors=("red", "green", "blue", "yellow"),
+        shapes=("circle", "square", "triangle", "star"),
+        motions=("left", "right", "up", "down", "growing"),
+        sizes=("large",),
+        backgrounds=("plain",),
+        background_colors=("gray",),
+        world=True,
+        details=(),
+    ),
 }
 
 

@@ -56,8 +56,8 @@ def make_world(
         angle, length = rng.uniform(0, 2 * math.pi), rng.uniform(*_SHADOWS)
         shadow = (float(length * math.cos(angle)), float(length * math.sin(angle)))
         applicable += ["shadow"]
-    elif extra < _SHADOW_SHARE + _SECOND_SHARE:
-        objects = (main, _second_object(rng, main, pool))
+    elif extra < _SHADOW_SHARE + _SECOND_SHARE and (choices := _second_choices(main, pool)):
+        objects = (main, _second_object(rng, main, choices))
         applicable += ["second_color", "second_shape"]
     mentions = tuple(name for name in applicable if rng.random() < _MENTIONED)
     # Details are left out at the end, so that all else is the same with and without them.
@@ -127,9 +127,13 @@ def _ground(rng: np.random.Generator) -> Pattern | None:
     )
 
 
-def _second_object(rng: np.random.Generator, main: SceneObject, pool: Sequence[tuple[str, str, str]]) -> SceneObject:
+def _second_choices(main: SceneObject, pool: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Return the colors and shapes that a second object may have."""
+    return sorted({(color, shape) for color, shape, motion in pool if motion == "still" and color != main.color})
+
+
+def _second_object(rng: np.random.Generator, main: SceneObject, choices: Sequence[tuple[str, str]]) -> SceneObject:
     """Return a small object behind the main one, at a place where most of it stays visible."""
-    choices = sorted({(color, shape) for color, shape, motion in pool if motion == "still" and color != main.color})
     color, shape = choices[rng.integers(len(choices))]
     low, high = renderer.center_bounds(shape, "small", "still")
     path, _, _ = renderer.poses(main, 9)

@@ -29,9 +29,14 @@ def _world(index, split="train", seed=0):
 
 @pytest.mark.parametrize(
     ("style", "pixels", "words"),
-    [("easy", "b0a7f0aed5380d91", "645e782c1fc23346"), ("full", "21ca11e26ff0a6f3", "956334311a29b80b")],
+    [
+        ("easy", "b0a7f0aed5380d91", "645e782c1fc23346"),
+        ("full", "21ca11e26ff0a6f3", "956334311a29b80b"),
+        ("places", "013dbcdff30791ba", "d6bcef02beaa4784"),
+        ("world", "e626a435dc4ce448", "3b597ae9e5d7e059"),
+    ],
 )
-def test_older_styles_keep_their_pixels_and_captions_to_the_byte(style, pixels, words):
+def test_styles_keep_their_pixels_and_captions_to_the_byte(style, pixels, words):
     video, text = hashlib.sha256(), hashlib.sha256()
     for index in range(40):
         for split in ("train", "test"):
@@ -74,6 +79,19 @@ def test_places_are_worlds_without_their_details():
         assert set(scene.mentions) == set(world.mentions) & {"background_color"}
         words = caption(scene).replace(",", "").split()
         assert not {"shadow", "next", "striped", "dotted", "plain"} & set(words)
+
+
+def test_few_are_places_with_fewer_words():
+    few = PRESETS["few"]
+    assert set(combinations("train", few)) | set(combinations("test", few)) < set(combinations("train", WORLD)) | set(
+        combinations("test", WORLD)
+    )
+    for split in ("train", "test"):
+        for index in range(60):
+            scene = make_scene(index, split=split, options=few, seed=0)
+            (item,) = scene.objects
+            assert (item.color, item.shape, item.motion) in combinations(split, few)
+            assert item.texture is None and scene.shadow is None and scene.background.color == "gray"
 
 
 def test_a_variation_has_the_caption_and_another_world():
