@@ -28,6 +28,9 @@ class Extra:
 EXTRAS = {
     "cuda12": Extra(distributions=("jax-cuda12-plugin",), without="no NVIDIA GPU with a CUDA 12 driver"),
     "cuda13": Extra(distributions=("jax-cuda13-plugin",), without="no NVIDIA GPU with a CUDA 13 driver"),
+    "gpu-estimate": Extra(
+        distributions=("jax-cuda12-plugin", "nvidia-cudnn-cu12"), without="no estimates from programs for GPUs"
+    ),
     "tpu": Extra(distributions=("libtpu",), without="no TPU"),
     "parity": Extra(distributions=("torch",), without="no comparison with PyTorch in tests"),
     "tfds": Extra(distributions=("tensorflow-datasets", "importlib-resources"), without="no TensorFlow Datasets"),

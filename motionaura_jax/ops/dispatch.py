@@ -6,6 +6,7 @@ import jax
 
 from motionaura_jax.core.errors import UserError, nearest
 
+_BEFORE_AMPERE = ("Tesla", "V100", "T4", "P100", "GTX", "RTX 20", "TITAN", "Quadro")  # in names of older GPUs
 
 def on_cpu() -> bool:
     """Return True if the program being traced is for CPUs.
@@ -17,9 +18,15 @@ def on_cpu() -> bool:
 
 
 def on_ampere() -> bool:
-    """Return True if the first device is an NVIDIA GPU of the Ampere generation or later, which have flash attention."""
-    capability = getattr(jax.local_devices()[0], "compute_capability", "")
-    return capability[:1].isdigit() and float(capability) >= 8.0
+    """Return True if the program being traced is for NVIDIA GPUs of the Ampere generation or later.
+
+    These have flash attention. As in `on_cpu`, the mesh decides; without one, the first device of this machine does.
+    """
+    wanted, local = jax.sharding.get_abstract_mesh().abstract_device, jax.local_devices()[0]
+    if wanted is None or wanted.device_kind == local.device_kind:
+        capability = getattr(local, "compute_capability", "")  # that of an AMD GPU is no number
+        return capability[:1].isdigit() and float(capability) >= 8.0
+    return wanted.device_kind.startswith("NVIDIA") and not any(name in wanted.device_kind for name in _BEFORE_AMPERE)
 
 
 def choose(option: str, value: str, known: Sequence[str], *, auto: str | None = None) -> str:

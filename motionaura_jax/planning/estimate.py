@@ -14,6 +14,9 @@ from motionaura_jax.core.errors import UserError
 MAX_DEVICES = 4096
 """Most virtual devices of one estimate."""
 
+_COMPILING = "--xla_gpu_enable_triton_gemm=false"
+"""XLA flags of every estimate: without a GPU to try kernels on, some matrix products by Triton do not compile."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
@@ -22,7 +25,7 @@ class Question:
     Attributes:
       values: config as plain values.
       mesh: number of devices along each axis.
-      topology: libtpu's name of a TPU topology; None means virtual devices of a CPU.
+      topology: devices to compile for, as `machines.topology` names them; None means virtual devices of a CPU.
       compiled: compile the step; otherwise the estimate has only the sizes of the state.
     """
 
@@ -86,6 +89,7 @@ def ask(question: Question, timeout: float | None = None) -> Estimate:
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": " ".join((_COMPILING, os.environ.get("XLA_FLAGS", ""))),
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program would hide the compile time
     }

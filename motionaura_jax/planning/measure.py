@@ -1,6 +1,6 @@
 """Compilation of a training step without its devices, and the resources that the compiled program needs.
 
-Everything is abstract: arguments are shapes, and devices are virtual (CPU) or described (TPU). Run as a module, it answers
+Everything is abstract: arguments are shapes, and devices are virtual (CPU) or described (GPU, TPU). Run as a module, it answers
 one `Question` in JSON on stdin, because a process cannot change its devices after JAX has started.
 """
 
@@ -20,6 +20,7 @@ from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import collectives
 from motionaura_jax.parallel.config import MeshConfig
 from motionaura_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
+from motionaura_jax.planning import machines
 from motionaura_jax.planning.estimate import Estimate, Question
 from motionaura_jax.systems import base, registry
 from motionaura_jax.training import optimizer, state, step
@@ -28,10 +29,10 @@ from motionaura_jax.training.monitoring import flops
 
 
 def measure(question: Question) -> Estimate:
-    """Compute the answer on the devices of this process, or on those of a TPU topology.
+    """Compute the answer on the devices of this process, or on those of a topology.
 
     Raises:
-      UserError: the config or the mesh is invalid, or libtpu is missing.
+      UserError: the config or the mesh is invalid, or the topology's library is missing.
     """
     devices = jax.devices() if question.topology is None else _described(question.topology)
     mesh = make_mesh(MeshConfig(**question.mesh), devices)
@@ -102,13 +103,20 @@ def _placed(tree: PyTree, places: PyTree) -> PyTree:
 
 
 def _described(topology: str) -> Sequence[Any]:
+    """Return the devices of a topology, which can be compiled for but not used."""
     from jax.experimental import topologies
 
+    name, _, sizes = topology.partition(":")
+    gpu = machines.machine(name).gpu
     try:
-        return topologies.get_topology_desc(topology, "tpu").devices
-    except Exception as error:  # libtpu, present or not, raises many types
-        remedy = f"pip install 'jax[tpu]=={jax.__version__}'"
-        raise UserError(f"--device: libtpu cannot describe {topology} ({error}); {remedy}") from error
+        if gpu is None:
+            return topologies.get_topology_desc(topology, "tpu").devices
+        return topologies.get_topology_desc(platform="cuda", target_config=gpu.target, topology=sizes).devices
+    except Exception as error:  # libtpu and the CUDA plugin, present or not, raise many types
+        library, remedy = ("libtpu", "tpu") if gpu is None else ("the CUDA plugin of JAX", machines.GPU_EXTRA)
+        raise UserError(
+            f"--device: {library} cannot describe {topology} ({error}); {machines.install(remedy)}"
+        ) from error
 
 
 def main(stream: Any = None) -> int:
