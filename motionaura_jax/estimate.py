@@ -62,7 +62,7 @@ def _target(device: str, count: int) -> tuple[str | None, str]:
     if machines.machine(device).gpu and (missing := machines.missing()):
         remedy = f"{machines.install(machines.GPU_EXTRA)} compiles for the GPU itself"
         logger.warning("%s not installed, so the step is compiled for a CPU; %s", " and ".join(missing), remedy)
-        return None, f"{_DERIVED}; {remedy}"
+        return None, _DERIVED
     return topology, f"compiled for {topology}" if topology else "compiled for a CPU" if device == "cpu" else _DERIVED
 
 
@@ -78,6 +78,8 @@ def _report(answer: "Estimate") -> dict[str, Any]:
         "model_flops": answer.model_flops,
         "xla_flops_per_device": answer.xla_flops,
         "collective_bytes": dict(answer.collectives),
+        "launches_per_device": answer.launches,
+        "ffts_per_device": answer.ffts,
         "compile_seconds": answer.compile_seconds,
         "fits": {f"{size} GB": answer.peak <= machines.Machine(size).limit for size in machines.SIZES},
     }

@@ -7,6 +7,7 @@ import pytest
 
 from motionaura_jax import estimate
 from motionaura_jax.planning import estimate as planning
+from motionaura_jax.planning import machines
 from motionaura_jax.planning.machines import GIB
 
 TINY = "configs/text_to_video.py:tiny"
@@ -28,6 +29,7 @@ def answered(monkeypatch, root):
     monkeypatch.chdir(root)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(planning, "ask", ask)
+    monkeypatch.setattr(machines, "missing", lambda: ["jax-cuda12-plugin"])
     return asked
 
 
@@ -46,6 +48,22 @@ def test_verdicts_and_advice(answered, capsys):
     assert result["advice"] == "--config.model.remat=full takes 36 GiB on each device"
     assert [question.values["model"]["remat"] for question in answered] == ["none", "dots", "full"]
     assert answered[0].mesh == {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1} and answered[0].topology is None
+
+
+def test_without_its_packages_a_gpu_is_estimated_from_a_cpu_and_a_line_says_what_to_install(answered, capsys, caplog):
+    _, result = run(capsys, "--config.model.remat=full")
+    assert answered[0].topology is None and "which is too high by 1.3 to 8 times" in result["figures"]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("jax-cuda12-plugin not installed, so the step is compiled for a CPU; pip install -c")
+    assert '".[gpu-estimate]"' in line
+
+
+def test_gpus_are_asked_about_by_their_topology(answered, capsys, monkeypatch):
+    monkeypatch.setattr(machines, "missing", list)
+    _, result = run(capsys, "--mesh=fsdp:6", "--device=a100-40", "--config.model.remat=full")
+    assert answered[0].topology == "a100-40:1x1x6" and result["figures"] == "compiled for a100-40:1x1x6"
+    _, result = run(capsys, "--device=l4", "--config.model.remat=full")
+    assert answered[-1].topology is None and result["figures"].startswith("derived for a GPU")
 
 
 def test_what_fits_needs_no_advice(answered, capsys):

@@ -8,6 +8,7 @@ from motionaura_jax.core.errors import UserError, nearest
 
 _BEFORE_AMPERE = ("Tesla", "V100", "T4", "P100", "GTX", "RTX 20", "TITAN", "Quadro")  # in names of older GPUs
 
+
 def on_cpu() -> bool:
     """Return True if the program being traced is for CPUs.
 

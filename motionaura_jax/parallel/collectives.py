@@ -1,5 +1,6 @@
-"""The communication of a compiled program, read from its text."""
+"""The communication and the kernels of a compiled program, read from its text."""
 
+import collections
 import dataclasses
 import math
 import re
@@ -14,8 +15,12 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_OPCODE = re.compile(r"= (?:\(.*?\)|\S+) ([a-z][a-z\-]*)\(")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
+
+_FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id")
+_CONTROL = ("while", "conditional", "call", "async-start")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,34 @@ def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
     return {kind: sum(one.bytes * one.times for one in found if one.kind == kind) for kind in KINDS}
 
 
+def runs(program: str) -> collections.Counter[str]:
+    """Count the kernels that one call of a compiled program runs, by opcode; a fusion is one kernel.
+
+    On a GPU, the sum is the number of launches. A loop of unknown length counts once.
+    """
+    bodies, entry = _computations(program)
+    return _runs(bodies, entry)
+
+
+def _runs(bodies: Mapping[str, list[str]], name: str) -> collections.Counter[str]:
+    total = collections.Counter[str]()
+    for line in bodies.get(name, ()):
+        opcode = found[1] if (found := _OPCODE.search(line)) else ""
+        if opcode in _CONTROL:
+            trips = _trips(bodies, line) if opcode == "while" else 1
+            for called in _called(line):
+                for kind, count in _runs(bodies, called).items():
+                    total[kind] += trips * count
+        elif opcode and opcode not in _FREE and not opcode.endswith(("-done", "-update")):
+            total[opcode] += 1
+    return total
+
+
+def _called(line: str) -> list[str]:
+    branches = [part.strip().lstrip("%") for group in _BRANCHES.findall(line) for part in group.split(",")]
+    return [*_CALLED.findall(line), *branches]
+
+
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:
     bodies: dict[str, list[str]] = {}
     entry = name = ""
@@ -71,8 +104,7 @@ def _walk(
                 seen.add(channel[1])
             continue
         trips = _trips(bodies, line) if " while(" in line else 1
-        branches = [part.strip().lstrip("%") for group in _BRANCHES.findall(line) for part in group.split(",")]
-        for called in [*_CALLED.findall(line), *branches]:
+        for called in _called(line):
             yield from _walk(bodies, called, times * trips, seen, fused or " fusion(" in line)
 
 

@@ -50,6 +50,8 @@ class Estimate:
       model_flops: operations that the mathematics requires, over all devices.
       xla_flops: operations on one device as XLA counts them; it counts the body of a loop once.
       collectives: bytes that a device receives per step, by kind of collective.
+      launches: kernels that one device runs per step; None for the program of a CPU.
+      ffts: Fourier transforms among them.
       compile_seconds: time to trace, lower and compile the step.
     """
 
@@ -63,6 +65,8 @@ class Estimate:
     model_flops: float = math.nan
     xla_flops: float = math.nan
     collectives: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    launches: int | None = None
+    ffts: int | None = None
     compile_seconds: float = math.nan
 
     @property

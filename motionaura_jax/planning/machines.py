@@ -78,9 +78,7 @@ _A100 = Gpu(
     cache=40 * 2**20,
     shared=164 * 2**10,
 )
-_A100_40 = dataclasses.replace(
-    _A100, name="NVIDIA A100-SXM4-40GB", bandwidth=1_555_200_000_000, memory=42_331_013_120
-)
+_A100_40 = dataclasses.replace(_A100, name="NVIDIA A100-SXM4-40GB", bandwidth=1_555_200_000_000, memory=42_331_013_120)
 _H100 = Gpu(
     name="NVIDIA H100 80GB HBM3",
     capability=(9, 0),

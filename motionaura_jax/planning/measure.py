@@ -73,23 +73,26 @@ def measure(question: Question) -> Estimate:
         function = step.make_train_step(system, optimize, places)
         return Estimate(
             **known,
-            **_compile(function, current, frozen, batch),
+            **_compile(mesh, function, current, frozen, batch),
             model_flops=flops.model_flops(system, current, frozen, batch),
         )
 
 
-def _compile(function: Any, *arguments: PyTree) -> dict[str, Any]:
+def _compile(mesh: Any, function: Any, *arguments: PyTree) -> dict[str, Any]:
     start = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     seconds = time.perf_counter() - start
 
-    memory, found = compiled.memory_analysis(), collectives.collectives(compiled.as_text())
+    memory, program = compiled.memory_analysis(), compiled.as_text()
+    kernels = collectives.runs(program) if mesh.devices.flat[0].platform == "gpu" else None
     return {
         "temporary": memory.temp_size_in_bytes,
         # Results that reuse the memory of an argument need no more.
         "results": max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
         "xla_flops": float((compiled.cost_analysis() or {}).get("flops", math.nan)),
-        "collectives": collectives.bytes_by_kind(found),
+        "collectives": collectives.bytes_by_kind(collectives.collectives(program)),
+        "launches": kernels and kernels.total(),
+        "ffts": kernels and kernels["fft"],
         "compile_seconds": seconds,
     }
 

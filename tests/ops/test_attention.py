@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.ops import attention
+from motionaura_jax.ops import attention, dispatch
 
 
 def heads(length: int, seed: int, width: int = 6) -> np.ndarray:
@@ -88,6 +88,27 @@ def test_fused_kernel_gets_padded_heads_and_the_true_scale(monkeypatch):
     assert seen == {"implementation": "cudnn", "width": 8}
     assert value.shape == (2, 9, 3, 6)
     np.testing.assert_allclose(value, reference(*(np.asarray(x) for x in arguments)), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "fused"),
+    [
+        ("gpu", "NVIDIA A100-SXM4-80GB", True),
+        ("gpu", "NVIDIA H200", True),
+        ("gpu", "NVIDIA L4", True),
+        ("gpu", "Tesla V100-SXM2-16GB", False),
+        ("gpu", "Tesla T4", False),
+        ("gpu", "AMD Instinct MI300X", False),
+        ("tpu", "TPU v5 lite", False),
+        ("cpu", "cpu", False),
+    ],
+)
+def test_the_devices_of_the_mesh_decide_on_flash_attention(platform, kind, fused):
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    axis = jax.sharding.AxisType.Auto
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(axis,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert dispatch.on_ampere() == fused
 
 
 def test_what_an_implementation_lacks_is_refused():

@@ -7,7 +7,7 @@ import pytest
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.parallel.config import parse
-from motionaura_jax.planning import estimate, questions
+from motionaura_jax.planning import estimate, machines, questions
 from tests.systems import tiny
 
 MODEL = {**tiny.DENOISER, "vocab_size": 16, "width": 64, "blocks": 2, "text_dim": 32}
@@ -96,3 +96,15 @@ def test_of_several_buckets_the_largest_counts():
     sizes = [{**tiny.SIZE, "batch_size": 4}, {**tiny.SIZE, "height": 32, "batch_size": 4}]
     question = asked(text_to_video(data={"buckets": sizes}), "data:1")
     assert [bucket["height"] for bucket in question.values["data"]["buckets"]] == [32, 16]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(machines.missing()), reason="needs the extra gpu-estimate")
+def test_a_program_for_a_gpu_scatters_gradients_and_runs_flash_attention():
+    """What the program for a CPU does not: it has no reduce-scatter, and holds the scores."""
+    values = text_to_video(model={"dtype": "bfloat16"})
+    found = estimate.ask(questions.question(values, parse("fsdp:2"), "a100:1x1x2"))
+    other = estimate.ask(asked(values, "fsdp:2"))
+    assert found.held == other.held and found.model_flops == pytest.approx(other.model_flops, rel=0.02)
+    assert found.collectives["reduce-scatter"] > 0 == other.collectives["reduce-scatter"]
+    assert 0 < found.ffts < found.launches and other.launches is None

@@ -1,6 +1,6 @@
 """Arithmetic of a training step, counted on its trace, and the share of the hardware's peak that it reaches (MFU).
 
-Model FLOPs are those that the mathematics needs: two per multiply-add of matrix products and convolutions, and
+Model FLOPs are those that the mathematics needs: two per multiply-add of matrix products, convolutions and attention, and
 5 n log2 n per Fourier transform or half of that per real one, times three if a gradient flows (Chowdhery et al. 2022,
 appendix B).  Recomputation by remat and elementwise work do not count.
 """
@@ -137,6 +137,10 @@ def _forward(eqn: Any) -> float:
         numbers = max(math.prod(v.aval.shape) for v in (*eqn.invars, *eqn.outvars))
         real = "RFFT" in params["fft_type"].name
         return (2.5 if real else 5.0) * numbers * math.log2(max(math.prod(params["fft_lengths"]), 2))
+    if name.startswith("dot_product_attention_fwd"):  # cuDNN's kernel, which has no program inside
+        query, key = (variable.aval.shape for variable in eqn.invars[:2])
+        keys = key[2 if params["layout"] else 1]  # batch, length, heads, width; or heads before length
+        return 2 * 2.0 * math.prod(query) * keys
     times = {"scan": params.get("length", 1), "shard_map": getattr(params.get("mesh"), "size", 1)}.get(name, 1)
     branches = [sum(map(_forward, inner.eqns)) for inner in _inside(params)]
     return times * (max(branches, default=0.0) if name == "cond" else sum(branches))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from motionaura_jax.ops.attention import attend
 from motionaura_jax.training import loop
 from motionaura_jax.training.monitoring import flops
 from motionaura_jax.training.monitoring.goodput import Goodput
@@ -132,6 +133,16 @@ def test_convolutions_and_transforms():
     assert count(fft, [False], (4, 16)) == 5 * 64 * 4
     rfft = lambda x: jnp.abs(jnp.fft.rfft(x)).sum()  # noqa: E731
     assert count(rfft, [False], (4, 16)) == 2.5 * 64 * 4
+
+
+def test_attention_counts_the_same_in_the_kernel_of_cudnn(monkeypatch):
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 90800)
+    query, key = (jax.ShapeDtypeStruct((2, length, 3, 16), jnp.bfloat16) for length in (40, 24))
+    counts = {}
+    for impl in ("whole", "cudnn"):
+        traced = jax.make_jaxpr(lambda *xs, impl=impl: jax.checkpoint(lambda *xs: attend(*xs, impl=impl))(*xs))
+        counts[impl] = flops.step_flops(traced(query, key, key).jaxpr, [True] * 3)
+    assert counts["cudnn"] == counts["whole"] == 3 * 2 * 2 * (2 * 3 * 40 * 24 * 16)
 
 
 def test_the_peak_of_a_device_goes_by_the_longest_name():
