@@ -43,6 +43,7 @@ def show(report: cli.Result) -> None:
     _table("Compilation cache", report["cache"].items())
     extras = report["extras"].items()
     _table("Extras", ((name, "installed" if there else EXTRAS[name].without) for name, there in extras))
+    _table("XLA flags of training", report["xla_flags"].items())
     _table("Environment", report["environment"].items())
     colors = {"problem": "red", "warning": "yellow"}
     for finding in report["findings"]:

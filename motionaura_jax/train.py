@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from motionaura_jax.core import cli
+from motionaura_jax.core import cli, process
 from motionaura_jax.core.limits import Natural, Processes, Seconds
 
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {}
 
     def work() -> dict[str, Any] | None:
+        process.set_up_xla_flags()
         result.update(_train(args.config, overrides, args.workdir, args.override, given))
         return result if distributed.is_primary() else None
 

@@ -154,6 +154,7 @@ def test_environment_leaves_secrets_out(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("XLA_FLAGS", "--a")
     report = machine.environment()
     assert report["XLA_FLAGS"] == "--a" and "HF_TOKEN" not in report
+    assert machine.xla_flags()["on GPUs"].endswith(" --a")
 
 
 def test_cache_is_described(tmp_path: Path) -> None:

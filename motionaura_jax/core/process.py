@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -175,6 +175,48 @@ def set_up_compilation_cache() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+XLA_FLAGS: Mapping[str, Mapping[str, str]] = {
+    "gpu": {
+        # Gather the parameters of the next layer, and scatter the gradients of the last one, during the products of this one.
+        "xla_gpu_enable_pipelined_all_gather": "true",
+        "xla_gpu_enable_pipelined_reduce_scatter": "true",
+    },
+    "tpu": {},
+}
+"""XLA flags that training sets by kind of device (docs/performance.md), unless the user sets the same flag."""
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""XLA flag with which a GPU computes the same bits each time; not set, because it makes scatters and products slower."""
+
+
+def xla_flags(kind: str | None = None, present: str | None = None) -> str:
+    """Return a value for the variable XLA_FLAGS: our flags for a kind of device, then those of the user.
+
+    Args:
+      kind: key of XLA_FLAGS; by default that of the accelerators of this machine.
+      present: flags of the user; by default those in the environment. A flag among them replaces ours of that name.
+    """
+    present = os.environ.get("XLA_FLAGS", "") if present is None else present
+    theirs = {flag.lstrip("-").split("=")[0] for flag in present.split()}
+    ours = XLA_FLAGS.get(accelerator() if kind is None else kind, {})
+    return " ".join([*(f"--{name}={value}" for name, value in ours.items() if name not in theirs), *present.split()])
+
+
+def accelerator(devices: Path = Path("/dev")) -> str:
+    """Return "gpu" or "tpu" if the system has device files of NVIDIA GPUs or TPUs that JAX may use, otherwise "cpu"."""
+    allowed = os.environ.get("JAX_PLATFORMS", "")
+    for kind, pattern, names in (("gpu", "nvidia[0-9]*", ("cuda", "gpu")), ("tpu", "accel[0-9]*", ("tpu",))):
+        if any(devices.glob(pattern)) and (not allowed or any(name in allowed for name in names)):
+            return kind
+    return "cpu"
+
+
+def set_up_xla_flags() -> None:
+    """Set our flags for the accelerators of this machine. JAX must not have started a backend yet."""
+    if flags := xla_flags():
+        os.environ["XLA_FLAGS"] = flags
 
 
 def split_cpu(devices: int) -> None:

@@ -34,6 +34,7 @@ class Facts:
       accelerators: accelerators that the operating system lists, used by JAX or not.
       host: "cores", "memory_gb" and "disk_free_gb" of the working directory; None if unknown.
       cache: "path", "writable" and "size_mb" of the compilation cache.
+      xla_flags: XLA flags of training: those set on this machine, on any with GPUs, and those that a user may want.
       environment: variables that affect JAX or this package.
     """
 
@@ -48,6 +49,7 @@ class Facts:
     accelerators: Sequence[str] = ()
     host: Mapping[str, Any] = field(default_factory=dict)
     cache: Mapping[str, Any] = field(default_factory=dict)
+    xla_flags: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,6 +74,7 @@ def gather() -> Facts:
         accelerators=machine.accelerators(),
         host=machine.host(),
         cache=machine.cache(process.compilation_cache()),
+        xla_flags=machine.xla_flags(),
         environment=machine.environment(),
     )
 

@@ -105,6 +105,16 @@ def cache(folder: Path | None) -> dict[str, Any]:
     }
 
 
+def xla_flags() -> dict[str, str]:
+    """Return the XLA flags that training sets on this machine and on GPUs, and those that make a resumed run exact there."""
+    kind = process.accelerator()
+    return {
+        f"on this machine ({kind})": process.xla_flags(kind) or "none",
+        "on GPUs": process.xla_flags("gpu"),
+        "not set; exact resuming on GPUs needs": process.DETERMINISTIC,
+    }
+
+
 def environment() -> dict[str, str]:
     """Return the variables that matter; none of them contains a secret."""
     return {name: value for name, value in sorted(os.environ.items()) if name in NAMES or name.startswith(PREFIXES)}

@@ -93,7 +93,7 @@ def ask(question: Question, timeout: float | None = None) -> Estimate:
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join((_COMPILING, os.environ.get("XLA_FLAGS", ""))),
+        "XLA_FLAGS": f"{_COMPILING} {process.xla_flags('gpu')}",  # no other device reads them
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program would hide the compile time
     }

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from motionaura_jax.core import memory
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import Recipe
 from motionaura_jax.parallel.config import shown
+from motionaura_jax.planning import machines
 from motionaura_jax.planning.advice import advise
 from motionaura_jax.planning.estimate import ask
 from motionaura_jax.planning.machines import GIB
@@ -68,7 +70,7 @@ def _remedy(recipe: Recipe, workdir: pathlib.Path) -> str | None:
         return f"see motionaura estimate --config={workdir}/config.json --mesh={shown(mesh)}"
     logger.info("out of device memory; searching for a change that fits, which takes a few minutes")
     try:
-        asked = of_recipe(recipe, mesh)
+        asked = of_recipe(recipe, mesh, _topology(math.prod(mesh.values())))
         estimate = ask(asked, _SECONDS)
         advice = advise(asked, estimate, _limit(estimate.peak), lambda one: ask(one, _SECONDS))
     except (TimeoutError, RuntimeError, UserError) as error:
@@ -80,6 +82,14 @@ def _remedy(recipe: Recipe, workdir: pathlib.Path) -> str | None:
     less = f" without {estimate.uncounted}" if estimate.uncounted else ""
     how = " (with train --override)" if moves_numbers else ""  # a new mesh needs no --override
     return f"the estimate is {estimate.peak / GIB:.3g} GiB on each device{less}; {advice}{how}"
+
+
+def _topology(count: int) -> str | None:
+    """Return the devices of this machine as an estimate names them; None if only a CPU can stand for them."""
+    import jax
+
+    name = machines.of_kind(jax.local_devices()[0].device_kind)
+    return machines.topology(name, count) if name and not machines.missing() else None
 
 
 def _limit(peak: int) -> float:

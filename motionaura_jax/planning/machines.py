@@ -141,6 +141,11 @@ def machine(name: str) -> Machine:
     return MACHINES[name]
 
 
+def of_kind(kind: str) -> str | None:
+    """Return the name of the GPU that the driver calls `kind`, if programs can be compiled for it."""
+    return next((name for name, machine in MACHINES.items() if machine.gpu and machine.gpu.name == kind), None)
+
+
 def topology(name: str, chips: int) -> str | None:
     """Return the name of a topology of `chips` devices that programs can be compiled for; None if there is none.
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from motionaura_jax import convert_weights
@@ -171,3 +172,45 @@ def test_a_cpu_is_split_unless_the_user_has_flags(flags, devices):
     environment |= {"XLA_FLAGS": flags} if flags else {}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(run.stdout) == (devices if (os.cpu_count() or 1) >= 2 or flags else 1)
+
+
+def test_flags_of_the_user_replace_ours_of_that_name():
+    assert process.xla_flags("cpu", "") == "" and process.xla_flags("tpu", "--a=1  --b") == "--a=1 --b"
+    ours = process.xla_flags("gpu", "").split()
+    assert ours == [f"--{name}={value}" for name, value in process.XLA_FLAGS["gpu"].items()]
+    name, theirs = ours[0].split("=")[0], f"{ours[0].split('=')[0]}=false"
+    assert process.xla_flags("gpu", f"{theirs} --a=1").split() == [*ours[1:], theirs, "--a=1"]
+    assert process.xla_flags("gpu", name).split() == [*ours[1:], name]  # true without a value
+
+
+@pytest.mark.parametrize(
+    ("file", "platforms", "kind"),
+    [
+        ("nvidia0", "", "gpu"),
+        ("nvidia0", "cuda,cpu", "gpu"),
+        ("nvidia0", "cpu", "cpu"),
+        ("accel3", "", "tpu"),
+        ("nvidiactl", "", "cpu"),
+    ],
+)
+def test_accelerators_are_known_before_jax_starts(tmp_path, monkeypatch, file, platforms, kind):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    (tmp_path / file).touch()
+    assert process.accelerator(tmp_path) == kind
+
+
+def test_training_sets_our_flags(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--a=1")
+    monkeypatch.setattr(process, "accelerator", lambda: "gpu")
+    process.set_up_xla_flags()
+    assert os.environ["XLA_FLAGS"] == process.xla_flags("gpu", "--a=1")
+
+
+def test_this_jax_knows_every_flag():
+    """A process with an unknown flag in XLA_FLAGS ends at once."""
+    flags = [flag for kind in process.XLA_FLAGS for flag in process.xla_flags(kind, process.DETERMINISTIC).split()]
+    options = {name: value == "true" for name, value in (flag.lstrip("-").split("=") for flag in flags)}
+    double = jax.jit(lambda x: 2 * x).lower(1.0)
+    assert double.compile(options)(3.0) == 6
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        double.compile({"xla_gpu_no_such_flag": True})

@@ -68,3 +68,29 @@ def test_without_an_estimate_the_error_goes_on_as_it_was(recipe, caplog):
 def test_other_errors_are_left_alone(recipe):
     other = ValueError("RESOURCE_EXHAUSTED in a caption")
     assert message(recipe, other) is other
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "topology"),
+    [
+        ("NVIDIA A100-SXM4-80GB", [], "a100:1x1x1"),
+        ("NVIDIA A100-SXM4-80GB", ["nvidia-cudnn-cu12"], None),
+        ("NVIDIA L4", [], None),
+    ],
+)
+def test_the_program_of_the_gpu_itself_is_asked_about_where_it_can_be_compiled(recipe, kind, missing, topology):
+    asked = []
+
+    def record(question, seconds):
+        asked.append(question.topology)
+        return answer(question)
+
+    device = mock.Mock(device_kind=kind, memory_stats=lambda: None)
+    with (
+        mock.patch.object(exhaustion, "ask", record),
+        mock.patch.object(jax, "local_devices", lambda: [device]),
+        mock.patch.object(jax, "device_count", lambda: 1),
+        mock.patch.object(exhaustion.machines, "missing", lambda: missing),
+    ):
+        message(recipe)
+    assert asked and set(asked) == {topology}
