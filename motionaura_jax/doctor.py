@@ -57,9 +57,9 @@ def _memory(device: dict[str, Any]) -> str:
 
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=title, title_justify="left", show_header=False, min_width=40)
+    table = Table("", Column(overflow="fold"), title=title, title_justify="left", show_header=False, min_width=40)
     for name, value in rows:
         table.add_row(name, str(value))
     if table.row_count:

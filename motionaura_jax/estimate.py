@@ -78,6 +78,7 @@ def _report(answer: "Estimate") -> dict[str, Any]:
         "model_flops": answer.model_flops,
         "xla_flops_per_device": answer.xla_flops,
         "collective_bytes": dict(answer.collectives),
+        "exposed_bytes": dict(answer.exposed),
         "launches_per_device": answer.launches,
         "ffts_per_device": answer.ffts,
         "compile_seconds": answer.compile_seconds,

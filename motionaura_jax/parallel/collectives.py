@@ -20,6 +20,8 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 
 _FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id")
+_WORK = ("custom-call", "fft", "while", "conditional", "call")
+_ENDED = re.compile(r"-done\((%?[\w.\-]+)\)")
 _CONTROL = ("while", "conditional", "call", "async-start")
 
 
@@ -55,22 +57,48 @@ def runs(program: str) -> collections.Counter[str]:
 
     On a GPU, the sum is the number of launches. A loop of unknown length counts once.
     """
-    bodies, entry = _computations(program)
-    return _runs(bodies, entry)
-
-
-def _runs(bodies: Mapping[str, list[str]], name: str) -> collections.Counter[str]:
     total = collections.Counter[str]()
-    for line in bodies.get(name, ()):
-        opcode = found[1] if (found := _OPCODE.search(line)) else ""
-        if opcode in _CONTROL:
+    for lines, times in _scopes(*_computations(program), 1):
+        for opcode in map(_opcode, lines):
+            if opcode and opcode not in (*_FREE, *_CONTROL) and not opcode.endswith(("-done", "-update")):
+                total[opcode] += times
+    return total
+
+
+def exposed_by_kind(program: str) -> dict[str, int]:
+    """Sum the bytes, as `bytes_by_kind`, of the transfers of a GPU program that no work hides.
+
+    Work is a matrix product, a convolution, attention or a Fourier transform between start and end of the transfer.
+    """
+    total = dict.fromkeys(KINDS, 0)
+    for lines, times in _scopes(*_computations(program), 1):
+        work, started = 0, dict[str, tuple[Collective, int]]()
+        for line in lines:
+            opcode, name = _opcode(line), line.split(" = ")[0].split()[-1] if " = " in line else ""
+            if found := _COLLECTIVE.search(line):
+                one = _read(found[1], found[2], bool(found[3]), times)
+                started[name] = one, work
+                total[one.kind] += 0 if found[3] else one.bytes * times  # it is one instruction, and everything waits
+            if (ended := _ENDED.search(line)) and ended[1] in started:
+                one, before = started.pop(ended[1])
+                total[one.kind] += one.bytes * times * (work == before)
+            work += opcode in _WORK
+    return total
+
+
+def _scopes(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[tuple[list[str], int]]:
+    """Yield the lines of each computation that is no part of a kernel, and how often they run."""
+    lines = bodies.get(name, [])
+    yield lines, times
+    for line in lines:
+        if (opcode := _opcode(line)) in _CONTROL:
             trips = _trips(bodies, line) if opcode == "while" else 1
             for called in _called(line):
-                for kind, count in _runs(bodies, called).items():
-                    total[kind] += trips * count
-        elif opcode and opcode not in _FREE and not opcode.endswith(("-done", "-update")):
-            total[opcode] += 1
-    return total
+                yield from _scopes(bodies, called, times * trips)
+
+
+def _opcode(line: str) -> str:
+    return found[1] if (found := _OPCODE.search(line)) else ""
 
 
 def _called(line: str) -> list[str]:

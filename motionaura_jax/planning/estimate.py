@@ -50,6 +50,7 @@ class Estimate:
       model_flops: operations that the mathematics requires, over all devices.
       xla_flops: operations on one device as XLA counts them; it counts the body of a loop once.
       collectives: bytes that a device receives per step, by kind of collective.
+      exposed: the part of them that a GPU waits for, because no product hides the transfer; empty for other devices.
       launches: kernels that one device runs per step; None for the program of a CPU.
       ffts: Fourier transforms among them.
       compile_seconds: time to trace, lower and compile the step.
@@ -65,6 +66,7 @@ class Estimate:
     model_flops: float = math.nan
     xla_flops: float = math.nan
     collectives: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    exposed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     launches: int | None = None
     ffts: int | None = None
     compile_seconds: float = math.nan

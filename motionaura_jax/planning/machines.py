@@ -147,7 +147,7 @@ def of_kind(kind: str) -> str | None:
 
 
 def topology(name: str, chips: int) -> str | None:
-    """Return the name of a topology of `chips` devices that programs can be compiled for; None if there is none.
+    """Return the name of a topology of `chips` devices that programs can be compiled for, otherwise None.
 
     That of a TPU is the name that libtpu gives it, e.g. "v5e:4x8"; that of GPUs has slices x hosts x GPUs, "a100:1x1x8".
 

@@ -91,6 +91,7 @@ def _compile(mesh: Any, function: Any, *arguments: PyTree) -> dict[str, Any]:
         "results": max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
         "xla_flops": float((compiled.cost_analysis() or {}).get("flops", math.nan)),
         "collectives": collectives.bytes_by_kind(collectives.collectives(program)),
+        "exposed": collectives.exposed_by_kind(program) if kernels else {},
         "launches": kernels and kernels.total(),
         "ffts": kernels and kernels["fft"],
         "compile_seconds": seconds,

@@ -1,6 +1,6 @@
 """Collectives and kernels of compiled programs for TPUs and GPUs, which write them in their own ways."""
 
-from motionaura_jax.parallel.collectives import Collective, bytes_by_kind, collectives, runs
+from motionaura_jax.parallel.collectives import KINDS, Collective, bytes_by_kind, collectives, exposed_by_kind, runs
 
 TPU = """
 %begin (param: bf16[16,64]) -> bf16[128,64] {
@@ -99,3 +99,10 @@ def test_kernels_count_as_often_as_they_run_and_fusions_once():
         "reduce-scatter-start": 1,
         "all-reduce-start": 1,
     }
+
+
+def test_transfers_are_exposed_unless_a_product_hides_them():
+    bare = GPU.replace("  %fft.1", "  %all-gather-done.1 = bf16[1]{0} all-gather-done(%all-gather-start.1)\n  %fft.1")
+    scattered = {**dict.fromkeys(KINDS, 0), "reduce-scatter": 64 * 512 * 4, "all-to-all": 4 * 48 * 2}
+    assert exposed_by_kind(GPU) == scattered  # the transform hides the gather
+    assert exposed_by_kind(bare) == {**scattered, "all-gather": 16 * (1760 * 7040 * 2 + 1760 * 4)}
