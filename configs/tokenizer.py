@@ -95,10 +95,22 @@ PRESETS = {
     # Variations. Name them after a size.
     "causal": {"model.causal": True},
     "fsq": {"model.quantizer": "fsq", "model.latent_dim": 4, "model.fsq_levels": (8, 5, 5, 5)},
-    "lfq": {"model.quantizer": "lfq", "model.latent_dim": 14},
+    # MAGVIT-v2: temperature 0.01, entropy weight 0.1, and a commitment term of weight 0.25 averaged over channels.
+    "lfq": {
+        "model.quantizer": "lfq",
+        "model.latent_dim": 14,
+        "model.beta": 0.25,
+        "model.channel_reduction": "mean",
+        "model.entropy_temperature": 0.01,
+    },
     "vq": {"model.quantizer": "vq"},
     "vq_ema": {"model.quantizer": "vq_ema"},
-    "euclidean": {"model.l2": False, "model.latent_dim": 256},
+    "euclidean": {
+        "model.l2": False,
+        "model.latent_dim": 256,
+        "model.beta": 0.25,
+        "model.channel_reduction": "mean",  # as in VQ-VAE and MAGVIT; a sum would make beta 256 times as large
+    },
     "continuous": {"model.quantizer": "none"},
     # Patches of 4x4 pixels take the place of the first level (`get_config` drops it), so strides stay those of the size.
     "patch": {"model.stem": "patch", "model.stem_space": 4, "model.stem_time": 2},

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from motionaura_jax.core.config import read
 from motionaura_jax.models.autoencoders import scalar_quantizers as scalar
 from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
@@ -22,6 +23,7 @@ from motionaura_jax.models.autoencoders.quantizers import (
     normalize,
     quantize,
 )
+from motionaura_jax.models.autoencoders.tokenizer import fingerprint
 
 ALL = [
     {"quantizer": "vq", "l2": True},
@@ -96,6 +98,37 @@ def test_commitment_gradient_is_closed_form() -> None:
     np.testing.assert_allclose(gradient, 2.0 * (z - result.values) / math.prod(z.shape[:-1]), rtol=1e-5, atol=1e-7)
     zero = jax.grad(lambda z: quantize(config, params, extra, z).losses["codebook"])(z)
     np.testing.assert_array_equal(zero, 0.0)
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "vq_ema", "lfq"])
+def test_beta_weighs_a_mean_over_channels_as_in_the_literature(quantizer: str) -> None:
+    """VQ-VAE, VQGAN and MAGVIT average (z - e)^2 over positions and channels; a sum is `latent_dim` times as much."""
+    terms = {}
+    for reduction in ("sum", "mean"):
+        config, params, extra, z = _setup(quantizer=quantizer, l2=False, channel_reduction=reduction)
+        result = quantize(config, params, extra, z)
+        terms[reduction] = {
+            name: float(result.losses[name]) for name in {"commitment", "codebook"} & set(result.losses)
+        }
+    distance = np.square(np.asarray(z, np.float64) - np.asarray(result.values)).mean()
+    assert terms["mean"] == {name: pytest.approx(distance, rel=1e-5) for name in terms["mean"]}
+    assert terms["sum"] == {name: pytest.approx(4 * distance, rel=1e-5) for name in terms["sum"]}
+
+
+def test_presets_use_the_settings_of_the_literature() -> None:
+    found = {name: read(f"configs/tokenizer.py:tiny,{name}")["model"] for name in ("euclidean", "lfq")}
+    for model in found.values():
+        assert (model["beta"], model["channel_reduction"]) == (0.25, "mean")
+    assert found["lfq"]["entropy_temperature"] == 0.01  # MAGVIT-v2
+    assert MBQVAEConfig().channel_reduction == "sum"  # what configs saved before the key existed mean
+
+
+def test_how_channels_are_reduced_is_no_part_of_the_latent_space() -> None:
+    found = set()
+    for reduction in ("sum", "mean"):
+        settings, params, extra, _ = _setup(channel_reduction=reduction)
+        found.add(fingerprint(settings, params, extra))
+    assert len(found) == 1
 
 
 def test_spherical_codes_have_unit_norm() -> None:

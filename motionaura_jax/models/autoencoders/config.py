@@ -30,6 +30,8 @@ from motionaura_jax.models.autoencoders.geometry import Geometry
 
 IMPLEMENTATION_KEYS = ("conv_impl", "depthwise_impl", "transpose_impl", "nearest_impl", "remat", "matmul_precision")
 """Keys of MBQVAEConfig that change speed, memory and rounding only, not the meaning of weights and latents."""
+TRAINING_KEYS = ("channel_reduction",)
+"""Keys of MBQVAEConfig that shape the training only, and that no hash of a latent space may hold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,9 @@ class MBQVAEConfig(Checked):
         and width. "patch" and "haar" work on patches (`ops.patches`): pixels as channels, plain or as Haar wavelet packets.
       stem_time, stem_space: frames, and rows and columns, of a patch.
       remat: "full" computes the inside of each block again in the backward pass instead of keeping it.
+      channel_reduction: how the codebook and commitment terms treat the channels of a latent.  "mean" gives `beta` the meaning
+        that it has in the literature; under "sum" the same `beta` weighs `latent_dim` times as much.
+      entropy_temperature: of the code probabilities in LFQ's entropy; MAGVIT-v2 uses 0.01.
       continuous_until: fraction of training in which the decoder reads unquantized latents; the codebook starts after it.
 
     Raises:
@@ -84,6 +89,7 @@ class MBQVAEConfig(Checked):
     codebook_size: Codes = 16384
     l2: bool = True
     beta: NonNegative = 0.25
+    channel_reduction: Literal["sum", "mean"] = "sum"
     continuous_until: ShareBelowOne = 0.0
     ema_decay: ShareBelowOne = 0.99
     ema_epsilon: NonNegative = 1e-5

@@ -107,10 +107,10 @@ def _vector_quantize(config: MBQVAEConfig, params: Tree, extra: Tree, z: Float[A
     flat = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
     codes = nearest_code(flat, jax.lax.stop_gradient(book), impl=config.nearest_impl).reshape(z.shape[:-1])
     chosen = book[codes]
-    losses = {"commitment": _squared_distance(z, jax.lax.stop_gradient(chosen))}
+    losses = {"commitment": _squared_distance(config, z, jax.lax.stop_gradient(chosen))}
     stats = {"counts": _counts(codes, config.vocab_size), "candidates": _candidates(config, z)}
     if config.quantizer == "vq":
-        losses["codebook"] = _squared_distance(jax.lax.stop_gradient(z), chosen)
+        losses["codebook"] = _squared_distance(config, jax.lax.stop_gradient(z), chosen)
     else:
         stats["sums"] = jnp.zeros_like(book).at[codes.reshape(-1)].add(flat)
     return Quantized(scalar.straight_through(chosen, z), codes, losses, stats)
@@ -128,7 +128,7 @@ def _lfq(config: MBQVAEConfig, params: Tree, extra: Tree, z: Float[Array, "b t h
     codes = scalar.lfq_codes(z)
     values = scalar.lfq_values(codes, config.latent_dim)
     losses = {
-        "commitment": _squared_distance(z, values),
+        "commitment": _squared_distance(config, z, values),
         "entropy": scalar.lfq_entropy(z.reshape(-1, z.shape[-1]), config.entropy_temperature),
     }
     return Quantized(scalar.straight_through(values, z), codes, losses, {"counts": _counts(codes, config.vocab_size)})
@@ -138,9 +138,12 @@ def _continuous(config: MBQVAEConfig, params: Tree, extra: Tree, z: Float[Array,
     return Quantized(z.astype(jnp.float32), None, {}, {})
 
 
-def _squared_distance(a: Float[Array, "*shape d"], b: Float[Array, "*shape d"]) -> Float[Array, ""]:
-    # Summed over d: with a mean over d the term is negligible at small d.
-    return jnp.square(a - b).sum(-1).mean()
+def _squared_distance(
+    config: MBQVAEConfig, a: Float[Array, "*shape d"], b: Float[Array, "*shape d"]
+) -> Float[Array, ""]:
+    distance = jnp.square(a - b).sum(-1).mean()
+    # A mean over few channels of a unit vector is negligible, a sum over many outweighs the reconstruction.
+    return distance / a.shape[-1] if config.channel_reduction == "mean" else distance
 
 
 def _counts(codes: Int[Array, "*shape"], size: int) -> Float[Array, " k"]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from motionaura_jax.core.types import Latent, PyTree
 from motionaura_jax.models.autoencoders import tiling
 from motionaura_jax.models.autoencoders.base import check_latent
-from motionaura_jax.models.autoencoders.config import IMPLEMENTATION_KEYS, MBQVAEConfig
+from motionaura_jax.models.autoencoders.config import IMPLEMENTATION_KEYS, TRAINING_KEYS, MBQVAEConfig
 from motionaura_jax.models.autoencoders.geometry import Geometry, Size
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.autoencoders.quantizers import Quantized, codes_to_values, continuous_values, quantize
@@ -123,7 +123,8 @@ def fingerprint(config: MBQVAEConfig, params: PyTree, extra: PyTree) -> str:
 
 
 def _shaping(config: MBQVAEConfig) -> dict[str, Any]:
-    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in IMPLEMENTATION_KEYS}
+    left_out = IMPLEMENTATION_KEYS + TRAINING_KEYS
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in left_out}
     if config.stem == "conv":  # hashes from before these keys existed must stay valid
         del values["stem"], values["stem_time"], values["stem_space"]
     return values
