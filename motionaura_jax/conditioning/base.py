@@ -28,7 +28,10 @@ class Conditioner(Protocol):
         """Return shapes and dtypes of `host` for `size` samples."""
 
     def null(self) -> Raw:
-        """Return the raw input that stands for no condition, as a batch of one."""
+        """Return the raw input that stands for no condition, as a batch of one.
+
+        It is the only null of a condition: dropout in training and guidance use it alike.
+        """
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Return fresh parameters, or None for a conditioner that never has any."""

@@ -96,7 +96,7 @@ class TrainedText(_TextInput):
     prompts = batch
 
     def null(self) -> Text:
-        """Return padding alone."""
+        """Return padding alone, for which the denoiser has a learned text (`model.learned_null`)."""
         return np.full((1, self.words.length), PAD, np.int32)
 
     def read(self, frozen: PyTree, text: Text) -> Text:
@@ -185,7 +185,7 @@ class FrozenText(_TextInput):
                 )
 
     def null(self) -> Text:
-        """Return the empty text."""
+        """Return the empty text, as the encoder reads it: an end mark.  The denoiser needs no learned text for it."""
         return self.batch([""])
 
     def read(self, frozen: PyTree, text: Text) -> Text:

@@ -199,7 +199,12 @@ class Absorbing:
             return cross_entropy(prediction.values, target, label_smoothing=label_smoothing)
         flat = target.reshape(len(target), -1)
         values = linear_cross_entropy(
-            prediction.values, prediction.table, flat, chunk=self.chunk, label_smoothing=label_smoothing
+            prediction.values,
+            prediction.table,
+            flat,
+            chunk=self.chunk,
+            bias=prediction.bias,
+            label_smoothing=label_smoothing,
         )
         return values.reshape(target.shape)
 

@@ -19,15 +19,18 @@ class Prediction:
     Attributes:
       values: the dense prediction, `(batch, t, h, w, channel)`; with `table`, features of the flat grid, `(batch, s, d)`.
       table: `(channel, d)`; the dense prediction holds the products of its rows with the features.
+      bias: `(channel,)`, added to the products, or None.
       grid: (t, h, w) of the features, with t h w = s; empty for a dense prediction.
     """
 
     values: Float[Array, "b t h w c"] | Float[Array, "b s d"]
     table: Float[Array, "c d"] | None = None
+    bias: Float[Array, " c"] | None = None
     grid: tuple[int, ...] = dataclasses.field(metadata={"static": True}, default=())
 
     def dense(self) -> Float[Array, "b t h w c"]:
         """Return the dense prediction; a product is float32."""
         if self.table is None:
             return self.values
-        return linear_logits(self.values, self.table).reshape(len(self.values), *self.grid, len(self.table))
+        logits = linear_logits(self.values, self.table, self.bias)
+        return logits.reshape(len(self.values), *self.grid, len(self.table))

@@ -128,11 +128,14 @@ class Reference:
             encoded = [self.transform(content, t[f"{n}_input"]["filter"]) @ t[f"{n}_input"][n] for n in "kv"]
             z = self.block(z, b, encoded, np.split(shared + b["modulation"]["table"], 7))
         z = self.gelu(self.dense(self.norm(z, p["head"]["norm"]), p["head"]["dense"]))
-        return (z @ p["embedding"]["table"].T).reshape(*tokens.shape, -1)
+        z = self.norm(z, p["head"]["output_norm"]) if config.head_norm else z
+        logits = z @ p["embedding"]["table"].T + (p["head"]["bias"] if config.output_bias else 0)
+        return logits.reshape(*tokens.shape, -1)
 
 
-def test_faithful_network_equals_a_float64_reference():
-    config = small(**FAITHFUL)
+@pytest.mark.parametrize("options", [{}, {"head_norm": True, "output_bias": True}])
+def test_faithful_network_equals_a_float64_reference(options):
+    config = small(**FAITHFUL, **options)
     params = random_params(config)
     reference = Reference(config, params)
     features, fps = text(), (8.0, 24.0)
@@ -194,6 +197,31 @@ def test_text_padding_and_null(cross_spectral):
     equal([x[:, 1] for x in mixed[:2]], [x[:, 0] for x in null[:2]])
     assert all(np.isfinite(x).all() for x in mixed[:2])
     assert np.abs(mixed.values[:, 0] - null.values[:, 0]).max() > 0.01
+
+
+def test_options_of_the_head_start_as_a_norm_without_a_bias():
+    shapes = {
+        name: jax.eval_shape(
+            SpectralTransformer(small(**options)).init, jax.random.key(0), TOKENS, TIME, condition(text())
+        )
+        for name, options in {"plain": {}, "norm": {"head_norm": True}, "bias": {"output_bias": True}}.items()
+    }
+    heads = {name: set(found["params"]["head"]) for name, found in shapes.items()}
+    assert heads == {
+        "plain": {"norm", "dense"}, "norm": {"norm", "dense", "output_norm"}, "bias": {"norm", "dense", "bias"}
+    }  # fmt: skip
+
+
+def test_without_a_learned_null_a_missing_text_is_zero():
+    config = small(learned_null=False)
+    params = random_params(config)
+    assert "null" not in params["text"]
+    encode = functools.partial(SpectralTransformer(config).apply, {"params": params}, method="encode_cond")
+    found = encode(condition(text(), np.array([[True, True, False], [False] * 3])))
+    zero = {**params, "text": {**params["text"], "project": jax.tree.map(np.zeros_like, params["text"]["project"])}}
+    silent = SpectralTransformer(config).apply({"params": zero}, condition(text()), method="encode_cond")
+    np.testing.assert_allclose(found.values[:, 1], silent.values[:, 1], atol=1e-6)
+    assert np.abs(found.values[:, 0] - found.values[:, 1]).max() > 0.01
 
 
 @pytest.mark.parametrize("cross_spectral", [True, False])

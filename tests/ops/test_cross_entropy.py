@@ -63,6 +63,26 @@ def test_chunks_change_rounding_only():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [0, 7, 41])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_bias_equals_one_more_channel(chunk, smoothing):
+    """Logits with a bias are products with a table that has the bias as a column, and features that are 1 there."""
+    hidden, table, target, weights = draw(2, 5, 6, 41)
+    bias = np.random.default_rng(3).standard_normal(41)
+    longer = np.concatenate([hidden, np.ones((2, 5, 1))], -1), np.concatenate([table, bias[:, None]], -1)
+    values, of_hidden, of_table = reference(*longer, target, weights, smoothing)
+
+    @jax.jit
+    def total(hidden, table, bias):
+        found = linear_cross_entropy(hidden, table, target, chunk=chunk, bias=bias, label_smoothing=smoothing)
+        return (weights * found).sum(), found
+
+    (_, found), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(hidden, table, jnp.asarray(bias, "f4"))
+    np.testing.assert_allclose(found, values, rtol=2e-5, atol=2e-5)
+    for got, want in zip(gradients, (of_hidden[..., :-1], of_table[:, :-1], of_table[:, -1]), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
 def test_large_logits_neither_overflow_nor_lose_the_rest():
     hidden, table, target, weights = draw(1, 6, 4, 50)
     inputs = 1e2 * hidden, 1e2 * table, target, weights

@@ -40,10 +40,14 @@ def run_encode(folder, output, *flags):
     return encode.main([*words, f"--output={output}", "--batch_size=3", "--json", *flags])
 
 
-def make(places, **text):
+def make_recipe(places, **text):
     values = text_to_video(places / "tokenizer", data={"manifest": str(places / "clips.jsonl")})
     values["text"] = {name: str(value) for name, value in text.items()}
-    return TextToVideoSystem(config.build(TextToVideoSystem.Recipe, values))
+    return config.build(TextToVideoSystem.Recipe, values)
+
+
+def make(places, **text):
+    return TextToVideoSystem(make_recipe(places, **text))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +137,27 @@ def test_the_captions_reach_the_loss_and_dropped_ones_are_the_null_text(cached):
     null = cached.text.null()
     assert null["ids"].tolist() == [[1] + [0] * 11]  # </s> alone
     np.testing.assert_array_equal(null["features"], cached.text.batch([""])["features"])
+
+
+def test_a_new_model_has_one_null_and_an_old_one_keeps_its_parameter(places, live, cached):
+    """Guidance and dropout use T5(""): a learned null next to it would never get a gradient."""
+    for system in (live, cached):
+        assert not system.recipe.model.learned_null
+        assert "null" not in jax.eval_shape(system.init, jax.random.key(0))[0]["denoiser"]["text"]
+
+    def loss(params):
+        return cached.loss(params, {}, cached.frozen(), data(cached), jax.random.key(1), 0)[0]
+
+    params = perturb(jax.jit(cached.init)(jax.random.key(0))[0], 0.1)
+    of_text = jax.jit(jax.grad(loss))(params)["denoiser"]["text"]
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(of_text))
+    # A config saved before the key existed has an identified encoder and no `learned_null`.
+    values = config.to_dict(cached.recipe)
+    del values["model"]["learned_null"]
+    old = TextToVideoSystem(config.build(TextToVideoSystem.Recipe, values))
+    assert "null" in jax.eval_shape(old.init, jax.random.key(0))[0]["denoiser"]["text"]
+    fresh = make_recipe(places, cache=places / "cache")
+    assert fresh.completed(old.recipe).model.learned_null and not fresh.completed(cached.recipe).model.learned_null
 
 
 @pytest.mark.parametrize("source", ["cached", pytest.param("live", marks=pytest.mark.slow)])

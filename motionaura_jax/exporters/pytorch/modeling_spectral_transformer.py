@@ -24,9 +24,15 @@ from motionaura_jax.exporters.pytorch.modeling_spectral_layers import (
     paired_order,
     spectrum,
 )
-from motionaura_jax.exporters.pytorch.modeling_utils import CONFIG, Pretrained, read_settings, read_weights
+from motionaura_jax.exporters.pytorch.modeling_utils import (
+    CONFIG,
+    Pretrained,
+    layer_norm,
+    read_settings,
+    read_weights,
+    rms_norm,
+)
 
-_EPSILON = 1e-6
 _FEATURES, _BASE = 256, 10000.0
 _RANK = 256
 _STDDEV = 0.02
@@ -51,6 +57,9 @@ class SpectralTransformerConfig(LoraConfig):
     time_cond: bool
     text_dim: int
     text_len: int
+    learned_null: bool = True
+    head_norm: bool = False
+    output_bias: bool = False
 
     @property
     def inner(self) -> int:
@@ -93,17 +102,6 @@ def sinusoid(x: Tensor, features: int) -> Tensor:
     """Return cosines and sines `(..., features)` of x `(...)` at geometric frequencies from 1 to nearly 1 / 10000."""
     phase = x.float()[..., None] * frequencies((features + 1) // 2).to(x.device)
     return torch.cat([phase.cos(), phase.sin()], dim=-1)[..., :features]
-
-
-def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Apply LayerNorm in float32 and return float32."""
-    scale, shift = (None if part is None else part.float() for part in (weight, bias))
-    return F.layer_norm(x.float(), x.shape[-1:], scale, shift, _EPSILON)
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Divide vectors by their root mean square; computed in float32."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=_EPSILON).to(x.dtype)
 
 
 def positions(config: SpectralTransformerConfig, grid: Grid, folded: bool) -> Tensor:
@@ -295,10 +293,12 @@ class SpectralTransformer(Pretrained):
         self.time_embedding = ScalarEmbedding(width) if config.time_cond else None
         single = config.adaln == "single"
         self.condition_projection = nn.Linear(width, config.modulation_count * width) if single else None
-        self.null_text = nn.Parameter(torch.empty(config.text_len, width))
+        self.null_text = nn.Parameter(torch.empty(config.text_len, width)) if config.learned_null else None
         self.text_projection = nn.Linear(config.text_dim, width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.head_norm, self.head = nn.LayerNorm(width), nn.Linear(width, width)
+        self.output_norm = nn.LayerNorm(width) if config.head_norm else None
+        self.output_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.output_bias else None
         self.is_folded = False
 
     @classmethod
@@ -326,7 +326,6 @@ class SpectralTransformer(Pretrained):
         fps: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
-        *,
         memory: TextMemory | None = None,
     ) -> Tensor:
         """Return float32 logits over the codes at every position.
@@ -338,7 +337,7 @@ class SpectralTransformer(Pretrained):
           text, text_mask: see `encode_text`.
           memory: result of `encode_text`, in place of `text`.
         """
-        grid = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
+        grid: Grid = tuple(tokens.shape[1:])
         memory = self.encode_text(text, text_mask, len(tokens)) if memory is None else memory
         condition = self._condition(masked_fraction, fps)
         z, turn = self._embed(tokens).flatten(1, 3), self._turn(grid, tokens.device)
@@ -346,15 +345,17 @@ class SpectralTransformer(Pretrained):
             z = block(z, grid, condition, turn, context, memory.mask)
         z = layer_norm(z, self.head_norm.weight, self.head_norm.bias).to(z.dtype)
         z = F.gelu(self.head(z), approximate="tanh")
-        return F.linear(z, self.token_embedding.weight).float().unflatten(1, grid)
+        if self.output_norm is not None:
+            z = layer_norm(z, self.output_norm.weight, self.output_norm.bias).to(z.dtype)
+        logits = F.linear(z, self.token_embedding.weight).float().unflatten(1, grid)
+        return logits if self.output_bias is None else logits + self.output_bias.float()
 
     def encode_text(self, text: Tensor | None, mask: Tensor | None, batch: int = 1) -> TextMemory:
         """Compute the keys and values of a text once for all sampling steps.
 
         Args:
-          text: features `(b, l, text_dim)`, l up to `text_len`; None stands for the learned null text.
+          text: features `(b, l, text_dim)`, l up to `text_len`; None stands for `batch` null texts.
           mask: `(b, l)`, True at content; a sample with no content gets the null text.
-          batch: batch size of the null text.
         """
         config = self.config
         if text is None:
@@ -364,7 +365,7 @@ class SpectralTransformer(Pretrained):
         text, mask = F.pad(text, (0, 0, 0, missing)), F.pad(mask, (0, missing))
         given = mask.any(dim=-1, keepdim=True)
         content = self.text_projection(text.to(self.dtype)) * mask[..., None]
-        content = torch.where(given[..., None], content, self.null_text)
+        content = content if self.null_text is None else torch.where(given[..., None], content, self.null_text)
         plain = config.text_kind == "none"
         seen: Text = (content, None) if plain else spectrum(content, config.text_kind, (1, 1, 1))
         # The transform mixes padding into every bin, where no mask can remove it.  So padding is zero and all bins are visible.

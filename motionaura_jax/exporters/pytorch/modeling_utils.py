@@ -1,4 +1,4 @@
-"""Loading of exported networks: settings from `config.json`, weights from one safetensors file or several shards."""
+"""Loading of exported networks: settings from `config.json`, weights from one safetensors file or several shards; norms."""
 
 import dataclasses
 import json
@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+_EPSILON = 1e-6
 
 
 class Pretrained(nn.Module):
@@ -93,3 +95,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if any(Path(shard).name != shard for shard in shards):
         raise ValueError(f"{folder / INDEX}: names a shard outside its folder")
     return {name: tensor for shard in shards for name, tensor in load_file(folder / shard).items()}
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Apply LayerNorm in float32 and return float32."""
+    scale, shift = (None if part is None else part.float() for part in (weight, bias))
+    return F.layer_norm(x.float(), x.shape[-1:], scale, shift, _EPSILON)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Divide vectors by their root mean square; computed in float32."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=_EPSILON).to(x.dtype)

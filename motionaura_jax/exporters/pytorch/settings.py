@@ -45,6 +45,9 @@ _DENOISER = (
     "abs_pos",
     "adaln",
     "time_cond",
+    "learned_null",
+    "head_norm",
+    "output_bias",
     "text_dim",
     "text_len",
 )

@@ -34,6 +34,10 @@ class SpectralTransformerConfig(Checked):
       adaln: source of shift, scale and gate: one shared projection plus a table per block, a rank-256 projection
         per block, or a full one per block.
       time_cond: condition the network on the masked fraction; the frame rate always conditions it.
+      learned_null: have a learned text in place of a missing one.  Without it a missing text is zero everywhere; a frozen
+        text encoder has its own null, the empty text, so new runs with one leave the parameter out.
+      head_norm: normalize the features of the head before their products with the table, as BERT and MAGVIT do.
+      output_bias: add a learned bias to the logits of each code, as BERT and MAGVIT do.
       text_dim, text_len: width of text features and number of text positions.
       lora: adapters; if enabled, only they train.
       remat: what the backward pass recomputes: nothing (`none`), each block (`full`), or each block except its matrix
@@ -64,6 +68,9 @@ class SpectralTransformerConfig(Checked):
     qk_gain: float | None = None
     adaln: Literal["single", "lowrank256", "perblock"] = "single"
     time_cond: bool = True
+    learned_null: bool = True
+    head_norm: bool = False
+    output_bias: bool = False
     text_dim: Width = 4096
     text_len: Length = 192
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)

@@ -28,6 +28,7 @@ from motionaura_jax.ops.products import dot_general
 from motionaura_jax.parallel import constraints, rules
 
 _STDDEV = 0.02
+_EPSILON = 1e-6
 
 NOT_DECAYED = frozenset({"gain", "table", "filter", "null"})
 """Leaves without weight decay, besides vectors."""
@@ -46,7 +47,7 @@ rules.declare(
     (r"([qkvo]_)?lora_(down|up)(_even|_odd)?$", rules.STORED),
     # Whole along `tensor`: a row-split head would gather the gradients of all tokens, a split table the logits.
     (r"(embedding/table|head/dense/kernel)$", rules.STORED),
-    (r"(filter|null|position/kernel)$", rules.VECTOR),
+    (r"(filter|null|position/kernel|head/bias)$", rules.VECTOR),
     (r"(embedding/mask|modulation/table)$", rules.VECTOR),
 )
 
@@ -79,7 +80,7 @@ class SpectralTransformer(Denoiser):
           x_t: tokens in [0, K]; K is MASK.
           level: expected masked fraction, in [0, 1].
           cond: `scalars["fps"]` (frames per second, positive), `tokens` (text features) and `token_mask`.  `tokens` of
-            None, or a mask that is False throughout a sample, stands for the learned null text.
+            None, or a mask that is False throughout a sample, stands for the null text: learned, or zero.
           memory: result of `encode_cond(cond)`, used in place of the text in `cond`; batch size 1 serves any batch.
 
         Raises:
@@ -90,7 +91,8 @@ class SpectralTransformer(Denoiser):
         with jax.default_matmul_precision(self.config.matmul_precision):
             z = self.embedding(x_t).reshape(batch, -1, self.config.width)
             z = self.trunk(z, (grid[0], grid[1], grid[2]), self.condition(level, cond), memory)
-            return Prediction(values=self.head(z), table=self.embedding.table, grid=tuple(grid))
+            values, bias = self.head(z)
+            return Prediction(values=values, table=self.embedding.table, bias=bias, grid=tuple(grid))
 
     def encode_cond(self, cond: Cond) -> TextMemory:
         """Return keys and values of the text for all blocks; they depend neither on the level nor on the tokens."""
@@ -190,12 +192,13 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, cond: Cond) -> TextMemory:
         config = self.config
-        null = self.param("null", nn.initializers.normal(_STDDEV), (config.text_len, config.width))
         project = nn.Dense(config.width, dtype=jnp.dtype(config.dtype), name="project")
         tokens, mask = self._content(cond)
         text = jnp.where(mask[..., None], project(tokens), 0)
         given = mask.any(axis=-1, keepdims=True)
-        text = jnp.where(given[..., None], text, null.astype(config.dtype))
+        if config.learned_null:
+            null = self.param("null", nn.initializers.normal(_STDDEV), (config.text_len, config.width))
+            text = jnp.where(given[..., None], text, null.astype(config.dtype))
         scanned = nn.scan(
             block.KeysValues,
             variable_axes={"params": 0},
@@ -265,12 +268,16 @@ class Trunk(nn.Module):
 
 
 class Head(nn.Module):
-    """LayerNorm, Linear and GELU: features whose products with the token table are the logits."""
+    """LayerNorm, Linear and GELU: features whose products with the token table are the logits, and their bias, if any."""
 
     config: SpectralTransformerConfig
 
     @nn.compact
-    def __call__(self, z: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    def __call__(self, z: Float[Array, "b s d"]) -> tuple[Float[Array, "b s d"], Float[Array, " k"] | None]:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        z = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(z)
-        return nn.gelu(nn.Dense(config.width, dtype=dtype, dot_general=dot_general, name="dense")(z))
+        z = nn.LayerNorm(epsilon=_EPSILON, dtype=jnp.float32, name="norm")(z)
+        z = nn.gelu(nn.Dense(config.width, dtype=dtype, dot_general=dot_general, name="dense")(z))
+        if config.head_norm:
+            z = nn.LayerNorm(epsilon=_EPSILON, dtype=jnp.float32, name="output_norm")(z).astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,)) if config.output_bias else None
+        return z, bias

@@ -73,6 +73,8 @@ SPECTRAL_TRANSFORMER = TensorMap(
         *norm("blocks.{i}.cross_norm", "trunk/blocks/cross_norm"),
         *norm("head_norm", "head/norm"),
         *dense("head", "head/dense"),
+        *norm("output_norm", "head/output_norm"),
+        Rule("output_bias", "head/bias"),
         *ADAPTERS.rules,
     )
 )

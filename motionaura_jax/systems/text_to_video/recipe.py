@@ -168,7 +168,18 @@ class TextToVideoRecipe(DiffusionRecipe):
             text = dataclasses.replace(text, tower=origin.text.tower, cache=origin.text.cache)
         if not self.latent_space:
             model = dataclasses.replace(model, vocab_size=origin.model.vocab_size)
+        if not self.text.tower_hash and text.tower_hash:
+            model = dataclasses.replace(model, learned_null=origin.model.learned_null)
         return dataclasses.replace(super().completed(origin), text=text, model=model)
+
+    def with_null(self) -> Self:
+        """Leave the learned null text out of a new model with a frozen text encoder, whose null is the empty text.
+
+        A model that has been identified (`text.tower_hash`) keeps what it was saved with: before, all had the parameter.
+        """
+        if not self.text.is_frozen or self.text.tower_hash:
+            return self
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, learned_null=False))
 
     def with_autoencoder(self, autoencoder: VideoAutoencoder) -> Self:
         """Fill in latent space and number of codes."""

@@ -114,6 +114,7 @@ class TextToVideoSystem(DiffusionSystem):
     @classmethod
     def resolve_conditions(cls, recipe: TextToVideoRecipe) -> TextToVideoRecipe:
         """Fill in the words of the captions, or the identity and width of a frozen encoder."""
+        recipe = recipe.with_null()
         text, width = resolve_text(recipe.text, recipe.model, recipe.data)
         return dataclasses.replace(recipe, text=text, model=dataclasses.replace(recipe.model, text_dim=width))
 
@@ -190,6 +191,7 @@ class TextToVideoSystem(DiffusionSystem):
     @classmethod
     def planned_conditioners(cls, recipe: TextToVideoRecipe) -> tuple[TextToVideoRecipe, Conditioners]:
         """Return a text encoder without weights; an empty vocabulary gets as many words as `text.max_words` allows."""
+        recipe = recipe.with_null()
         text, model, tower = recipe.text, recipe.model, planned_tower(recipe.text)
         if text.is_frozen:
             text = dataclasses.replace(text, tower_hash=PLANNED)

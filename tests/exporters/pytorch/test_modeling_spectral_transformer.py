@@ -29,6 +29,7 @@ CASES = {
     "lora_re_fft2": {"lora": LORA},
     "lora_filter": {"spectral": "filter", "lora": LORA, "residual": "paper"},
     "lora_hartley3d": {"spectral": "hartley3d", "lora": LoraConfig(rank=7, activation="none")},
+    "options": {"learned_null": False, "head_norm": True, "output_bias": True},
     "odd": {"width": 31, "heads": 3, "attention_ratio": 24 / 31, "mlp_ratio": 2.5},
 }
 TIE = 1e-3
