@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.diffusion.likelihood import nelbo
+from motionaura_jax.diffusion.likelihood import masked_exactly, nelbo
 from motionaura_jax.diffusion.process import Predict, Shape, stratified
 from motionaura_jax.diffusion.schedules import Schedule
 from motionaura_jax.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from motionaura_jax.ops.prediction import Prediction
 
-_BIASED = ("label_smoothing", "corrupt_visible", "visible_weight", "per_frame")  # settings that "elbo" cannot have
+Objective = Literal["ce_masked", "elbo", "any_order"]
+_BOUNDS = ("elbo", "any_order")
+_BIASED = ("label_smoothing", "corrupt_visible", "visible_weight", "per_frame")  # settings that a bound cannot have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,10 @@ class Absorbing:
     Attributes:
       vocab_size: number of codes K; tokens lie in [0, K).
       schedule: maps time to the masked fraction.
-      objective: "ce_masked" is the mean cross entropy over the masked tokens of a sample; "elbo" weights their sum into
-        the exact bound of the negative log likelihood.
-      min_masked: minimum number of masked tokens for "ce_masked"; "elbo" needs the exact marginals and ignores it.
+      objective: "ce_masked" is the mean cross entropy over the masked tokens of a sample. "elbo" weights their sum into the
+        exact bound of the negative log likelihood; its weights m'(u) / m(u) have no finite second moment. "any_order" has
+        the same expectation, whatever the schedule, and bounded weights: see `loss`.
+      min_masked: minimum number of masked tokens for "ce_masked"; the bounds need exact marginals and ignore it.
       label_smoothing: share of the target spread over all codes, in [0, 1).
       corrupt_visible: share of visible tokens replaced by random codes, in [0, 1]; teaches the model to doubt its context.
       visible_weight: weight of the mean cross entropy over the visible tokens, replaced ones included, in "ce_masked".
@@ -40,14 +43,14 @@ class Absorbing:
       chunk: number of codes whose logits the loss computes at a time for a factored prediction; 0 computes all at once.
 
     Raises:
-      UserError: a setting is out of range, or would make "elbo" no bound.
+      UserError: a setting is out of range, or would make a bound none.
     """
 
     metric: ClassVar[str] = "nelbo"
 
     vocab_size: int
     schedule: Schedule
-    objective: Literal["ce_masked", "elbo"] = "ce_masked"
+    objective: Objective = "ce_masked"
     min_masked: int = 1
     label_smoothing: float = 0.0
     corrupt_visible: float = 0.0
@@ -56,8 +59,8 @@ class Absorbing:
     chunk: int = 0
 
     def __post_init__(self) -> None:
-        if self.objective not in ("ce_masked", "elbo"):
-            raise UserError(f"diffusion: objective {self.objective!r} is neither 'ce_masked' nor 'elbo'")
+        if self.objective not in ("ce_masked", *_BOUNDS):
+            raise UserError(f"diffusion: objective {self.objective!r} is none of 'ce_masked', 'elbo' and 'any_order'")
         if self.vocab_size < 1 or self.min_masked < 1:
             raise UserError("diffusion: vocab_size and min_masked must be at least 1")
         if not (
@@ -67,8 +70,8 @@ class Absorbing:
         if self.visible_weight < 0:
             raise UserError("diffusion: visible_weight must not be negative")
         biased = [name for name in _BIASED if getattr(self, name)]
-        if self.objective == "elbo" and biased:
-            raise UserError(f"diffusion: 'elbo' is a bound only without {', '.join(biased)}; set it to 0")
+        if self.objective in _BOUNDS and biased:
+            raise UserError(f"diffusion: {self.objective!r} is a bound only without {', '.join(biased)}; set it to 0")
 
     @property
     def mask_id(self) -> int:
@@ -94,10 +97,13 @@ class Absorbing:
 
         For "ce_masked" it is at least 1 / tokens, the level at which one masked token is expected.
         """
+        if self.objective == "any_order":
+            size = math.prod(shape) if mask is None else mask.sum((1, 2, 3))
+            return _count(time, size) / math.prod(shape)
         m = self.schedule.masked(time)
         if mask is not None:
             m = m * mask.mean((1, 2, 3), dtype=jnp.float32)
-        return m if self.objective == "elbo" else jnp.maximum(m, 1.0 / math.prod(shape))
+        return m if self.objective in _BOUNDS else jnp.maximum(m, 1.0 / math.prod(shape))
 
     def corrupt(
         self,
@@ -115,6 +121,9 @@ class Absorbing:
           mask: False at positions that stay clean.
         """
         allowed = jnp.ones(x0.shape, bool) if mask is None else mask
+        if self.objective == "any_order":
+            count = _count(time, allowed.sum((1, 2, 3)))
+            return jnp.where(jax.vmap(masked_exactly)(keys, allowed, count), self.mask_id, x0), x0
         m = self.level(time, x0.shape[1:])  # of the tokens that may be masked
 
         def one(x: Array, m: Array, key: Array, allowed: Array) -> Array:
@@ -146,8 +155,13 @@ class Absorbing:
 
         "ce_masked": mean over the masked tokens of the sample, plus `visible_weight` times that over the visible ones.
         "elbo": m'(u) / m(u) times the sum over the masked tokens, divided by the number of tokens that may be masked; its
-        mean over uniform u bounds -log p(x0) per token.  Both are normalized within the sample, so the mean over equal
-        microbatches is the mean over the whole batch.
+        mean over uniform u bounds -log p(x0) per token.
+        "any_order": mean over the masked tokens, of which there are exactly n = ceil(u S).  The estimator of the bound is thus
+        L = 1/n sum_{i masked} -log p(x0_i | visible tokens), u ~ U(0, 1], and its expectation the mean over n = 1 .. S of the
+        cross entropy with n masked tokens: the "elbo" of every schedule, because m'/m turns its binomial counts into
+        uniform ones (Hoogeboom et al. 2022, equation 4).  L is at most the largest cross entropy of a token.
+
+        All are normalized within the sample, so the mean over equal microbatches is the mean over the whole batch.
         """
         entropy = self._entropy(prediction, target, self.label_smoothing)
         allowed = jnp.ones(x_t.shape, bool) if mask is None else mask
@@ -207,6 +221,11 @@ class Absorbing:
             label_smoothing=label_smoothing,
         )
         return values.reshape(target.shape)
+
+
+def _count(time: Float[Array, " b"], size: Int[Array, " b"] | int) -> Float[Array, " b"]:
+    """Return the number of masked tokens for "any_order": uniform in 1 .. size for uniform times; 0 of 0 tokens."""
+    return jnp.minimum(jnp.ceil(jnp.asarray(time, jnp.float32) * size), size)
 
 
 def _per_sample(values: Array) -> Float[Array, " b"]:

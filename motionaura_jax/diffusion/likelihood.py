@@ -7,6 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 
+def masked_exactly(key: Key[Array, ""], allowed: Bool[Array, "t h w"], count: Float[Array, ""]) -> Bool[Array, "t h w"]:
+    """Choose `count` of the allowed positions at random, all subsets of this size with equal probability."""
+    noise = jnp.where(allowed, jax.random.uniform(key, allowed.shape), jnp.inf)
+    rank = jnp.argsort(jnp.argsort(noise.ravel())).reshape(allowed.shape)
+    return (rank < count) & allowed
+
+
 def nelbo(
     entropy: Callable[[Int[Array, "b t h w"], Float[Array, " b"]], Float[Array, "b t h w"]],
     x0: Int[Array, "b t h w"],
@@ -38,9 +45,7 @@ def nelbo(
         count_key, order_key = jax.random.split(jax.random.fold_in(key, row))
         share = (row + 1.0 - jax.random.uniform(count_key)) / levels
         count = jnp.clip(jnp.ceil(share * size), 1, jnp.maximum(size, 1))
-        noise = jnp.where(allowed, jax.random.uniform(order_key, x.shape), jnp.inf)
-        rank = jnp.argsort(jnp.argsort(noise.ravel())).reshape(x.shape)
-        masked = (rank < count) & allowed
+        masked = masked_exactly(order_key, allowed, count)
         return jnp.where(masked, mask_id, x), masked, count / x.size
 
     def one(row: Array) -> Array:

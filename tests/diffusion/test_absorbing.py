@@ -19,6 +19,7 @@ from motionaura_jax.ops.prediction import Prediction
 
 VOCAB, GRID, SIZE = 5, (1, 2, 4), 8
 ELBO = Absorbing(vocab_size=VOCAB, schedule=Cosine(), objective="elbo")
+ANY_ORDER = Absorbing(vocab_size=VOCAB, schedule=Linear(), objective="any_order")
 TRAIN = Absorbing(vocab_size=VOCAB, schedule=Linear())
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(VOCAB + 1, VOCAB))
@@ -86,7 +87,9 @@ def test_training_masks_at_least_one_token_at_clipped_level():
     np.testing.assert_allclose(TRAIN.level(jnp.array([0.01, 0.5]), GRID), [1 / SIZE, 0.5])
 
 
-@pytest.mark.parametrize("process", [TRAIN, ELBO, Absorbing(vocab_size=VOCAB, schedule=Linear(), corrupt_visible=0.5)])
+@pytest.mark.parametrize(
+    "process", [TRAIN, ELBO, ANY_ORDER, Absorbing(vocab_size=VOCAB, schedule=Linear(), corrupt_visible=0.5)]
+)
 def test_positions_outside_the_mask_stay_clean_and_out_of_the_loss(process):
     x0 = jnp.asarray(RNG.integers(0, VOCAB, (64, *GRID)))
     mask = jnp.asarray(RNG.random((64, *GRID)) < 0.3).at[0].set(False)
@@ -129,12 +132,13 @@ def test_visible_tokens_count_with_their_weight():
     np.testing.assert_allclose(found, mean(masked) + 0.3 * mean(~masked), rtol=1e-5)
 
 
-@pytest.mark.parametrize("process", [TRAIN, ELBO])
+@pytest.mark.parametrize("process", [TRAIN, ELBO, ANY_ORDER])
 def test_the_level_is_the_masked_share_of_all_tokens_in_training_and_in_the_bound(process):
     grid = (4, 8, 8)
     mask = jnp.zeros((2, *grid), bool).at[0, 2:].set(True).at[1, 1:].set(True)
     x0, u = jnp.zeros(mask.shape, jnp.int32), jnp.array([0.5, 0.9])
     shares = np.asarray(process.schedule.masked(u)) * [0.5, 0.75]
+    shares = np.ceil(shares * 256) / 256 if process is ANY_ORDER else shares  # a whole number of tokens
     np.testing.assert_allclose(process.level(u, grid, mask), shares, rtol=1e-6)
     x_t, _ = corrupt(process, x0, u, keys(2), mask)
     np.testing.assert_allclose(np.asarray(x_t == VOCAB).mean((1, 2, 3)), shares, atol=0.08)
@@ -218,6 +222,39 @@ def test_elbo_equals_its_closed_form_for_every_schedule():
         assert coarse[1] == pytest.approx(exact, rel=0.01)
 
 
+def test_any_order_masks_every_number_of_tokens_equally_often_and_every_set_of_that_size():
+    x0, count = np.array([[[[1, 4], [0, 2]]]]), 6000
+    u = (jnp.arange(count) + 0.5) / count
+    x_t, _ = corrupt(ANY_ORDER, jnp.asarray(np.broadcast_to(x0, (count, *x0.shape[1:]))), u, keys(count, 3))
+    masked = np.asarray(x_t == VOCAB).reshape(count, 4)
+    np.testing.assert_array_equal(masked.sum(1), np.repeat([1, 2, 3, 4], count // 4))
+    np.testing.assert_allclose(np.asarray(ANY_ORDER.level(u, (1, 2, 2))), masked.sum(1) / 4, rtol=1e-6)
+    pairs = masked[masked.sum(1) == 2] @ (1 << np.arange(4))
+    assert chi_square(np.bincount(pairs)[[3, 5, 6, 9, 10, 12]], np.full(6, count / 4 / 6)) > 1e-3
+
+
+def test_any_order_is_the_elbo_at_a_finite_variance():
+    """Its mean over all counts and subsets is the bound of every schedule, and no loss exceeds the largest entropy.
+
+    The loss of "elbo" does: near u = 0 its weight is 1 / u, and its second moment grows with the logarithm of 1 / u.
+    """
+    x0 = np.array([[[[1, 4], [0, 2]]]])
+    x_t, counts = all_subsets(x0)
+    x_t, counts = x_t[counts > 0], counts[counts > 0]
+    u = (counts - 0.5) / 4
+    clean = np.broadcast_to(x0, x_t.shape)
+    losses = np.asarray(loss(ANY_ORDER, toy_logits(x_t), clean, x_t, u))
+    chance = 1 / 4 / special.comb(4, counts)
+    assert chance.sum() == pytest.approx(1)
+    assert (chance * losses).sum() == pytest.approx(any_order_bound(x0), rel=1e-5)
+    worst = entropies(x_t, clean)[x_t == VOCAB].max()
+    assert losses.max() <= worst * (1 + 1e-6)
+    one_masked = counts == 1
+    steep = Absorbing(vocab_size=VOCAB, schedule=Linear(), objective="elbo")
+    rare = loss(steep, toy_logits(x_t[one_masked]), clean[one_masked], x_t[one_masked], np.full(4, 1e-4))
+    assert np.asarray(rare).max() > 100 * worst
+
+
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Discrete(base=Cosine(), T=10), Discrete(base=Linear(), T=3)])
 def test_elbo_on_independent_tokens_is_their_likelihood(schedule):
     """For an iid model every schedule, discrete ones included, gives -log p(x0) exactly; Monte Carlo through `corrupt`."""
@@ -284,7 +321,7 @@ def test_means_over_microbatches_are_the_mean_over_the_batch():
     x0 = RNG.integers(0, VOCAB, (8, *GRID))
     x_t = np.where(RNG.random(x0.shape) < np.linspace(0.1, 1, 8).reshape(8, 1, 1, 1), VOCAB, x0)
     u, logits = np.linspace(0.1, 1, 8), toy_logits(x_t)
-    for process in (TRAIN, ELBO):
+    for process in (TRAIN, ELBO, ANY_ORDER):
         halves = [loss(process, logits[s], x0[s], x_t[s], u[s]).mean() for s in (slice(4), slice(4, 8))]
         assert np.mean(halves) == pytest.approx(float(loss(process, logits, x0, x_t, u).mean()), rel=1e-6)
 

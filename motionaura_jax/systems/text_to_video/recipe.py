@@ -18,7 +18,7 @@ from motionaura_jax.core.limits import (
     ShareBelowOne,
 )
 from motionaura_jax.diffusion import schedules
-from motionaura_jax.diffusion.absorbing import Absorbing
+from motionaura_jax.diffusion.absorbing import Absorbing, Objective
 from motionaura_jax.diffusion.samplers import absorbing as samplers
 from motionaura_jax.models.autoencoders.base import VideoAutoencoder
 from motionaura_jax.models.denoisers.config import SpectralTransformerConfig, preset
@@ -37,7 +37,7 @@ class DiffusionConfig(Checked):
     """
 
     schedule: str = "cosine"
-    objective: Literal["ce_masked", "elbo"] = "ce_masked"
+    objective: Objective = "ce_masked"
     min_masked: Count = 1
     label_smoothing: ShareBelowOne = 0.0
     corrupt_visible: Share = 0.0
