@@ -11,6 +11,7 @@ import pytest
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.types import Cond
+from motionaura_jax.models.autoencoders.blocks import InceptionFusedMB, MBConv
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
 from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
 from motionaura_jax.models.denoisers.config import preset
@@ -27,7 +28,7 @@ def denoiser(remat):
 
 
 def tokenizer(remat):
-    blocks = {"enc_mb": (0, 1), "enc_inc": (0, 0), "dec_mb": (1, 1), "dec_inc": (0, 0)}
+    blocks = {"enc_mb": (0, 1), "enc_inc": (0, 0), "dec_mb": (1, 0), "dec_inc": (0, 1)}
     plain = {
         "conv_impl": "lax",
         "depthwise_impl": "lax",
@@ -83,8 +84,26 @@ def test_recomputation_in_the_tokenizer_takes_less_memory_and_changes_no_gradien
     shapes = tokenizer("none")[1]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
-    plain, again = (jax.jit(jax.grad(tokenizer(remat)[0]))(params) for remat in ("none", "full"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, again)
+    plain, *again = (jax.jit(jax.grad(tokenizer(remat)[0]))(params) for remat in ("none", "full", "branch", "layer"))
+    for found in again:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), plain, found)
+
+
+@pytest.mark.parametrize("make", [MBConv, InceptionFusedMB])
+def test_branches_and_layers_of_a_block_keep_less_while_it_is_recomputed(make):
+    """The inputs of parts remain: those of the branches, and the four times wider tensors between layers."""
+    x = jnp.zeros((1, 4, 16, 16, 8))
+
+    def block(remat):
+        config = MBQVAEConfig(remat=remat, conv_impl="lax", depthwise_impl="lax")
+        module = make(config, 8) if make is MBConv else make(config)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+        return lambda params: jnp.square(module.apply({"params": params}, x)).mean(), shapes
+
+    full, branch, layer = (kept(block, remat) for remat in ("full", "branch", "layer"))
+    assert branch < 0.35 * full  # one block alone, so `full` keeps everything inside it
+    assert branch == layer  # a recomputed branch: `layer` differs within it
+    assert jax.tree.structure(block("none")[1]) == jax.tree.structure(block("layer")[1])
 
 
 def test_recomputation_is_no_part_of_the_latent_space():

@@ -1,5 +1,7 @@
 """Blocks of the 3D-MBQ-VAE: squeeze-excitation, MBConv, Inception-Fused-MB, resampling.  MotionAura appendix B."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +23,18 @@ def conv(config: MBQVAEConfig, features: int, kernel: tuple[int, int, int], **kw
     return Conv3d(
         features, kernel, causal=config.causal, impl=config.conv_impl, dtype=jnp.dtype(config.dtype), **kwargs
     )
+
+
+Part = Callable[[nn.Module, Video], Video]
+
+
+def recomputed(config: MBQVAEConfig, part: Part, *, of: str = "branch") -> Part:
+    """Return `part` of a block or branch so that the backward pass keeps only its input, if `config.remat` says so.
+
+    The block itself is recomputed too, and with "layer" its branches.  So at any time there are the inputs of the parts of
+    one block, and the inside of one part alone.
+    """
+    return nn.remat(part) if config.remat in (of, "layer") else part
 
 
 class SqueezeExcite(nn.Module):
@@ -46,16 +60,26 @@ class InvertedBottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Video) -> Video:
         config, channels = self.config, x.shape[-1]
-        excite = SqueezeExcite(max(channels // 4, 1), config.per_frame, name="excite")
-        depthwise = DepthwiseConv3d(
-            causal=config.causal, impl=config.depthwise_impl, dtype=jnp.dtype(config.dtype), name="depthwise"
-        )
-        x = GroupNorm(config.per_frame, name="norm")(x)
-        x = silu(conv(config, _EXPANSION * channels, (1, 1, 1), name="expand")(x))
-        # The paper gates before the depthwise convolution, EfficientNet after it.
-        x = silu(depthwise(excite(x))) if config.se_pos == "before" else excite(silu(depthwise(x)))
         init = {"kernel_init": nn.initializers.zeros} if config.zero_init else {}
-        return conv(config, channels, (1, 1, 1), name="project", **init)(x)
+
+        def excite(x: Video) -> Video:
+            return SqueezeExcite(max(channels // 4, 1), config.per_frame, name="excite")(x)
+
+        def expand(block: nn.Module, x: Video) -> Video:
+            x = GroupNorm(config.per_frame, name="norm")(x)
+            x = silu(conv(config, _EXPANSION * channels, (1, 1, 1), name="expand")(x))
+            # The paper gates before the depthwise convolution, EfficientNet after it.
+            return excite(x) if config.se_pos == "before" else x
+
+        def project(block: nn.Module, x: Video) -> Video:
+            x = excite(silu(x)) if config.se_pos == "after" else silu(x)
+            return conv(config, channels, (1, 1, 1), name="project", **init)(x)
+
+        x = recomputed(config, expand, of="layer")(self, x)
+        x = DepthwiseConv3d(
+            causal=config.causal, impl=config.depthwise_impl, dtype=jnp.dtype(config.dtype), name="depthwise"
+        )(x)
+        return recomputed(config, project, of="layer")(self, x)
 
 
 class MBConv(nn.Module):
@@ -70,13 +94,18 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, x: Video) -> Video:
         config = self.config
-        y = silu(GroupNorm(config.per_frame, name="norm")(x))
-        if config.lead == "full":
-            y = conv(config, self.features, (3, 3, 3), name="lead")(y)
-        else:
+
+        def lead(block: nn.Module, x: Video) -> Video:
+            y = silu(GroupNorm(config.per_frame, name="norm")(x))
+            if config.lead == "full":
+                return conv(config, self.features, (3, 3, 3), name="lead")(y)
             y = conv(config, self.features, (1, 3, 3), name="lead_space")(y)
-            y = conv(config, self.features, (3, 1, 1), name="lead_time")(y)
-        y = InvertedBottleneck(config, name="bottleneck")(y)
+            return conv(config, self.features, (3, 1, 1), name="lead_time")(y)
+
+        def bottleneck(block: nn.Module, x: Video) -> Video:
+            return InvertedBottleneck(config, name="bottleneck")(x)
+
+        y = recomputed(config, bottleneck)(self, recomputed(config, lead)(self, x))
         if x.shape[-1] != self.features:
             x = conv(config, self.features, (1, 1, 1), name="shortcut")(x)
         return x + y
@@ -92,10 +121,13 @@ class InceptionFusedMB(nn.Module):
         config, channels = self.config, x.shape[-1]
         width = max(int(channels * config.inception_width), 1)
         y = silu(GroupNorm(config.per_frame, name="norm")(x))
-        branches = []
-        for index, kernel in enumerate(_INCEPTION_KERNELS):
-            branch = conv(config, width, kernel, name=f"branch_{index}")(y)
-            branches.append(branch + InvertedBottleneck(config, name=f"bottleneck_{index}")(branch))
+
+        def branch(index: int, block: nn.Module, y: Video) -> Video:
+            planar = conv(config, width, _INCEPTION_KERNELS[index], name=f"branch_{index}")(y)
+            return planar + InvertedBottleneck(config, name=f"bottleneck_{index}")(planar)
+
+        parts = [functools.partial(branch, index) for index in range(len(_INCEPTION_KERNELS))]
+        branches = [recomputed(config, part)(self, y) for part in parts]
         fused = conv(config, channels, (config.inception_final,) * 3, name="fuse")(jnp.concatenate(branches, axis=-1))
         return x + fused
 
@@ -109,7 +141,7 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: Video) -> Video:
-        wrap = nn.remat if self.config.remat == "full" else lambda block: block
+        wrap = nn.remat if self.config.remat != "none" else lambda block: block
         for index in range(self.num_mb):
             x = wrap(MBConv)(self.config, x.shape[-1], name=f"mb_{index}")(x)
         for index in range(self.num_inception):

@@ -43,7 +43,9 @@ class MBQVAEConfig(Checked):
       stem: first layer of the encoder and last of the decoder. "conv" is the paper: strided convolutions, which halve height
         and width. "patch" and "haar" work on patches (`ops.patches`): pixels as channels, plain or as Haar wavelet packets.
       stem_time, stem_space: frames, and rows and columns, of a patch.
-      remat: "full" computes the inside of each block again in the backward pass instead of keeping it.
+      remat: what the backward pass computes again instead of keeping it: nothing (`none`), the inside of each block (`full`),
+        also that of each branch of a block (`branch`), and that of each layer of a branch (`layer`). Each keeps less at
+        once and repeats the forward pass once more.
       channel_reduction: how the codebook and commitment terms treat the channels of a latent.  "mean" gives `beta` the meaning
         that it has in the literature; under "sum" the same `beta` weighs `latent_dim` times as much.
       entropy_temperature: of the code probabilities in LFQ's entropy; MAGVIT-v2 uses 0.01.
@@ -82,7 +84,7 @@ class MBQVAEConfig(Checked):
     depthwise_impl: Literal["auto", "shift", "lax"] = "auto"
     transpose_impl: Literal["auto", "polyphase", "lax"] = "auto"
     nearest_impl: Literal["auto", "blocks", "argmin"] = "auto"
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "full", "branch", "layer"] = "none"
 
     # Quantizer.
     quantizer: Literal["vq", "vq_ema", "fsq", "lfq", "none"] = "vq"
