@@ -27,7 +27,7 @@ from motionaura_jax.core.limits import (
     Threads,
     between,
 )
-from motionaura_jax.data.buckets import Bucket, ClipShape
+from motionaura_jax.data.buckets import Bucket, ClipShape, at_rates
 from motionaura_jax.parallel.config import MeshConfig
 
 SCENES = "scenes"
@@ -42,6 +42,8 @@ class DataConfig(Checked):
       held_out: fraction of the manifest held out for evaluation if `evaluate.manifest` is empty.
       num_frames, height, width: shape of a clip, in frames and pixels; used if `buckets` is empty.
       fps: frames per second; every source is resampled to this rate in time, unless a bucket sets its own.
+      frame_rates: several rates in place of `fps`, each for an equal share of the steps of every bucket without a rate of
+        its own; what depends on the frame rate can be learned only from several.
       batch_size: clips in one optimizer step, over all devices and microbatches.
       buckets: several clip shapes with weights (recipe D.1); replaces the single shape above.
       flip: probability of mirroring a training clip left to right; unsuitable for captions that name sides or directions.
@@ -58,6 +60,7 @@ class DataConfig(Checked):
     height: Side = 64
     width: Side = 64
     fps: Rate = 8.0
+    frame_rates: tuple[Rate, ...] = ()
     batch_size: Batch = 4
     buckets: tuple[Bucket, ...] = ()
     flip: Share = 0.0
@@ -75,9 +78,9 @@ class DataConfig(Checked):
             )
 
     def all_buckets(self) -> tuple[Bucket, ...]:
-        """Return the clip shapes to train on; at least one."""
+        """Return the clip shapes to train on, one for each frame rate; at least one."""
         single = Bucket(num_frames=self.num_frames, height=self.height, width=self.width, batch_size=self.batch_size)
-        return self.buckets or (single,)
+        return at_rates(self.buckets or (single,), self.frame_rates)
 
     @property
     def shapes(self) -> tuple[ClipShape, ...]:
@@ -159,6 +162,8 @@ class TrainConfig(Checked):
     Attributes:
       steps: optimizer steps of the whole run; schedules and annealing refer to it.
       accumulation: microbatches per step; the result equals that of one large batch.
+      microbatch: most clips of a microbatch on one device, in every bucket and on any number of devices; steps then
+        accumulate more often where they have to. 0 sets no limit.
       ema_decay: decay of the parameter average that evaluation and inference use; 0 turns the average off.
       log_every: steps between two log lines (the only host synchronization).
       max_skipped: number of consecutive steps with a non-finite loss or gradient after which the run returns to its last
@@ -168,10 +173,17 @@ class TrainConfig(Checked):
 
     steps: Count = 1000
     accumulation: Count = 1
+    microbatch: Natural = 0
     ema_decay: ShareBelowOne = 0.999
     log_every: Count = 10
     max_skipped: Count = 10
     max_rollbacks: Natural = 3
+
+    def microbatches(self, clips: int) -> int:
+        """Return the number of microbatches for `clips` on each device: the smallest that `microbatch` allows."""
+        most = self.microbatch or clips
+        counts = range(self.accumulation, clips + 1, self.accumulation)
+        return next((n for n in counts if clips % n == 0 and clips // n <= most), self.accumulation)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,24 @@ class Bucket(Checked):
         return ClipShape(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps or fps)
 
 
+def at_rates(buckets: Sequence[Bucket], rates: Sequence[float]) -> tuple[Bucket, ...]:
+    """Return each bucket once for each of `rates`, which share its weight; one with a rate of its own stays alone.
+
+    The first bucket comes first, at the first rate: it is the one that evaluations use.
+    """
+    if not rates:
+        return tuple(buckets)
+    found: list[Bucket] = []
+    for bucket in buckets:
+        if bucket.fps is not None:
+            # Weights are relative, so those of the others need no division, which would round.
+            weight = float(Fraction(str(bucket.weight)) * len(rates))
+            found.append(dataclasses.replace(bucket, weight=weight))
+        else:
+            found += [dataclasses.replace(bucket, fps=rate) for rate in rates]
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """Bucket of each step: `pattern`, a list of indices into `buckets`, repeated forever.

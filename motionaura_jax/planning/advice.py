@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from motionaura_jax.planning.estimate import Estimate, Question
 from motionaura_jax.planning.machines import GIB
+from motionaura_jax.systems import registry
 
 Ask = Callable[[Question], Estimate]
 
@@ -66,8 +68,10 @@ def _changes(question: Question, of_state: bool) -> Iterator[tuple[tuple[str, ..
         yield ("model.loss_chunk",), _set("model.loss_chunk", 1024, {0})
         yield ("model.remat",), _set("model.remat", "dots", {"none"})
         yield ("model.remat",), _set("model.remat", "full", {"none", "dots", "offload"})
+        yield ("train.microbatch",), _microbatch
         yield ("train.accumulation",), _accumulate
         yield ("train.accumulation",), _accumulate
+        yield ("model.remat",), _set("model.remat", "branch", {"full"})
     yield ("mesh.data", "mesh.fsdp"), _split_state
     yield ("optimizer.mu_dtype",), _set("optimizer.mu_dtype", "bfloat16", {"float32"})
     yield ("optimizer.name",), _set("optimizer.name", "adafactor", {"adam", "adamw"})
@@ -75,13 +79,33 @@ def _changes(question: Question, of_state: bool) -> Iterator[tuple[tuple[str, ..
 
 def _set(key: str, value: Any, instead_of: set[Any]) -> Changed:
     def change(question: Question, estimate: Estimate, limit: float) -> Question | None:
-        return _with(question, key, value) if _at(question.values, key) in instead_of else None
+        applies = _at(question.values, key) in instead_of and _is_choice(question.values, key, value)
+        return _with(question, key, value) if applies else None
 
     return change
 
 
+def _is_choice(values: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Tell whether the system's recipe lets `key` have `value`; keys that are no choice take any value."""
+    hint: Any = registry.system_class(values["system"]).Recipe
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint)[name]
+    return typing.get_origin(hint) is not typing.Literal or value in typing.get_args(hint)
+
+
+def _microbatch(question: Question, estimate: Estimate, limit: float) -> Question | None:
+    """Lower the clips of a microbatch so that the activations fit, assuming that these shrink in proportion."""
+    clips = int(_at(question.values, "train.microbatch") or 0)
+    room = limit - estimate.state - 2 * estimate.held["parameters"]
+    activations = max(estimate.temporary + estimate.results - estimate.held["parameters"], 1)
+    wanted = min(max(int(clips * room / activations), 1), clips - 1)
+    return _with(question, "train.microbatch", wanted) if clips > 1 else None
+
+
 def _accumulate(question: Question, estimate: Estimate, limit: float) -> Question | None:
     """Use enough microbatches to make the activations fit, assuming that these shrink in proportion; else one per clip."""
+    if _at(question.values, "train.microbatch"):
+        return None
     count = int(_at(question.values, "train.accumulation"))
     clips = _clips(question.values)
     choices = [n for n in range(count + 1, clips + 1) if clips % n == 0 and clips // n % _shards(question.mesh) == 0]

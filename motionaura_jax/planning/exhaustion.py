@@ -31,7 +31,7 @@ def check_batch(recipe: Recipe, processes: int) -> None:
     Raises:
       UserError: names the key of the batch size, and the largest value that fits.
     """
-    for index, bucket in enumerate(recipe.data.all_buckets()):
+    for index, bucket in enumerate(recipe.data.buckets or recipe.data.all_buckets()[:1]):
         key = f"config.data.buckets[{index}].batch_size" if recipe.data.buckets else "config.data.batch_size"
         clip = bucket.num_frames * bucket.height * bucket.width * _PIXEL
         needed = functools.partial(_share, clip, processes)

@@ -87,6 +87,11 @@ class DiffusionRecipe(Recipe):
         super().__post_init__()
         if not (self.autoencoder_place or self.init_from):
             raise UserError(f"config.{self.autoencoder_role}: name the workdir of a trained {self.autoencoder_role}")
+        if self.latent_cache and len(rates := self.data.frame_rates) > 1:
+            raise UserError(
+                f"config.data.frame_rates={','.join(f'{rate:g}' for rate in rates)}: config.latent_cache holds clips of one "
+                f"rate; set --config.data.frame_rates to it"
+            )
         sizes: dict[tuple[int, int, int], int] = {}
         for bucket in self.data.all_buckets():
             # The times of a step are spread over its batch, and only the shape of the clips tells how large that is.

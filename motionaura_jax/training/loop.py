@@ -97,6 +97,10 @@ def _open(system: System, workdir: pathlib.Path, override: bool) -> Run:
     # Before the workdir takes the config: a wrong path can then be corrected without another workdir.
     for bucket in recipe.data.all_buckets():
         meshes.check_batch(mesh.shape, bucket.batch_size, recipe.train.accumulation)
+    # Abstract: nothing is allocated yet.
+    optimize = optimizer.of(system)
+    abstract = state.abstract(system, optimize, mesh)
+    state.check_memory(system, abstract, mesh)
     if recipe.meaning and newest:
         recipe.check_start(load.load_recipe(newest, type(recipe), recipe.system), str(workdir))
     system.check_data()
@@ -108,9 +112,7 @@ def _open(system: System, workdir: pathlib.Path, override: bool) -> Run:
     clips = data.TrainingData(recipe, workdir, *meshes.batch_parts(mesh), fields=system.fields)
     logger.info("%s", clips.describe())
 
-    # ------------------------------------------------------------ State: abstract first, nothing is allocated yet
-    optimize = optimizer.of(system)
-    abstract = state.abstract(system, optimize, mesh)
+    # ------------------------------------------------------------ State
     shardings = state.shardings(abstract, mesh)
     state.describe(system, abstract, mesh)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.checkpoint, saved, workdirs.provenance(clips.content_hash))

@@ -2,14 +2,18 @@
 
 import dataclasses
 import logging
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from motionaura_jax.core import memory
+from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.trees import merge, path_name
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import rules
@@ -111,6 +115,55 @@ def abstract(system: System, optimizer: optax.GradientTransformation, mesh: Mesh
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         shardings(shapes, mesh),
+    )
+
+
+def check_memory(system: System, state: TrainState, mesh: Mesh, limit: int | None = None) -> None:
+    """Refuse a run whose state alone is too large for its devices, before anything is allocated.
+
+    This is a lower bound: state and gradients, without activations.  `motionaura estimate` compiles the whole step.
+
+    Args:
+      limit: bytes of each device; by default what the devices of this process report.
+
+    Raises:
+      UserError: says how many devices would hold the state.
+    """
+    limit = _device_memory() if limit is None else limit
+    if limit is None or (needed := _bytes_per_device(system, state, mesh.shape)) <= limit:
+        return
+    splits = [2**power for power in range(1, 13)]
+    sizes = ({**mesh.shape, "data": 1, "fsdp": split} for split in splits)
+    fits = next((size for size in sizes if _bytes_per_device(system, state, size) <= limit), None)
+    count = math.prod(fits.values()) if fits else 0
+    where = "these devices" if count <= mesh.size else f"{count} devices"
+    remedy = f"{where} hold it with --config.mesh.fsdp={fits['fsdp']}; or take" if fits else "take"
+    raise UserError(
+        f"config.mesh={shown(mesh.shape)}: parameters, their average, optimizer state and gradients need "
+        f"{needed / memory.GIB:.3g} GiB on each device of {limit / memory.GIB:.3g} GiB, without any activation; {remedy} a "
+        f"smaller preset, optimizer.name=adafactor or train.ema_decay=0 (see motionaura estimate)"
+    )
+
+
+def _device_memory() -> int | None:
+    """Return the bytes of a device of this process, None if unknown; devices of a CPU share its memory."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        total = memory.total()
+        return None if total is None else total // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _bytes_per_device(system: System, state: TrainState, sizes: Mapping[str, int]) -> int:
+    """Return the bytes of an abstract state and its gradients on one device of a mesh with axes of `sizes`."""
+    mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    places = shardings(state, mesh)
+    trained = Groups.of(system).partition
+    trees = [(state, places), (trained(state.params)[0], trained(places.params)[0])]
+    return sum(
+        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for tree, where in trees
+        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
     )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from motionaura_jax.core.trees import merge
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import constraints
+from motionaura_jax.parallel.mesh import batch_shards
 from motionaura_jax.systems.base import Batch, System
 from motionaura_jax.training.groups import Groups
 from motionaura_jax.training.groups import metrics as group_metrics
@@ -39,7 +40,8 @@ def make_train_step(
     def train_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """Take one optimizer step, or keep the old state if the loss or a gradient is not finite."""
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, loss, stats, metrics = _accumulate(gradient, state, frozen, batch, key, train.accumulation)
+        count = train.microbatches(len(batch["sample"]) // batch_shards(jax.sharding.get_abstract_mesh()))
+        gradients, loss, stats, metrics = _accumulate(gradient, state, frozen, batch, key, count)
         norm, norms = optax.tree.norm(gradients), groups.norms(gradients)
         moving, fixed = groups.partition(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, moving)

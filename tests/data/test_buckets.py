@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motionaura_jax.core.errors import UserError
-from motionaura_jax.data.buckets import Bucket, Schedule
+from motionaura_jax.core.recipe import DataConfig
+from motionaura_jax.data.buckets import Bucket, Schedule, at_rates
 
 
 def buckets(*weights: float, batch_sizes: tuple[int, ...] = ()) -> list[Bucket]:
@@ -67,3 +68,15 @@ def test_unusable_sizes() -> None:
         Bucket(num_frames=0, height=8, width=8, batch_size=1)
     with pytest.raises(UserError, match="no buckets"):
         Schedule.from_buckets([])
+
+
+def test_frame_rates_share_the_weight_of_each_bucket():
+    size = {"height": 32, "width": 32, "batch_size": 4}
+    videos, images = Bucket(num_frames=8, weight=0.6, **size), Bucket(num_frames=1, weight=0.4, fps=1.0, **size)
+    found = at_rates((videos, images), (8.0, 16.0, 24.0))
+    assert [bucket.fps for bucket in found] == [8.0, 16.0, 24.0, 1.0]
+    turns = Counter(found[index].num_frames for index in Schedule.from_buckets(found).pattern)
+    assert turns[8] * 0.4 == pytest.approx(turns[1] * 0.6)
+    assert at_rates((videos, images), ()) == (videos, images)
+    data = DataConfig(manifest="clips", num_frames=8, frame_rates=(8.0, 24.0))
+    assert data.rates == (8.0, 24.0) and {shape.num_frames for shape in data.shapes} == {8}

@@ -2,6 +2,7 @@
 
 import math
 
+from motionaura_jax.core.recipe import TrainConfig
 from motionaura_jax.parallel.config import AXES
 from motionaura_jax.planning.advice import advise
 from motionaura_jax.planning.estimate import Estimate, Question
@@ -17,9 +18,12 @@ def ask(question):
     means = {"float32": 2.0, "bfloat16": 1.0}[values["optimizer"]["mu_dtype"]]
     squares = 0.0 if values["optimizer"]["name"] == "adafactor" else 2.0
     held = {"parameters": int(2 * GIB / split), "optimizer": int((means + squares) * GIB / split)}
-    count = values["train"]["accumulation"]
-    clips = values["data"]["batch_size"] / count / mesh["data"] / mesh["fsdp"]
-    activations = {"none": 4.0, "dots": 2.0, "full": 0.5}[values.get("model", {}).get("remat", "none")] * clips
+    clips = values["data"]["batch_size"] // mesh["data"] // mesh["fsdp"]
+    count = TrainConfig(**values["train"]).microbatches(clips)
+    clips /= count
+    activations = {"none": 4.0, "dots": 2.0, "full": 0.5, "branch": 0.25}[
+        values.get("model", {}).get("remat", "none")
+    ] * clips
     logits = 3.0 * clips if values.get("model", {}).get("loss_chunk", 1024) == 0 else 0.0
     gradients = 2 * GIB / split * (1 if count == 1 else 2)
     temporary = int(gradients + (activations + logits) * GIB)
@@ -28,8 +32,9 @@ def ask(question):
 
 def question(batch_size=4, accumulation=1, mesh=FULL, **model):
     values = {
+        "system": "text_to_video",
         "data": {"batch_size": batch_size, "buckets": []},
-        "train": {"accumulation": accumulation},
+        "train": {"accumulation": accumulation, "microbatch": 0},
         "optimizer": {"name": "adamw", "mu_dtype": "float32"},
         "model": model,
     }
@@ -52,6 +57,21 @@ def test_recomputation_grows_only_as_far_as_it_has_to():
     asked = question(remat="none", loss_chunk=1024)
     assert advice(asked, 17).changes == ("--config.model.remat=dots",)
     assert advice(asked, 11).changes == ("--config.model.remat=full",)
+
+
+def test_a_limit_of_the_clips_of_a_device_is_lowered():
+    asked = question(batch_size=16, remat="full", loss_chunk=1024)
+    asked.values["train"]["microbatch"] = 8
+    # 6 of state, 4 of gradients and their sums leave 3 for 0.5 a clip.
+    assert advice(asked, 13).changes == ("--config.train.microbatch=4",) and advice(asked, 13).fits
+
+
+def test_branches_of_a_tokenizer_are_recomputed_where_microbatches_do_not_suffice():
+    asked = question(batch_size=1, remat="full")
+    asked.values["system"] = "mbq_vae"
+    assert advice(asked, 8.3).changes == ("--config.model.remat=branch",)
+    asked.values["system"] = "text_to_video"
+    assert "--config.model.remat=branch" not in advice(asked, 8.3).changes
 
 
 def test_microbatches_are_as_large_as_they_can_be():

@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from motionaura_jax.core import config
-from motionaura_jax.core.recipe import OptimizerConfig
+from motionaura_jax.core.errors import UserError
+from motionaura_jax.core.recipe import OptimizerConfig, TrainConfig
+from motionaura_jax.parallel.config import MeshConfig
+from motionaura_jax.parallel.mesh import make_mesh
 from motionaura_jax.training import optimizer, state, step
 from tests.training.toy import ToyRecipe, ToySystem
 
@@ -42,6 +46,25 @@ def test_accumulation_equals_the_large_batch():
     assert whole.extra["seen"] == parts.extra["seen"] == 24
     np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in part_rows], rtol=1e-5)
     assert part_rows[0]["microbatches"] == 4
+
+
+def test_a_largest_microbatch_accumulates_as_often_as_it_has_to():
+    whole, rows = run(make(), 2)
+    for train, count in (({"microbatch": 2}, 4), ({"microbatch": 1}, 8), ({"microbatch": 3, "accumulation": 2}, 4)):
+        parts, part_rows = run(make(train=train), 2)
+        assert part_rows[0]["microbatches"] == count
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in part_rows], rtol=1e-5)
+
+
+def test_the_number_of_microbatches():
+    """The smallest multiple of `accumulation` that divides the clips of a device and respects `microbatch`."""
+    for microbatch, accumulation, clips, count in [
+        (0, 1, 8, 1), (0, 4, 8, 4), (8, 1, 8, 1), (4, 1, 8, 2), (3, 1, 8, 4), (1, 1, 7, 7), (4, 1, 7, 7),
+        (1, 8, 64, 64), (2, 8, 16, 8), (100, 2, 8, 2),
+    ]:  # fmt: skip
+        assert TrainConfig(microbatch=microbatch, accumulation=accumulation).microbatches(clips) == count
 
 
 def test_a_non_finite_step_changes_nothing_but_the_counters():
@@ -109,3 +132,31 @@ def test_adam_decays_nothing():
     want = reference.update(gradients, reference.init(params), params)[0]["kernel"]
     np.testing.assert_allclose(got["adam"], want, rtol=1e-5)
     np.testing.assert_allclose(got["adamw"], want - 0.5 * OptimizerConfig().learning_rate, rtol=1e-5)
+
+
+def test_a_state_that_no_device_can_hold_is_refused_before_it_is_allocated():
+    system = make()
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimize = optimizer.of(system)
+    current = state.abstract(system, optimize, mesh)
+    leaves = jax.tree.leaves(current) + jax.tree.leaves(current.params)  # gradients are as large as parameters
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    state.check_memory(system, current, mesh, needed)
+    with pytest.raises(UserError) as error:
+        state.check_memory(system, current, mesh, needed - 1)
+    assert "without any activation; take a smaller preset" in str(error.value)  # three numbers: nothing to split
+
+
+def test_the_refusal_names_devices_that_hold_the_state():
+    system = make()
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    kernel = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
+    params = {"dense": {"kernel": kernel}}
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    current = state.TrainState(step=number, params=params, extra={}, opt_state=params, ema=None, skipped=number)
+    # Parameters, one mean and gradients: 3 x 64 MiB.
+    with pytest.raises(
+        UserError, match=r"need 0.188 GiB on each device .* 4 devices hold it with --config.mesh.fsdp=4"
+    ):
+        state.check_memory(system, current, mesh, 60 * 2**20)
+    state.check_memory(system, current, mesh, 200 * 2**20)
