@@ -33,10 +33,18 @@ _RECOMMENDED = {
     "data.num_frames": 16,
     "data.height": 256,
     "data.width": 256,
+    "data.frame_rates": (8.0, 16.0, 24.0),
     "data.batch_size": 512,
+    "train.microbatch": 16,
 }
 
+# The paper's text encoder instead of one trained with the denoiser.
+_T5_XXL = {"text.tower": "google/t5-v1_1-xxl", "text.limit": 180, "model.text_dim": 4096, "model.text_len": 192}
+
 _PAPER_STEPS = 580_000
+
+# D.2 adjusts resolution and aspect ratio without saying how: two areas, squares and 16:9, all multiples of 16.
+_SIZES = ((256, 256, 0.4), (192, 320, 0.2), (320, 192, 0.1), (384, 384, 0.1), (288, 512, 0.2))
 
 
 def _stage(num_frames: int, batch_size: int, until: int) -> dict:
@@ -45,14 +53,20 @@ def _stage(num_frames: int, batch_size: int, until: int) -> dict:
     Each stage continues the previous one in the same workdir (`train --override`). It ends at the value that one linear
     decay over all four stages has at its last step, so the four pieces form one line.
     """
+    buckets = tuple(
+        {"num_frames": num_frames, "height": height, "width": width, "batch_size": batch_size, "weight": weight}
+        for height, width, weight in _SIZES
+    )
     return {
+        **_T5_XXL,
         "optimizer.learning_rate": 1e-5,
         "optimizer.warmup_steps": 0,
         "optimizer.decay": "linear",
         "optimizer.final_scale": 1.0 - until / _PAPER_STEPS,
         "train.steps": until,
         "data.num_frames": num_frames,
-        "data.batch_size": batch_size,
+        "data.buckets": buckets,
+        "data.frame_rates": (8.0, 16.0, 24.0),
     }
 
 
@@ -68,8 +82,10 @@ PRESETS = {
         "train.steps": 2000,
         "train.ema_decay": 0.99,
     },
+    # For devices of 80 GB: S for 1 to 8 of them, M for 8 to 32, L for 8 to 64 (docs/text_to_video.md).
     **{name: {**_model(name, **_TEXT), **_RECOMMENDED} for name in MODELS if name != "tiny"},
-    # Recipe D.2 of the paper. Name it after a size: `:L,paper_16`, then `:L,paper_32` in the same workdir and so on.
+    # Recipe D.2 of the paper, for 64 A100. Name it after a size: `:L,paper_16`, then `:L,paper_32` in the same workdir and so
+    # on. T5-XXL reads the captions: encode them once with `motionaura encode --text`, and give --config.text.cache=FOLDER.
     "paper_16": _stage(16, 512, 120_000),
     "paper_32": _stage(32, 256, 240_000),
     "paper_48": _stage(48, 256, 390_000),
@@ -103,9 +119,17 @@ PRESETS = {
             {"num_frames": 8, "height": 48, "width": 80, "batch_size": 16, "weight": 0.25},
         )
     },
-    # The paper's text encoder instead of one trained with the denoiser. Name it after a size: `:L,t5_xxl`. Encode the
-    # captions once with `motionaura encode --text`, and give --config.text.cache=FOLDER.
-    "t5_xxl": {"text.tower": "google/t5-v1_1-xxl", "text.limit": 180, "model.text_dim": 4096, "model.text_len": 192},
+    # The same text encoder with the recommended recipe. Name it after a size: `:L,t5_xxl`.
+    "t5_xxl": _T5_XXL,
+    # Images as clips of one frame, in a fifth of the steps. Name it after a size other than `tiny`.
+    "images": {
+        "data.buckets": (
+            {"num_frames": 16, "height": 256, "width": 256, "batch_size": 512, "weight": 0.8},
+            {"num_frames": 1, "height": 256, "width": 256, "batch_size": 1024, "weight": 0.2, "fps": 1.0},
+        )
+    },
+    # The head of MAGVIT: a LayerNorm before the product with the table, and a bias per code.
+    "magvit_head": {"model.head_norm": True, "model.output_bias": True},
     # Adapters on a trained model (recipe D.3). Name it after the model's size: `:L,lora --config.init_from=CHECKPOINT`.
     "lora": {
         "model.lora.rank": 64,

@@ -30,7 +30,7 @@ _TINY = {
     "optimizer.learning_rate": 2e-3,
 }
 
-# Recipe D.1. Warm-up, weight decay, clipping and the average are ours; the paper does not mention them.
+# Optimizer of recipe D.1. Warm-up, weight decay, clipping and the average are ours; the paper does not mention them.
 _RECIPE = {
     "optimizer.learning_rate": 1e-4,
     "optimizer.b1": 0.9,
@@ -43,15 +43,30 @@ _RECIPE = {
     "evaluate.every": 5000,
 }
 
+# What video tokenizers are trained with (MAGVIT, VidTok): 64 to 256 clips a step, a learning rate of 1e-4, several frame
+# rates, an adversarial term.  Their perceptual term needs a file of weights: preset `perceptual`.
+_RECOMMENDED = {
+    **_RECIPE,
+    "model.dtype": "bfloat16",
+    "model.remat": "full",
+    "data.num_frames": 16,
+    "data.frame_rates": (8.0, 16.0, 24.0),
+    "loss.adversarial": 0.1,
+    "discriminator.dtype": "bfloat16",
+}
+
 _PAPER = {
     **_RECIPE,
+    # One clip of 32x720x1280 in float32 fills a device of 80 GB, even if its layers are computed again.
+    "model.remat": "layer",
+    "train.microbatch": 1,
     "masking.frame_probability": 1.0,
     "masking.learned_fill": False,
     "masking.fill": -1.0,
     "masking.anneal": 0.0,
     "loss.l1": 0.0,
     "loss.mfi": 1.0,
-    "data.fps": 24.0,
+    "data.frame_rates": (8.0, 16.0, 24.0),
     "data.buckets": (
         {"num_frames": 32, "height": 256, "width": 256, "batch_size": 2048, "weight": 0.40},
         {"num_frames": 16, "height": 512, "width": 512, "batch_size": 1024, "weight": 0.10},
@@ -62,10 +77,30 @@ _PAPER = {
 }
 
 PRESETS = {
-    # Sizes.
+    # Sizes. Each says which devices it is for; docs/training.md has the memory and the time of a step.
+    # A few processor cores.
     "tiny": {**_TINY, "optimizer.warmup_steps": 50, "train.steps": 2000, "train.ema_decay": 0.99},
-    "small": {**_model("small"), **_RECIPE, "data.num_frames": 16, "data.height": 128, "data.width": 128},
-    "base": {**_model("base"), **_RECIPE, "data.num_frames": 16, "data.height": 256, "data.width": 256},
+    # One card of 24 GB. A step has 64 clips of 256 tokens and hits each of 16384 codes once.
+    "small": {
+        **_model("small"),
+        **_RECOMMENDED,
+        "data.height": 128,
+        "data.width": 128,
+        "data.batch_size": 64,
+        "train.microbatch": 8,
+        "train.steps": 100_000,
+    },
+    # 8 devices of 80 GB. A step has 128 clips of 1024 tokens and hits each of 16384 codes 8 times.
+    "base": {
+        **_model("base"),
+        **_RECOMMENDED,
+        "data.height": 256,
+        "data.width": 256,
+        "data.batch_size": 128,
+        "train.microbatch": 4,
+        "train.steps": 200_000,
+    },
+    # 32 A100 of 80 GB. A step hits each of 16384 codes 256 to 900 times.
     "paper": {**_model("paper"), **_PAPER},
     # Another size that fits the published parameter counts, and the temporal latent rate that section 3.1 states.
     "paper_f1": {**_model("paper_f1"), **_PAPER},
@@ -92,6 +127,15 @@ PRESETS = {
         "evaluate.every": 200,
         "evaluate.pictures": 6,
     },
+    # Images as clips of one frame, in a fifth of the steps. Name it after `base`.
+    "images": {
+        "data.buckets": (
+            {"num_frames": 16, "height": 256, "width": 256, "batch_size": 128, "weight": 0.8},
+            {"num_frames": 1, "height": 256, "width": 256, "batch_size": 512, "weight": 0.2, "fps": 1.0},
+        )
+    },
+    # The perceptual term of MAGVIT. Give --config.loss.perceptual_weights=FILE as well.
+    "perceptual": {"loss.perceptual": 0.1},
     # Variations. Name them after a size.
     "causal": {"model.causal": True},
     "fsq": {"model.quantizer": "fsq", "model.latent_dim": 4, "model.fsq_levels": (8, 5, 5, 5)},

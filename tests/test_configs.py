@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from tests.models.published import write_t5
 from tests.systems.tiny import save_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("paper_16", "paper_32", "paper_48", "paper_64")
 OUTSIDE_THE_LOSS = {"data", "sample", "train", "optimizer", "evaluate", "checkpoint"}
 
 
@@ -62,7 +64,8 @@ def shallow(recipe):
 @pytest.mark.parametrize("location", presets(), ids=lambda text: text.rsplit("/", 1)[1])
 def test_a_preset_builds_and_traces(location, tokenizer, text_encoder, traced):
     needed = {
-        f"--config.text.tower={text_encoder}": location.endswith("t5_xxl"),
+        f"--config.text.tower={text_encoder}": location.endswith(("t5_xxl", *STAGES)),
+        "--config.loss.perceptual_weights=squeezenet.npz": location.endswith("perceptual"),
         f"--config.tokenizer={tokenizer}": "text_to_video" in location,
         "--config.data.manifest=clips": "tokenizer.py:paper" in location,
     }
@@ -80,7 +83,8 @@ def test_a_preset_builds_and_traces(location, tokenizer, text_encoder, traced):
     traced.add(structure)
     params, extra = jax.eval_shape(system.init, jax.random.key(0))
     assert jax.tree.leaves(params)
-    if "paper" not in location:  # tracing the loss of the paper's clips takes long; the others cover its parts
+    # Tracing the loss of the paper's clips takes long, and `perceptual` needs weights; tests of its parts cover both.
+    if "paper" not in location and "perceptual" not in location:
         inputs = (system.frozen(), spec, jax.random.key(0), 0)
         loss = jax.eval_shape(system.loss, params, extra, *inputs)
         assert loss[0].shape == ()
@@ -123,3 +127,41 @@ def build_model(values):
 def test_the_papers_clips_do_not_come_from_rendered_scenes():
     with pytest.raises(UserError, match=r"config\.data\.buckets: 48 frames, but the rendered scenes have num_frames=8"):
         config.build(registry.system_class("mbq_vae").Recipe, config.read("configs/tokenizer.py:paper"))
+
+
+def recipe_of(location, *flags):
+    values = config.read(f"configs/{location}", flags)
+    return config.build(registry.system_class(values["system"]).Recipe, values)
+
+
+@pytest.mark.parametrize(("name", "hits"), [("small", 1), ("base", 8), ("base,images", 8), ("paper", 256)])
+def test_a_step_of_a_tokenizer_hits_each_code(name, hits):
+    """Batches of 64 to 256 clips or of that many tokens, several frame rates, terms of the field."""
+    recipe = recipe_of(f"tokenizer.py:{name}", "--config.data.manifest=clips")
+    for bucket in recipe.data.all_buckets():
+        grid = recipe.model.geometry.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+        assert bucket.batch_size * math.prod(grid) / recipe.model.codebook_size >= hits
+        assert recipe.train.microbatches(bucket.batch_size // 8) * recipe.train.microbatch * 8 >= bucket.batch_size
+    assert {8.0, 16.0, 24.0} <= set(recipe.data.rates)
+    assert bool(recipe.loss.adversarial) == ("paper" not in name)
+
+
+def test_the_stages_of_the_paper_have_its_text_encoder_and_sizes_and_rates():
+    for stage, frames, clips in zip(STAGES, (16, 32, 48, 64), (512, 256, 256, 128), strict=True):
+        recipe = recipe_of(f"text_to_video.py:L,{stage}", "--config.tokenizer=runs/tokenizer")
+        assert recipe.text.tower == "google/t5-v1_1-xxl" and recipe.model.text_dim == 4096
+        shapes = {(shape.num_frames, shape.height, shape.width) for shape in recipe.data.shapes}
+        assert len(shapes) == 5 and {shape[0] for shape in shapes} == {frames}
+        assert all(size % 16 == 0 for shape in shapes for size in shape[1:])
+        assert {bucket.batch_size for bucket in recipe.data.all_buckets()} == {clips}
+        assert len(recipe.data.all_buckets()) == 15 and set(recipe.data.rates) == {8.0, 16.0, 24.0}
+
+
+def test_images_are_clips_of_one_frame():
+    for location in ("tokenizer.py:base,images", "text_to_video.py:S,images"):
+        recipe = recipe_of(location, *["--config.tokenizer=runs/tokenizer"] * ("text" in location))
+        assert {bucket.num_frames for bucket in recipe.data.all_buckets()} == {1, 16}
+    system = registry.system_class("mbq_vae")(shallow(recipe_of("tokenizer.py:small")))
+    spec = {**system.batch_spec(), "video": jax.ShapeDtypeStruct((64, 1, 128, 128, 3), "float32")}
+    params, extra = jax.eval_shape(system.init, jax.random.key(0))
+    assert jax.eval_shape(system.loss, params, extra, {}, spec, jax.random.key(0), 0)[0].shape == ()
