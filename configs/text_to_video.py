@@ -123,10 +123,11 @@ PRESETS = {
     "t5_xxl": _T5_XXL,
     # Images as clips of one frame, in a fifth of the steps. Name it after a size other than `tiny`.
     "images": {
+        "data.num_frames": 16,
         "data.buckets": (
             {"num_frames": 16, "height": 256, "width": 256, "batch_size": 512, "weight": 0.8},
             {"num_frames": 1, "height": 256, "width": 256, "batch_size": 1024, "weight": 0.2, "fps": 1.0},
-        )
+        ),
     },
     # The head of MAGVIT: a LayerNorm before the product with the table, and a bias per code.
     "magvit_head": {"model.head_norm": True, "model.output_bias": True},

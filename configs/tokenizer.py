@@ -129,10 +129,11 @@ PRESETS = {
     },
     # Images as clips of one frame, in a fifth of the steps. Name it after `base`.
     "images": {
+        "data.num_frames": 16,
         "data.buckets": (
             {"num_frames": 16, "height": 256, "width": 256, "batch_size": 128, "weight": 0.8},
             {"num_frames": 1, "height": 256, "width": 256, "batch_size": 512, "weight": 0.2, "fps": 1.0},
-        )
+        ),
     },
     # The perceptual term of MAGVIT. Give --config.loss.perceptual_weights=FILE as well.
     "perceptual": {"loss.perceptual": 0.1},

@@ -156,7 +156,7 @@ class Absorbing:
         "ce_masked": mean over the masked tokens of the sample, plus `visible_weight` times that over the visible ones.
         "elbo": m'(u) / m(u) times the sum over the masked tokens, divided by the number of tokens that may be masked; its
         mean over uniform u bounds -log p(x0) per token.
-        "any_order": mean over the masked tokens, of which there are exactly n = ceil(u S).  The estimator of the bound is thus
+        "any_order": mean over the masked tokens; exactly n = ceil(u S) are masked.  The estimator of the bound is thus
         L = 1/n sum_{i masked} -log p(x0_i | visible tokens), u ~ U(0, 1], and its expectation the mean over n = 1 .. S of the
         cross entropy with n masked tokens: the "elbo" of every schedule, because m'/m turns its binomial counts into
         uniform ones (Hoogeboom et al. 2022, equation 4).  L is at most the largest cross entropy of a token.
