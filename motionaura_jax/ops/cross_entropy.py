@@ -120,7 +120,7 @@ def _backward(
 
     start = jnp.zeros(hidden.shape, jnp.float32)
     of_hidden, (of_rows, of_bias) = jax.lax.scan(add_chunk, start, _strided(table, bias, chunks))
-    biases = None if bias is None else in_order(of_bias, bias)
+    biases = None if of_bias is None or bias is None else in_order(of_bias, bias)
     return of_hidden.astype(hidden.dtype), in_order(of_rows, table), biases, None
 
 

@@ -134,7 +134,7 @@ def _second_choices(main: SceneObject, pool: Sequence[tuple[str, str, str]]) -> 
 
 def _second_object(rng: np.random.Generator, main: SceneObject, choices: Sequence[tuple[str, str]]) -> SceneObject:
     """Return a small object behind the main one, at a place where most of it stays visible."""
-    color, shape = choices[rng.integers(len(choices))]
+    color, shape = choices[int(rng.integers(len(choices)))]
     low, high = renderer.center_bounds(shape, "small", "still")
     path, _, _ = renderer.poses(main, 9)
     best, room = np.full(2, 0.5), -math.inf
