@@ -20,10 +20,10 @@ from tests.systems import tiny
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-    """Return the workdirs of an untrained tokenizer and a text-to-video model on it."""
+    """Return the workdirs of a tokenizer and of a text-to-video model with open gates, so that text matters."""
     tokenizer = tiny.save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     folder = tmp_path_factory.mktemp("model")
-    tiny.save_untrained(folder, **tiny.text_to_video(tokenizer, diffusion={"text_dropout": 0.0}))
+    tiny.save_untrained(folder, noise=0.3, **tiny.text_to_video(tokenizer, diffusion={"text_dropout": 0.0}))
     return tokenizer, folder
 
 
@@ -106,18 +106,10 @@ def test_the_committed_model_draws_the_same_at_any_batch_size(trained, sampler):
     np.testing.assert_array_equal(*videos)
 
 
-@pytest.fixture(scope="module")
-def lively(workdirs, tmp_path_factory):
-    """Return a model with open gates, so that text matters."""
-    folder = tmp_path_factory.mktemp("lively")
-    tiny.save_untrained(folder, noise=0.3, **tiny.text_to_video(workdirs[0]))
-    return TextToVideo(folder)
-
-
-def test_a_negative_prompt_guides(lively):
+def test_a_negative_prompt_guides(pipeline):
     def tokens(negative, scale):
         jobs = [Job(prompt=dataclasses.replace(job.prompt, negative=negative or job.prompt.text)) for job in JOBS]
-        return lively.latents(jobs, settings(lively, guidance_scale=scale, temperature=0.5))
+        return pipeline.latents(jobs, settings(pipeline, guidance_scale=scale, temperature=0.5))
 
     alone = tokens("", 1.0)
     np.testing.assert_array_equal(tokens("", 6.0), alone)  # guiding away from the prompt itself changes nothing
