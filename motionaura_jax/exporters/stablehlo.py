@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,21 +78,24 @@ def _write(
     described: dict[str, Any] = {}
     stored: dict[str, np.ndarray] = {}
     for name, graph in graphs.items():
-        exported = serialize(graph)
-        (folder / f"{name}.stablehlo").write_bytes(exported)
+        exported = export(graph)
+        (folder / f"{name}.stablehlo").write_bytes(exported.serialize())
+        outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
         named = _named(graph.weights)
         stored |= named
         described[name] = {
             "file": f"{name}.stablehlo",
             "weights": list(named),
-            "inputs": {key: _describe(leaf, key in graph.shared) for key, leaf in graph.inputs.items()},
-            "outputs": {key: _describe(leaf, False) for key, leaf in _outputs(graph).items()},
+            "inputs": {
+                key: _describe(leaf.shape, leaf.dtype, key in graph.shared) for key, leaf in graph.inputs.items()
+            },
+            "outputs": {key: _describe(leaf.shape[1:], leaf.dtype, False) for key, leaf in outputs.items()},
         }
     save_tensors(stored, folder / WEIGHTS)
     write_json(folder / MANIFEST, {**opened.meta(), "platforms": PLATFORMS, "graphs": described, **(hints or {})})
 
 
-def serialize(graph: Graph) -> bytearray:
+def export(graph: Graph) -> jax.export.Exported:
     """Trace `graph` for all platforms with a symbolic batch size."""
     (batch,) = jax.export.symbolic_shape("batch")
     inputs = {
@@ -107,7 +110,7 @@ def serialize(graph: Graph) -> bytearray:
         return jax.vmap(functools.partial(graph.function, tree), in_axes=(axes,))(inputs)
 
     abstract = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in _named(graph.weights).items()}
-    return jax.export.export(jax.jit(function), platforms=PLATFORMS)(abstract, inputs).serialize()
+    return jax.export.export(jax.jit(function), platforms=PLATFORMS)(abstract, inputs)
 
 
 def tokenizer_graphs(loaded: Loaded, size: tuple[int, int, int]) -> dict[str, Graph]:
@@ -237,10 +240,6 @@ def _named(tree: PyTree) -> dict[str, np.ndarray]:
     return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _outputs(graph: Graph) -> dict[str, jax.ShapeDtypeStruct]:
-    return jax.eval_shape(graph.function, graph.weights, graph.inputs)
-
-
-def _describe(leaf: jax.ShapeDtypeStruct, shared: bool) -> dict[str, Any]:
-    shape = list(leaf.shape) if shared else ["batch", *leaf.shape]
-    return {"shape": shape, "dtype": np.dtype(leaf.dtype).name}
+def _describe(shape: Sequence[int], dtype: Any, shared: bool) -> dict[str, Any]:
+    """Describe the inputs or outputs of one sample."""
+    return {"shape": [*shape] if shared else ["batch", *shape], "dtype": np.dtype(dtype).name}

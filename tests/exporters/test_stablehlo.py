@@ -18,7 +18,7 @@ from motionaura_jax.models.encoders.text_tokenizers import PAD
 from motionaura_jax.pipelines.base import Settings
 from motionaura_jax.pipelines.prompts import Prompt
 from motionaura_jax.pipelines.text_to_video import Job, TextToVideo
-from motionaura_jax.systems.loading import load_autoencoder
+from motionaura_jax.systems.loading import load, load_autoencoder
 from tests.models import published
 from tests.systems import tiny
 from tests.written import local_paths
@@ -135,16 +135,35 @@ def test_the_example_serves_without_the_package(folder, run, pipeline, tmp_path)
     assert found.dtype == np.uint8 and np.abs(found.astype(int) - wanted).max() <= 1
 
 
-def test_a_published_text_encoder_is_a_graph_of_its_own(tmp_path):
-    values = tiny.text_to_video(tiny.save_tokenizer(tmp_path / "tokenizer"), sample={"num_inference_steps": 3})
-    values["text"] = {"tower": str(published.write_t5(tmp_path / "t5")), "limit": 9}
-    tiny.save_untrained(tmp_path / "model", noise=0.3, **values)
-    ours, place = TextToVideo(tmp_path / "model"), tmp_path / "place"
+@pytest.fixture(scope="module")
+def published_text(tmp_path_factory):
+    """Return a model with a published text encoder."""
+    folder = tmp_path_factory.mktemp("published")
+    values = tiny.text_to_video(tiny.save_tokenizer(folder / "tokenizer"), sample={"num_inference_steps": 3})
+    values["text"] = {"tower": str(published.write_t5(folder / "t5")), "limit": 9}
+    tiny.save_untrained(folder / "model", noise=0.3, **values)
+    return folder / "model"
+
+
+def test_a_published_text_encoder_is_a_graph_of_its_own(published_text):
+    """Describe the graphs without `sample` and `decode`, which take most of the time."""
+    model = load(published_text)
+    graphs = stablehlo.denoiser_graphs(model, load(model.recipe.tokenizer))
+    (features,) = stablehlo.export(graphs["text"]).out_avals
+    assert features.shape[1:] == (12, published.T5["d_model"]) and features.dtype == "bfloat16"
+    assert {"ids", "features", "negative_ids", "negative_features"} <= graphs["step"].inputs.keys()
+    given = graphs["step"].inputs["features"]
+    assert (given.shape, given.dtype) == (features.shape[1:], features.dtype)
+
+
+@pytest.mark.slow
+def test_a_model_with_a_published_text_encoder_is_served_without_the_package(published_text, tmp_path):
+    ours, place = TextToVideo(published_text), tmp_path / "place"
     size = ours.size()
     settings = Settings(size=size, fps=8.0, seed=5, sample=ours.recipe.sample, window=size[0], batch_size=1)
     (wanted,) = ours.generate([Job(prompt=Prompt(text=PROMPTS[0]))], settings)
-    assert export.main([f"--checkpoint={tmp_path / 'model'}", f"--output={place}", "--format=stablehlo"]) == 0
-    shutil.rmtree(tmp_path / "t5")
+    assert export.main([f"--checkpoint={published_text}", f"--output={place}", "--format=stablehlo"]) == 0
+    shutil.rmtree(published_text.parent / "t5")
     about = json.loads((place / stablehlo.MANIFEST).read_text())["graphs"]
     assert about["text"]["outputs"]["features"] == {
         "shape": ["batch", 12, published.T5["d_model"]],
@@ -154,13 +173,13 @@ def test_a_published_text_encoder_is_a_graph_of_its_own(tmp_path):
     assert np.abs(serve(place, tmp_path / "out.npz").astype(int) - wanted).max() <= 1
 
 
-@pytest.mark.parametrize(("quantizer", "stem"), [("vq", {}), ("none", {"stem": "haar", "stem_time": 2})])
-def test_a_tokenizer_alone_has_two_graphs(quantizer, stem, tmp_path):
-    tiny.save_tokenizer(tmp_path / "run", quantizer=quantizer, **stem)
+def test_a_tokenizer_alone_has_two_graphs(tmp_path):
+    """Continuous latents; the model above has tokens."""
+    tiny.save_tokenizer(tmp_path / "run", quantizer="none", stem="haar", stem_time=2)
     place = tmp_path / "place"
     assert export.main([f"--checkpoint={tmp_path / 'run'}", f"--output={place}", "--format=stablehlo"]) == 0
     graphs = json.loads((place / stablehlo.MANIFEST).read_text())["graphs"]
     assert graphs.keys() == {"encode", "decode"}
     assert not (place / stablehlo.EXAMPLE).exists()
-    assert graphs["decode"]["inputs"].keys() == {"tokens" if quantizer == "vq" else "values"}
+    assert graphs["decode"]["inputs"].keys() == {"values"}
     assert export.main([f"--checkpoint={tmp_path / 'run'}", f"--output={place}", "--overwrite"]) == 0
