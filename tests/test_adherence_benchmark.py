@@ -2,14 +2,22 @@
 
 import json
 
+import pytest
+
 from benchmarks import adherence
 from tests.systems import tiny
 
 
-def test_a_checkpoint_is_measured_with_the_settings_asked_for(tmp_path, capsys):
+@pytest.fixture
+def flags(tmp_path):
     tokenizer = tiny.save_tokenizer(tmp_path / "tokenizer")
     tiny.save_untrained(tmp_path / "model", **tiny.text_to_video(tokenizer))
-    flags = [f"--checkpoint={tmp_path / 'model'}", "--prompts=2", "--seeds=2", f"--sheet={tmp_path / 'sheet.png'}"]
+    return [f"--checkpoint={tmp_path / 'model'}", "--prompts=2", "--seeds=2", f"--sheet={tmp_path / 'sheet.png'}"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_measured_with_the_settings_asked_for(flags, tmp_path, capsys):
+    """The tests of the demo measure a model in the default run."""
     assert adherence.main([*flags, "--sample.guidance_scale=1", "--sample.num_inference_steps=2"]) == 0
     shown = capsys.readouterr()
     result = json.loads(shown.out)
@@ -19,5 +27,8 @@ def test_a_checkpoint_is_measured_with_the_settings_asked_for(tmp_path, capsys):
     assert set(result["bounds"]) == {"true", "shuffled", "no text", "neighbors"}
     assert all(len(row) == 4 and min(row) > 0 for row in result["bounds"].values())
     assert "95 % interval" in shown.err and (tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_a_setting_that_does_not_exist_is_one_line(flags, capsys):
     assert adherence.main([*flags, "--sample.sampler=best"]) == 2
     assert "sample.sampler=best: expected one of confidence" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_a_tokenizer_that_moved_is_named(runs, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_halves_take_half_the_room_and_are_stable(runs, tmp_path, capsys, dtype):
     half = tmp_path / "half"
     flags = [f"--checkpoint={runs / 'tokenizer'}", f"--dtype={dtype}"]

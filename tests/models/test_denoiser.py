@@ -284,7 +284,8 @@ def test_loop_and_recomputation_change_nothing():
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, *inputs).dense()))))(params)
 
     expected = gradient(base)
-    for overrides in ({"scan": False, "remat": "full"}, {"remat": "dots"}, {"remat": "offload"}):
+    # `offload` recomputes what `dots` does.
+    for overrides in ({"scan": False, "remat": "full"}, {"remat": "offload"}):
         got = gradient(dataclasses.replace(base, **overrides))
         jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, atol=1e-3, rtol=1e-3), expected, got)
 

@@ -116,12 +116,17 @@ def test_networks_are_equal(overrides):
     jax.tree.map(lambda e, g: np.testing.assert_allclose(g, e, atol=2e-3, rtol=1e-3), gradient, other)
 
 
+EVEN, ODD = ((2, 3, 1), {}), ((3, 3, 1), {"width": 9, "attention_ratio": 8 / 9})
+
+
 @pytest.mark.parametrize(
-    ("grid", "size"), [((2, 3, 1), {}), ((3, 3, 1), {"width": 9, "attention_ratio": 8 / 9})], ids=["even", "odd"]
+    ("overrides", "shape"),
+    [(FAITHFUL, EVEN), (FAITHFUL, ODD), ({"spectral": "hartley"}, ODD), ({"spectral": "filter"}, EVEN)],
+    ids=str,
 )
-@pytest.mark.parametrize("overrides", [FAITHFUL, {"spectral": "hartley"}, {"spectral": "filter"}], ids=str)
-def test_half_precision_stays_close(overrides, grid, size):
+def test_half_precision_stays_close(overrides, shape):
     """For even and odd sequence and width."""
+    grid, size = shape
     config = preset("tiny", **{**SMALL, **overrides, **size}, dtype="bfloat16")
     model, params, inputs = network(config, grid)
     exact = SpectralTransformer(dataclasses.replace(config, dtype="float32"))
