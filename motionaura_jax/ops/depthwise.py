@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from motionaura_jax.ops.conv3d import pad3d
-from motionaura_jax.ops.dispatch import choose, on_cpu
+from motionaura_jax.ops.dispatch import choose, on_cpu, on_gpu
 
 IMPLEMENTATIONS = ("shift", "lax")
 
@@ -87,8 +87,12 @@ def _shift_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array,
     # Each output was a window of inputs, so each input's gradient is a window of outputs with the kernel reversed.
     around = [(size - 1, size - 1) for size in kernel.shape[:3]]
     grad_x = _shift(jnp.pad(grad, ((0, 0), *around, (0, 0))), kernel[::-1, ::-1, ::-1])
-    # One frame at a time stays in the cache of a CPU; other devices prefer fewer, larger reductions.
-    grad_kernel = kernel_gradient(x, grad, kernel.shape[:3], frames=1 if on_cpu() else grad.shape[1])
+    window = kernel.shape[:3]
+    if on_gpu():
+        grad_kernel = stacked_kernel_gradient(x, grad, window)
+    else:
+        # One frame at a time stays in the cache of a CPU; a TPU prefers fewer, larger reductions.
+        grad_kernel = kernel_gradient(x, grad, window, frames=1 if on_cpu() else grad.shape[1])
     return grad_x, grad_kernel.astype(kernel.dtype)
 
 
@@ -127,3 +131,17 @@ def kernel_gradient(
     zeros = jnp.zeros((len(positions), batch, channels), jnp.float32)
     partial, _ = lax.scan(add_tile, zeros, jnp.arange(0, total, frames))
     return partial.sum(axis=1).reshape(*window, channels)
+
+
+def stacked_kernel_gradient(
+    x: Float[Array, "b t h w c"], grad: Float[Array, "b t2 h2 w2 c"], window: Sequence[int]
+) -> Float[Array, "kt kh kw c"]:
+    """Compute `kernel_gradient` as one sum over all shifted inputs at once.
+
+    XLA for GPUs fuses the stack and the products into the sum, so that neither exists in memory. A loop over the positions
+    would write float32 and transposed copies of both arrays instead, and launch kernels for each position.
+    """
+    frames, height, width = grad.shape[1:4]
+    shifted = [x[:, i : i + frames, j : j + height, k : k + width] for i, j, k in _positions(window)]
+    products = jnp.stack(shifted).astype(jnp.float32) * grad.astype(jnp.float32)
+    return products.sum(axis=(1, 2, 3, 4)).reshape(*window, -1)

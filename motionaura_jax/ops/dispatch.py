@@ -14,8 +14,17 @@ def on_cpu() -> bool:
 
     The mesh that is set decides, even if its devices are not on this machine; without a mesh the default backend does.
     """
+    return _platform() == "cpu"
+
+
+def on_gpu() -> bool:
+    """Return True if the program being traced is for GPUs, by the same rule as `on_cpu`."""
+    return _platform() in ("gpu", "cuda", "rocm")
+
+
+def _platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return (jax.default_backend() if device is None else device.platform) == "cpu"
+    return jax.default_backend() if device is None else device.platform
 
 
 def on_ampere() -> bool:

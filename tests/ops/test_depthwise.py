@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.ops.conv3d import pad3d, pad_time
-from motionaura_jax.ops.depthwise import depthwise_conv3d, kernel_gradient
+from motionaura_jax.ops.depthwise import depthwise_conv3d, kernel_gradient, stacked_kernel_gradient
 
 SHAPE = (2, 3, 5, 4, 6)
 WINDOW = (3, 3, 3)
@@ -102,6 +103,29 @@ def test_kernel_gradient_does_not_depend_on_the_tile(frames):
     exact = np.einsum("bthwcijk,bthwc->ijkc", np.lib.stride_tricks.sliding_window_view(x, WINDOW, (1, 2, 3)), grad)
     actual = kernel_gradient(jnp.float32(x), jnp.float32(grad), WINDOW, frames=frames)
     np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [(3, 3, 3), (1, 2, 4)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stacked_kernel_gradient_equals_the_loop_and_float64(window, dtype):
+    size = tuple(3 + side - 1 for side in window)
+    x, grad = jnp.asarray(draw((2, *size, 5)), dtype), jnp.asarray(draw((2, 3, 3, 3, 5), 1), dtype)
+    shifted = np.lib.stride_tricks.sliding_window_view(np.asarray(x, np.float64), window, (1, 2, 3))
+    exact = np.einsum("bthwcijk,bthwc->ijkc", shifted, np.asarray(grad, np.float64))
+    stacked = jax.jit(lambda x, grad: stacked_kernel_gradient(x, grad, window))(x, grad)
+    assert stacked.dtype == jnp.float32
+    np.testing.assert_allclose(stacked, exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(stacked, kernel_gradient(x, grad, window, frames=3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("tpu", True), ("cuda", False)])
+def test_only_gpus_compute_the_kernel_gradient_without_a_loop(platform, loops):
+    device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        x, kernel = jnp.zeros(SHAPE), jnp.zeros((*WINDOW, SHAPE[-1]))
+        program = str(jax.make_jaxpr(jax.grad(lambda kernel: depthwise_conv3d(x, kernel).sum()))(kernel))
+    assert ("scan[" in program) == loops
 
 
 def test_vmap_and_second_derivative():

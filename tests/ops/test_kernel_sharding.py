@@ -12,9 +12,9 @@ PROGRAM = """
 import json, re, sys
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from motionaura_jax.ops.conv3d import conv3d
+from motionaura_jax.ops.conv3d import conv3d, pad3d
 from motionaura_jax.ops.cross_entropy import linear_cross_entropy
-from motionaura_jax.ops.depthwise import depthwise_conv3d
+from motionaura_jax.ops.depthwise import depthwise_conv3d, stacked_kernel_gradient
 from motionaura_jax.ops.nearest import nearest_code
 from motionaura_jax.ops.products import dense
 from motionaura_jax.ops.upsample import conv_transpose_1x4x4
@@ -39,9 +39,13 @@ def loss_gradients(hidden, table):
     target = jnp.zeros(hidden.shape[:2], int)
     return jax.grad(lambda *x: linear_cross_entropy(*x, target, chunk=50).sum(), argnums=(0, 1))(hidden, table)
 
+def stacked(x, kernel):
+    return stacked_kernel_gradient(pad3d(x, (3, 3, 3)), x + kernel.sum(), (3, 3, 3))
+
 video = (16, 2, 8, 8, 4)
 report = {
     "depthwise": collectives(both_gradients(depthwise_conv3d), video, (3, 3, 3, 4)),
+    "stacked": collectives(stacked, video, (3, 3, 3, 4)),
     "conv3d": collectives(both_gradients(conv3d), video, (3, 3, 3, 4, 4)),
     "transpose": collectives(both_gradients(conv_transpose_1x4x4), video, (1, 4, 4, 4, 3)),
     "nearest": collectives(lambda z, codes: nearest_code(z, codes, chunk=64), (1024, 4), (200, 4)),
@@ -67,7 +71,7 @@ def report(root):
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("name", ["depthwise", "conv3d", "transpose", "cross_entropy", "products"])
+@pytest.mark.parametrize("name", ["depthwise", "stacked", "conv3d", "transpose", "cross_entropy", "products"])
 def test_kernel_gradient_is_one_sum(report, name):
     assert report[name] == ["all-reduce"]
 
