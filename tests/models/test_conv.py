@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from motionaura_jax.models.layers import conv
 from motionaura_jax.models.layers.conv import Conv3d, GroupNorm, TransposedConv1x4x4, num_groups
 
 
@@ -41,3 +42,17 @@ def test_bfloat16_input_is_normalized_in_float32() -> None:
     assert low.dtype == jnp.bfloat16
     expected = module.apply(params, x.astype(jnp.bfloat16).astype(jnp.float32))
     np.testing.assert_allclose(low.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_group_norm_on_other_devices_is_the_same_and_its_gradient_scatters_nothing(
+    per_frame: bool, monkeypatch
+) -> None:
+    """GPUs add scattered numbers in no fixed order."""
+    x, module = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 24)), GroupNorm(per_frame)
+    params = module.init(jax.random.key(1), x)
+    change = lambda x: jax.grad(lambda x: jnp.sin(module.apply(params, x)).sum())(x)  # noqa: E731
+    expected = change(x)
+    monkeypatch.setattr(conv, "on_cpu", lambda: False)
+    assert "scatter" not in str(jax.make_jaxpr(change)(x))
+    np.testing.assert_allclose(change(x), expected, atol=1e-6)

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Key
 from motionaura_jax.models.layers.initializers import fan_in_normal
 from motionaura_jax.ops.conv3d import conv3d
 from motionaura_jax.ops.depthwise import depthwise_conv3d
+from motionaura_jax.ops.dispatch import on_cpu
 from motionaura_jax.ops.upsample import conv_transpose_1x4x4, depth_to_space, nearest_conv3d
+from motionaura_jax.parallel.rules import Placement
 
 Video = Float[Array, "b t h w c"]
 Triple = tuple[int, int, int]
@@ -139,6 +141,11 @@ class TransposedConv1x4x4(nn.Module):
         return y + bias.astype(self.dtype)
 
 
+def is_dense_kernel(place: Placement) -> bool:
+    """Return whether a parameter is the kernel of a dense convolution, which its layer casts to its own dtype."""
+    return place.path.endswith("kernel") and len(place.shape) == 5
+
+
 def _strided_fan_in(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     """Sample N(0, 1 / fan_in): with a stride of 2, each output pixel meets 2x2 of the 4x4 taps."""
     return 2.0 * fan_in_normal(key, shape)
@@ -184,7 +191,9 @@ class GroupNorm(nn.Module):
 
 
 def _over_groups(per_channel: Float[Array, "b t 1 1 c"]) -> Float[Array, "b t 1 1 c"]:
-    channels = per_channel.shape[-1]
-    groups = num_groups(channels)
-    grouped = per_channel.reshape(*per_channel.shape[:-1], groups, channels // groups)
-    return jnp.repeat(grouped.mean(-1), channels // groups, axis=-1, total_repeat_length=channels)
+    grouped = per_channel.reshape(*per_channel.shape[:-1], num_groups(per_channel.shape[-1]), -1)
+    means = grouped.mean(-1, keepdims=True)
+    if on_cpu():  # XLA fuses this differently: trained models keep the rounding that they had
+        return jnp.repeat(means[..., 0], grouped.shape[-1], axis=-1, total_repeat_length=per_channel.shape[-1])
+    # The gradient of `jnp.repeat` would be a scatter, which GPUs add in no fixed order.
+    return jnp.broadcast_to(means, grouped.shape).reshape(per_channel.shape)
