@@ -100,7 +100,8 @@ PRESETS = {
         "train.microbatch": 4,
         "train.steps": 200_000,
     },
-    # 32 A100 of 80 GB, as in the paper; not shown to fit at 1280x720 in float32 (docs/training.md). A step hits each of 16384 codes 256 to 900 times.
+    # 32 A100 of 80 GB, as in the paper; not shown to fit at 1280x720 in float32 (docs/training.md). A step hits each of 16384
+    # codes 256 to 900 times.
     "paper": {**_model("paper"), **_PAPER},
     # Another size that fits the published parameter counts, and the temporal latent rate that section 3.1 states.
     "paper_f1": {**_model("paper_f1"), **_PAPER},

@@ -272,7 +272,8 @@ NO_MEANING = {"qk_gain", "remat", "folded_training", "loss_chunk", "scan", "dtyp
 OTHERS = {
     "vocab_size": 9, "width": 32, "heads": 4, "blocks": 2, "mlp_ratio": 3.0, "attention_ratio": 0.5,
     "spectral": "hartley", "cross_spectral": False, "residual": "paper", "rope": "flat1d", "abs_pos": False,
-    "adaln": "perblock", "time_cond": False, "learned_null": False, "head_norm": True, "output_bias": True, "text_dim": 4, "text_len": 6, "layers": 2, "buckets": 4, "max_distance": 8,
+    "adaln": "perblock", "time_cond": False, "learned_null": False, "head_norm": True, "output_bias": True,
+    "text_dim": 4, "text_len": 6, "layers": 2, "buckets": 4, "max_distance": 8,
     "lora": LoraConfig(), "rank": 3, "targets": ("q",), "mlp": False, "activation": "none",
 }  # fmt: skip
 
