@@ -70,17 +70,24 @@ def drawn(checkpoint, text_encoder=""):
     return ours.latents([Job(prompt=Prompt(text=PROMPT))], settings), ours.recipe
 
 
-def test_a_folder_here_goes_along_and_draws_the_same_where_the_first_one_is_gone(places, folder, tmp_path):
+@pytest.fixture(scope="module")
+def wanted(places):
+    """Return what the model draws with its text encoder given by name."""
+    return drawn(places / "model", places / "t5")[0]
+
+
+def test_a_folder_here_goes_along_and_draws_the_same_where_the_first_one_is_gone(places, folder, wanted, tmp_path):
     assert local_paths(folder) == []
-    wanted, _ = drawn(places / "model")
-    released = write(places / "model", tmp_path / "release")
-    for there in (shutil.move(released, tmp_path / "moved"), shutil.copytree(folder, tmp_path / "export")):
-        found, recipe = drawn(there)
-        np.testing.assert_array_equal(found, wanted)
+    released = shutil.move(write(places / "model", tmp_path / "release"), tmp_path / "moved")
+    np.testing.assert_array_equal(drawn(released)[0], wanted)
+    exported = shutil.copytree(folder, tmp_path / "export")
+    first, second = load(released), load(exported)
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    needed = ("config.json", "model.safetensors", "tokenizer.json")
+    for there, recipe in ((released, first.recipe), (exported, second.recipe)):
         assert recipe.text.tower == str(there / "text_encoder") and recipe.text.cache == ""
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
-            p.name for p in (there / "text_encoder").iterdir()
-        }
+    for name in needed:
+        assert (released / "text_encoder" / name).read_bytes() == (exported / "text_encoder" / name).read_bytes()
 
 
 def test_a_run_starts_from_the_export_with_its_encoder(folder, places):
@@ -124,7 +131,7 @@ def test_a_thousand_strings_have_the_ids_of_training_in_torch(places, folder):
     np.testing.assert_array_equal(found, wanted[:, :9])
 
 
-def test_an_encoder_on_the_hub_is_named_with_its_revision(places, tmp_path, monkeypatch):
+def test_an_encoder_on_the_hub_is_named_with_its_revision(places, wanted, tmp_path, monkeypatch):
     snapshot = shutil.copytree(places / "t5", tmp_path / "0123abc")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
     there = write(places / "cached", tmp_path / "there", f"--text_encoder={ID}", "--format=pytorch", "--no_check")
@@ -133,7 +140,7 @@ def test_an_encoder_on_the_hub_is_named_with_its_revision(places, tmp_path, monk
     assert load(there).recipe.text.tower == f"{ID}@0123abc"
     card = (there / "README.md").read_text()
     assert f"`{ID}@0123abc`" in card and "`transformers`" in card
-    np.testing.assert_array_equal(drawn(there)[0], drawn(places / "model", places / "t5")[0])
+    np.testing.assert_array_equal(drawn(there)[0], wanted)
 
 
 def test_what_does_not_fit_is_one_line_and_leaves_no_folder(places, tmp_path, capsys):
