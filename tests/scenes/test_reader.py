@@ -33,8 +33,9 @@ def _degrade(video, rng):
     return np.clip(np.round(blurred + rng.normal(0, 12, video.shape)), 0, 255).astype(np.uint8)
 
 
-def test_reads_rendered_scenes():
-    accuracy = _accuracy(300, SceneOptions())
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_reads_rendered_scenes(count):
+    accuracy = _accuracy(count, SceneOptions())
     assert min(accuracy.values()) >= 0.99, accuracy
 
 
@@ -43,7 +44,7 @@ def test_reads_scenes_from_video_files(tmp_path):
         write_video(tmp_path / "clip.mp4", video, 8.0)
         return read_video(tmp_path / "clip.mp4")[0]
 
-    accuracy = _accuracy(100, SceneOptions(), through_file)
+    accuracy = _accuracy(50, SceneOptions(), through_file)
     assert min(accuracy.values()) >= 0.99, accuracy
 
 
@@ -56,7 +57,7 @@ def test_reads_blurred_and_noisy_scenes():
         scores.append(psnr(video, degraded))
         return degraded
 
-    accuracy = _accuracy(100, SMOOTH, change)
+    accuracy = _accuracy(60, SMOOTH, change)
     assert 23 < np.mean(scores) < 26
     assert min(accuracy[name] for name in ("color", "shape", "motion")) >= 0.95, accuracy
 
@@ -68,7 +69,7 @@ def test_reads_other_frame_sizes(num_frames, height, width):
 
 
 def test_reads_both_of_two_objects():
-    accuracy = _accuracy(120, SceneOptions(two_objects=1.0))
+    accuracy = _accuracy(60, SceneOptions(two_objects=1.0))
     assert min(accuracy.values()) >= 0.99, accuracy
 
 
