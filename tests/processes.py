@@ -41,6 +41,10 @@ class Forked:
         self._process = FORKS.Process(target=_run, args=(module, [*map(str, arguments)], place, root, out, err))
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def poll(self) -> int | None:
         return self._process.exitcode
 

@@ -5,8 +5,7 @@ Below: workdirs that come from elsewhere, with links, pipes and files of another
 
 import json
 import os
-import subprocess
-import sys
+import time
 
 import pytest
 
@@ -16,25 +15,22 @@ from motionaura_jax.parallel import distributed
 from motionaura_jax.pipelines import acts
 from motionaura_jax.training import data, loop, workdir
 from motionaura_jax.training.monitoring import goodput, writers
+from tests.processes import Forked
 from tests.training.toy import ToyRecipe, ToySystem
-
-HOLD = """
-import pathlib, sys, time
-from motionaura_jax.training import loop, workdir
-with workdir.lock(pathlib.Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(100)
-"""
 
 
 @pytest.fixture
-def holder(root, tmp_path):
+def holder(root, tmp_path, tmp_path_factory):
     """Start a process that holds the lock of `tmp_path`."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
+    logs = tmp_path_factory.mktemp("logs")
+    out, err = logs / "out", logs / "err"
+    process = Forked("tests.training.holder", tmp_path, root=root, out=out, err=err)
+    until = time.monotonic() + 60
+    while not (out.exists() and out.read_text() == "held\n"):
+        assert process.poll() is None and time.monotonic() < until, err.read_text()
+        time.sleep(0.01)
+    yield process
+    process.kill()
 
 
 def test_a_second_run_is_told_who_holds_it_until_that_is_killed(holder, tmp_path):
@@ -42,7 +38,7 @@ def test_a_second_run_is_told_who_holds_it_until_that_is_killed(holder, tmp_path
         loop.fit(ToySystem(config.build(ToyRecipe, {"system": "toy"})), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [workdir.LOCK]
     holder.kill()
-    holder.wait()
+    holder.wait(60)
     with workdir.lock(tmp_path):
         pass
 
@@ -51,7 +47,7 @@ def test_a_run_of_another_machine_gets_time_to_turn_out_to_be_gone(holder, tmp_p
     monkeypatch.setattr(distributed, "host_name", lambda: "elsewhere")
     with pytest.raises(UserError, match=f"if it is gone for good, delete {tmp_path}/lock"):
         workdir.lock(tmp_path, lease=0.1).__enter__()
-    monkeypatch.setattr(workdir.time, "sleep", lambda _: (holder.kill(), holder.wait()))
+    monkeypatch.setattr(workdir.time, "sleep", lambda _: (holder.kill(), holder.wait(60)))
     with workdir.lock(tmp_path, lease=60):
         assert (tmp_path / workdir.LOCK).read_text().endswith(" on elsewhere")
     assert "waiting up to 60 s for its end" in caplog.text
