@@ -7,7 +7,6 @@ axes local and the others split.  Everything computes in float32 or wider and re
 `s` and `u` are positions and frequencies of the sequence, `d` those of the embedding.  Index -u means n - u (mod n).
 """
 
-import functools
 import math
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import layout
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array, Complex, Float
 
 from motionaura_jax.ops.dispatch import on_cpu
 
 BATCH_AXES = ("data", "fsdp")
-"""Mesh axes that prefer to split the first free axis of an array; all others prefer the last (channels)."""
+"""Mesh axes that prefer to split the first free axis of an activation; all others prefer the last (channels)."""
 
 ACTIVATION_AXES = (*BATCH_AXES, "sequence")
-WEIGHT_AXES = ("tensor", "fsdp")
+WEIGHT_AXES = ("tensor", "fsdp", "sequence")
 """Mesh axes that split what is transformed; devices along the other axes transform copies."""
 
+_LEADING = ("fsdp", "sequence")  # of those, the axes that prefer to split the first axis of a weight, its layers
 _LINE = 16  # float32 numbers in a cache line of 64 bytes
 
 
@@ -36,11 +36,50 @@ def fft2(x: Float[Array, "b s d"]) -> Complex[Array, "b s d"]:
     return _island(lambda a: jnp.fft.fft2(a, norm="ortho"), "bsd", "bsd", "sd", _wide(x))
 
 
-def dft(x: Array, axis: int) -> Complex[Array, "..."]:
-    """Return the complex transform along one axis of a real array, e.g. of a weight that `fold` transforms."""
+def dft(
+    x: Float[Array, "..."], axis: int, imaginary: Float[Array, "..."] | None = None, *, half: bool = False
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Return real and imaginary part of the transform of a weight along one axis, e.g. for `fold`.
+
+    Args:
+      x: the weight, or its real part.
+      imaginary: its imaginary part.
+      half: return frequencies 0..n/2 alone, which determine the others if the weight is real.
+    """
     letters = string.ascii_lowercase[: x.ndim]
-    local = functools.partial(jnp.fft.fft, axis=axis, norm="ortho")
-    return _island(local, letters, letters, letters[axis], _wide(x), over=WEIGHT_AXES)
+
+    def local(a: Array, *b: Array) -> tuple[Array, Array]:
+        if on_cpu():
+            return by_complex_transforms(a, *b)
+        if b:
+            spectrum = jnp.fft.fft(jax.lax.complex(a, *b), axis=axis, norm="ortho")
+            return spectrum.real, spectrum.imag
+        spectrum = jnp.fft.rfft(a, axis=axis, norm="ortho")
+        return (spectrum.real, spectrum.imag) if half else _completed(spectrum, (axis % a.ndim,), a.shape[axis])
+
+    def by_complex_transforms(a: Array, *b: Array) -> tuple[Array, Array]:
+        """Transform each part on its own, twice the work: trained models keep the rounding that they had on CPUs."""
+        spectrum, *others = (jnp.fft.fft(part, axis=axis, norm="ortho") for part in (a, *b))
+        real, imag = spectrum.real, spectrum.imag
+        for other in others:
+            real, imag = real - other.imag, imag + other.real
+        kept = a.shape[axis] // 2 + 1 if half else a.shape[axis]
+        real, imag = (jax.lax.slice_in_dim(part, 0, kept, axis=axis) for part in (real, imag))
+        return real, imag
+
+    parts = [_wide(part) for part in (x, imaginary) if part is not None]
+    return _island(local, letters, letters, letters[axis], *parts, over=WEIGHT_AXES, leading=_LEADING)
+
+
+def split_as_dft(x: Array, axis: int) -> Array:
+    """Split a value computed from the results of `dft` along `axis` as they are."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if _is_whole(mesh):
+        return x
+    letters = string.ascii_lowercase[: x.ndim]
+    free = {c: n for c, n in zip(letters, x.shape, strict=True) if c != letters[axis]}
+    split = _assign({name: mesh.shape[name] for name in WEIGHT_AXES if name in mesh.shape}, free, _LEADING)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(split.get(c) or None for c in letters)))
 
 
 def re_fft2(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -72,16 +111,23 @@ def fft_parts(x: Float[Array, "b *grid d"], axes: Sequence[int]) -> tuple[Float[
         """Transform half of the last axis, and complete it."""
         half = jnp.fft.rfftn(a, axes=axes, norm="ortho")
         half = _by_rows(half) if axes[-1] == a.ndim - 1 else half
-        # The spectrum of a real array is conjugate-symmetric: the missing bins of the last axis are conjugates of mirrored
-        # ones.  `count` of them exist twice, all but frequency 0 and, for an even length, n/2.
-        count = a.shape[axes[-1]] - half.shape[axes[-1]]
-        others = jax.lax.slice_in_dim(mirror(half, axes[:-1]), 1, 1 + count, axis=axes[-1])
-        others = jnp.flip(others, axes[-1])
-        real = jnp.concatenate([half.real, others.real], axis=axes[-1])
-        return real, jnp.concatenate([half.imag, -others.imag], axis=axes[-1])
+        return _completed(half, axes, a.shape[axes[-1]])
 
     real, imaginary = _island(local, letters, letters, "".join(letters[axis] for axis in axes), _wide(x))
     return real.astype(x.dtype), imaginary.astype(x.dtype)
+
+
+def _completed(half: Complex[Array, "..."], axes: Sequence[int], length: int) -> tuple[Array, Array]:
+    """Return real and imaginary part of the whole spectrum of a real array.
+
+    The spectrum is conjugate-symmetric: the missing bins of the last of `axes` are conjugates of mirrored ones.  `count` of
+    them exist twice, all but frequency 0 and, for an even length, n/2.
+    """
+    count = length - half.shape[axes[-1]]
+    others = jax.lax.slice_in_dim(mirror(half, axes[:-1]), 1, 1 + count, axis=axes[-1])
+    others = jnp.flip(others, axes[-1])
+    real = jnp.concatenate([half.real, others.real], axis=axes[-1])
+    return real, jnp.concatenate([half.imag, -others.imag], axis=axes[-1])
 
 
 def hartley_nd(x: Float[Array, "b *grid d"], axes: Sequence[int]) -> Float[Array, "b *grid d"]:
@@ -184,6 +230,7 @@ def _island(
     local: str,
     *arrays: Array,
     over: Sequence[str] = ACTIVATION_AXES,
+    leading: Sequence[str] = BATCH_AXES,
 ) -> Any:
     """Apply `function` on each device to its part of the arrays.
 
@@ -191,13 +238,13 @@ def _island(
       inputs, outputs: one letter per axis; axes that are in both, and not in `local`, are split.
       local: axes that stay whole, because `function` transforms them.
       over: mesh axes that split the others.
+      leading: those that split the first axis they divide; the others split the last.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    # One device needs no island, and inside another island each device already has its part.
-    if math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types:
+    if _is_whole(mesh):
         return function(*arrays)
     free = {c: n for c, n in zip(inputs, arrays[0].shape, strict=True) if c in outputs and c not in local}
-    split = _assign({name: mesh.shape[name] for name in over if name in mesh.shape}, free)
+    split = _assign({name: mesh.shape[name] for name in over if name in mesh.shape}, free, leading)
 
     def spec(letters: str) -> PartitionSpec:
         return PartitionSpec(*(split.get(c) or None for c in letters))
@@ -205,12 +252,17 @@ def _island(
     return jax.shard_map(function, in_specs=spec(inputs), out_specs=spec(outputs))(*arrays)
 
 
-def _assign(mesh: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+def _is_whole(mesh: AbstractMesh) -> bool:
+    """Return True if one device needs no island, or another island has given each device its part."""
+    return math.prod(mesh.axis_sizes) == 1 or AxisType.Manual in mesh.axis_types
+
+
+def _assign(mesh: Mapping[str, int], sizes: Mapping[str, int], leading: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Give every mesh axis to the first array axis that it divides; along a mesh axis that divides none, work is repeated."""
     split: dict[str, tuple[str, ...]] = dict.fromkeys(sizes, ())
     shards = dict.fromkeys(sizes, 1)
     for name, devices in mesh.items():
-        for letter in sizes if name in BATCH_AXES else reversed(list(sizes)):
+        for letter in sizes if name in leading else reversed(list(sizes)):
             if sizes[letter] % (shards[letter] * devices) == 0:
                 split[letter] += (name,)
                 shards[letter] *= devices

@@ -31,7 +31,7 @@ def test_transforms_equal_numpy(size):
 
     @jax.jit
     def transforms(a):
-        return fft.fft2(a), fft.re_fft2(a), *fft.fft_parts(a, (1, 2)), fft.hartley_nd(a, (1, 2)), fft.dft(a, -1)
+        return fft.fft2(a), fft.re_fft2(a), *fft.fft_parts(a, (1, 2)), fft.hartley_nd(a, (1, 2)), *fft.dft(a, -1)
 
     expected = (
         spectrum,
@@ -39,10 +39,27 @@ def test_transforms_equal_numpy(size):
         spectrum.real,
         spectrum.imag,
         spectrum.real - spectrum.imag,
-        np.fft.fft(x, norm="ortho"),
+        np.fft.fft(x, norm="ortho").real,
+        np.fft.fft(x, norm="ortho").imag,
     )
     for value, reference in zip(transforms(x), expected, strict=True):
         np.testing.assert_allclose(value, reference, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("size", [(6, 8), (9, 7)])
+@pytest.mark.parametrize("cpu", [True, False])
+def test_transforms_of_weights_equal_numpy(size, axis, cpu, monkeypatch):
+    """Whole, the half that a real weight needs, and of a complex weight."""
+    monkeypatch.setattr(fft, "on_cpu", lambda: cpu)
+    x, y = signal(3, *size), signal(3, *size)[::-1]
+    expected = (np.fft.fft(a.astype(complex), axis=axis, norm="ortho") for a in (x, x + 1j * y))
+    real, complex_ = expected
+    kept = np.take(real, np.arange(x.shape[axis] // 2 + 1), axis)
+    got = jax.jit(lambda x, y: (fft.dft(x, axis), fft.dft(x, axis, half=True), fft.dft(x, axis, y)))(x, y)
+    for parts, spectrum in zip(got, (real, kept, complex_), strict=True):
+        np.testing.assert_allclose(parts[0], spectrum.real, atol=1e-5)
+        np.testing.assert_allclose(parts[1], spectrum.imag, atol=1e-5)
 
 
 @pytest.mark.parametrize("axes", [(1,), (1, 2, 3), (1, 2, 3, 4)])

@@ -13,8 +13,10 @@ from motionaura_jax.ops import fft
 Kernel = Float[Array, "*n i o"]
 
 
-def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
+def fold(params: PyTree, config: SpectralTransformerConfig, dtype: jnp.dtype | None = None) -> PyTree:
     """Return the parameters of `SpectralTransformer(config, folded=True)` equal to the given ones.
+
+    With `dtype`, each device casts its part of the folded kernels, so that devices exchange them in that dtype.
 
     Folding is linear in the kernels and differentiable, so a training step may fold inside its loss.  Sampling folds once.
     Kernels of kinds outside `spectral.FOLDED_KINDS` stay unchanged.
@@ -38,8 +40,10 @@ def fold(params: PyTree, config: SpectralTransformerConfig) -> PyTree:
             for name in outputs
             if (*path, "out", name) in flat
         }
-        for (module, name), (even, odd) in folded.items():
-            flat |= {(*path, module, f"{name}_even"): even, (*path, module, f"{name}_odd"): odd}
+        for (module, name), pair in folded.items():
+            if dtype is not None:
+                pair = [fft.split_as_dft(part.astype(dtype), -2 if module == "into" else -1) for part in pair]
+            flat |= {(*path, module, f"{name}_{part}"): one for part, one in zip(("even", "odd"), pair, strict=True)}
     return traverse_util.unflatten_dict(flat)
 
 
@@ -51,31 +55,27 @@ def _fold_input(kernel: Kernel, weight: Float[Array, "*n 2 i"] | None, kind: str
     """
     if weight is not None:
         real, imaginary = (part[..., None] for part in jnp.moveaxis(weight, -2, 0))
-        direct, quarter = fft.dft(real * kernel, -2), fft.dft(imaginary * kernel, -2)
-        even, odd = direct.real - quarter.imag, -direct.imag - quarter.real
+        even, odd = fft.dft(real * kernel, -2, imaginary * kernel)
     else:
-        even, odd = _weigh(fft.dft(kernel, -2), kind)
-        odd = -odd
+        even, odd = _weigh(*fft.dft(kernel, -2, half=kind == "re_fft2"), kind)
         if kind == "re_fft2":
             count = jnp.asarray(_multiplicity(kernel.shape[-2]))[:, None]
-            even, odd = (_keep(count * part[..., : len(count), :], -2, kernel.shape[-2]) for part in (even, odd))
-    return even, odd
+            even, odd = (_keep(count * part, -2, kernel.shape[-2]) for part in (even, odd))
+    return even, -odd
 
 
 def _fold_output(kernel: Kernel, kind: str) -> tuple[Kernel, Kernel]:
     """Return Re(W F w) / 2 and -Im(W F w) / 2, which multiply the sums and differences of rows n and -n."""
-    even, odd = (0.5 * part for part in _weigh(fft.dft(kernel, -1), kind))
-    if kind != "hartley":
-        columns = kernel.shape[-1] // 2 + 1
-        even, odd = (_keep(part[..., :columns], -1, kernel.shape[-1]) for part in (even, odd))
+    half = kind != "hartley"  # columns 0..d/2 suffice
+    even, odd = (0.5 * part for part in _weigh(*fft.dft(kernel, -1, half=half), kind))
+    if half:
+        even, odd = (_keep(part, -1, kernel.shape[-1]) for part in (even, odd))
     return even, -odd
 
 
-def _weigh(spectrum: Array, kind: str) -> tuple[Array, Array]:
-    """Return real and imaginary part of the spectrum times the fixed weight of `kind`: 1 + i for Hartley, else 1."""
-    if kind == "hartley":
-        return spectrum.real - spectrum.imag, spectrum.real + spectrum.imag
-    return spectrum.real, spectrum.imag
+def _weigh(real: Array, imaginary: Array, kind: str) -> tuple[Array, Array]:
+    """Return the parts of a spectrum times the fixed weight of `kind`: 1 + i for Hartley, else 1."""
+    return (real - imaginary, real + imaginary) if kind == "hartley" else (real, imaginary)
 
 
 def _multiplicity(width: int) -> np.ndarray:

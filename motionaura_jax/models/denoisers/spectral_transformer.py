@@ -112,13 +112,19 @@ class SpectralTransformer(Denoiser):
     @nn.nowrap
     def for_training(self, params: PyTree) -> PyTree:
         """Return the parameters of `training`."""
-        return self.for_inference(params) if self._trains_folded else params
+        # Devices along `sequence` share the folding, and exchange kernels in the dtype to which the layers would cast them.
+        dtype = jnp.dtype(self.config.dtype) if constraints.axis_size("sequence") > 1 else None
+        return self._folded(params, dtype) if self._trains_folded else params
 
     @nn.nowrap
     def for_inference(self, params: PyTree) -> PyTree:
         """Return the parameters with transforms along the embedding merged into the kernels."""
+        return self._folded(params, None)
+
+    @nn.nowrap
+    def _folded(self, params: PyTree, dtype: jnp.dtype | None) -> PyTree:
         with jax.default_matmul_precision("float32"):  # the kernels keep their rounding for the whole run
-            return constraints.placed(fold(params, self.config))
+            return constraints.placed(fold(params, self.config, dtype))
 
     @property
     def _trains_folded(self) -> bool:

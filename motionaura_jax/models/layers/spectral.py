@@ -11,6 +11,8 @@ On a mesh that splits tokens, per-token operations keep that split.  A transform
 channels are split there instead, and heads in attention, with all-to-all exchanges in between.
 """
 
+from collections.abc import Callable, Iterable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -105,7 +107,7 @@ class SpectralInput(nn.Module):
             x = weighted_transform(x, weight, self.kind, self.grid)
         else:
             x = transform(x, self.kind, self.grid)
-        return tuple(_tokens_to_heads(self._project(name, x), self.heads) for name in self.names)
+        return tuple(_together(_tokens_to_heads, [self._project(name, x) for name in self.names], self.heads))
 
     def _project(self, name: str, x: Sequence) -> Float[Array, "b s n"]:
         kernel = self.param(name, nn.initializers.lecun_normal(), (x.shape[-1], self.features))
@@ -158,22 +160,27 @@ class FoldedInput(nn.Module):
             # Keep the point-even half, (x[s, d] + x[-s, -d]) / 2; Re drops the other half.  `seq_mirror` needs whole sequences.
             width = folded_width(width)
             pairs = fft.column_pairs(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-            columns, opposite = (_tokens_to_channels(part, width) for part in pairs)
+            columns, opposite = _together(_tokens_to_channels, pairs, width)
             x = _fill(0.5 * (columns + fft.seq_mirror(opposite)), -1, width)
         else:
             x = _tokens_to_channels(x, width)
-        real, imaginary = (_channels_to_tokens(part.astype(self.dtype), width) for part in fft.seq_rfft(x))
-        return tuple(self._bins(name, real, imaginary, length) for name in self.names)
+        parts = [part.astype(self.dtype) for part in fft.seq_rfft(x)]
+        real, imaginary = _together(_channels_to_tokens, parts, width)
+        bins = [part for name in self.names for part in self._adapted_pair(name, real, imaginary)]
+        bins = _together(_tokens_to_heads, bins, self.heads)
+        return tuple(self._in_order(*pair, length) for pair in zip(bins[::2], bins[1::2], strict=True))
 
-    def _bins(self, name: str, real: Array, imaginary: Array, length: int) -> Float[Array, "b s n"]:
+    def _in_order(self, positive: Array, negative: Array, length: int) -> Float[Array, "b s n"]:
+        """Join bins u and -u; bins 0 and s/2 are their own mirror images and appear once, among the positive ones."""
+        return jnp.concatenate([positive[:, : length // 2 + 1], negative[:, 1 : (length + 1) // 2]], axis=1)
+
+    def _adapted_pair(self, name: str, real: Array, imaginary: Array) -> list[Float[Array, "b u n"]]:
         pair = self._pair(name, real, imaginary, self.features)
         if self.lora.adapts(name):
             up = self.param(f"{name}_lora_up", nn.initializers.zeros, (self.lora.rank, self.features))
             products = self._pair(f"{name}_lora_down", real, imaginary, self.lora.rank)
             pair = [bins + lora.up_project(self.lora, part, up) for bins, part in zip(pair, products, strict=True)]
-        # Bins 0 and s/2 are their own mirror images and appear once, among the positive ones.
-        positive, negative = (_tokens_to_heads(part, self.heads)[:, : length // 2 + 1] for part in pair)
-        return jnp.concatenate([positive, negative[:, 1 : (length + 1) // 2]], axis=1)
+        return pair
 
     def _pair(self, name: str, real: Array, imaginary: Array, features: int) -> list[Float[Array, "b u n"]]:
         """Return bins u and -u of a projection."""
@@ -206,8 +213,8 @@ class FoldedOutput(nn.Module):
             hidden = lora.activate(self.lora, _dot(x, down, self.dtype))
             adapters = self._products("o_lora_up", hidden, width, heads=1)
             products = [part + adapter for part, adapter in zip(products, adapters, strict=True)]
-        real, imaginary = (_tokens_to_channels(part, width)[:, : length // 2 + 1] for part in products)
-        columns, mirrored = (_channels_to_tokens(out, width) for out in fft.seq_irfft(real, imaginary, length))
+        real, imaginary = (part[:, : length // 2 + 1] for part in _together(_tokens_to_channels, products, width))
+        columns, mirrored = _together(_channels_to_tokens, fft.seq_irfft(real, imaginary, length), width)
         return fft.join_columns(columns, mirrored, self.features) if self.half else columns
 
     def _products(self, name: str, x: Array, width: int, heads: int) -> list[Float[Array, "b u w"]]:
@@ -219,7 +226,7 @@ class FoldedOutput(nn.Module):
         first, paired, middle = x[:, :1], x[:, 1 : (length + 1) // 2], x[:, (length + 1) // 2 : kept]
         sums = jnp.concatenate([2 * first, paired + x[:, kept:], 2 * middle], axis=1)
         differences = jnp.concatenate([first, paired - x[:, kept:], middle], axis=1)
-        parts = (_heads_to_tokens(part, heads) for part in (sums, differences))
+        parts = _together(_heads_to_tokens, (sums, differences), heads)
         return [_dot(part, kernel, self.dtype) for part, kernel in zip(parts, (even, odd), strict=True)]
 
 
@@ -230,9 +237,18 @@ def _dot(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
 def _seq_parts(x: Sequence) -> tuple[Sequence, Sequence]:
     """Return real and imaginary part of the transform along the sequence alone."""
     width = x.shape[-1]
-    parts = fft.fft_parts(_tokens_to_channels(x, width), (1,))
-    real, imaginary = (_channels_to_tokens(part, width) for part in parts)
+    real, imaginary = _together(_channels_to_tokens, fft.fft_parts(_tokens_to_channels(x, width), (1,)), width)
     return real, imaginary
+
+
+def _together(exchange: Callable[..., Array], parts: Iterable[Array], *arguments: int) -> list[Array]:
+    """Exchange arrays of one shape; devices that split tokens do it in one all-to-all, because each has its latency."""
+    parts = list(parts)
+    if constraints.axis_size("sequence") == 1 or len(parts) == 1:
+        return [exchange(part, *arguments) for part in parts]
+    exchanged = jax.vmap(lambda part: exchange(part, *arguments))(jnp.stack(parts))
+    # A split, unlike slices, has one concatenation as its gradient.
+    return [part[0] for part in jax.lax.split(exchanged, [1] * len(parts))]
 
 
 def _tokens_to_channels(x: Sequence, width: int) -> Sequence:
