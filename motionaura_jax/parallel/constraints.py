@@ -5,8 +5,10 @@ island. A mesh axis that does not divide an array is left out.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -74,21 +76,29 @@ def placed(params: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def gathered(params: PyTree) -> PyTree:
+def gathered(params: PyTree, cast: Callable[[rules.Placement], jnp.dtype | None] = lambda place: None) -> PyTree:
     """Gather parameters over the axes of the batch at the place of their use.
 
     Without this the compiler exchanges activations in some layers. Layers stacked by a scan stay split: the loop gathers
     them one by one.
+
+    Args:
+      cast: dtype in which a parameter travels, None for its own. Name only one to which its layer casts it anyway.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if _nothing_to_split(mesh):
         return params
     sizes = {axis: 1 if axis in BATCH else size for axis, size in mesh.shape.items()}
 
-    def gather(leaf: Array, place: rules.Placement) -> Array:
-        return leaf if place.stacked else jax.lax.with_sharding_constraint(leaf, place.spec)
+    def gather(leaf: Array, place: rules.Placement, stored: rules.Placement) -> Array:
+        if place.stacked:
+            return leaf
+        if dtype := cast(place):
+            # Each device casts its part; without this constraint the compiler may gather first.
+            leaf = jax.lax.with_sharding_constraint(leaf.astype(dtype), stored.spec)
+        return jax.lax.with_sharding_constraint(leaf, place.spec)
 
-    leaves = map(gather, jax.tree.leaves(params), rules.place(params, sizes))
+    leaves = map(gather, jax.tree.leaves(params), rules.place(params, sizes), rules.place(params, mesh.shape))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 

@@ -81,8 +81,15 @@ class Placement:
 
     def device_bytes(self, sizes: Mapping[str, int]) -> int:
         """Return the bytes on each device of a mesh with axes of `sizes`."""
-        parts = math.prod(sizes[axis] for entry in self.spec for axis in _names(entry))
-        return math.prod(self.shape) * self.dtype.itemsize // parts
+        return math.prod(self.shape) * self.dtype.itemsize // self.parts(sizes)
+
+    def parts(self, sizes: Mapping[str, int]) -> int:
+        """Return into how many parts a mesh with axes of `sizes` splits it."""
+        return math.prod(sizes[axis] for entry in self.spec for axis in _names(entry))
+
+    def copies(self, sizes: Mapping[str, int]) -> int:
+        """Return how many devices of that mesh hold each part."""
+        return math.prod(sizes.values()) // self.parts(sizes)
 
 
 def place(tree: PyTree, sizes: Mapping[str, int]) -> list[Placement]:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,17 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.core.recipe import ParamGroup
 from motionaura_jax.core.trees import leaf_types, partition, path_name
 from motionaura_jax.core.types import PyTree
+from motionaura_jax.ops.dispatch import on_gpu
+from motionaura_jax.parallel import rules
 from motionaura_jax.systems.base import System
 
 logger = logging.getLogger(__name__)
 
 _REST = ParamGroup(pattern="")
+_SMALL = 2**18  # numbers, 1 MB; copying them once more takes less time than a launch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +65,10 @@ class Groups:
 
     def norms(self, gradients: PyTree) -> dict[str, Float[Array, ""]]:
         """Compute the global norm of each clipping group in a tree of gradients."""
-        members: dict[str, list[Array]] = {}
+        members: dict[str, dict[str, Array]] = {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-            members.setdefault(self.find(path_name(path)).clip, []).append(leaf)
-        return {name: optax.tree.norm(leaves) for name, leaves in members.items()}
+            members.setdefault(self.find(path_name(path)).clip, {})[path_name(path)] = leaf
+        return {name: global_norm(leaves) for name, leaves in members.items()}
 
     def check(self, params: PyTree, chosen: tuple[ParamGroup, ...]) -> None:
         """Refuse groups that cannot be meant.
@@ -84,6 +89,41 @@ class Groups:
                 f"config.optimizer.groups: all {len(names)} parameters are frozen, e.g. {names[0]}; "
                 f"give at least one a scale above 0"
             )
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """Return the Euclidean norm of all leaves of a tree like the parameters.
+
+    On a GPU every launch counts: small leaves are summed as one vector, and devices exchange one number in place of one for
+    each leaf. Elsewhere leaves are summed one by one, as in optax.
+    """
+    if not on_gpu():
+        return optax.tree.norm(tree)
+    mesh = jax.sharding.get_abstract_mesh()
+    if math.prod(mesh.axis_sizes) == 1:
+        return jnp.sqrt(_squares(jax.tree.leaves(tree)))
+    places = rules.place(tree, mesh.shape)
+
+    def local(leaves: list[Array]) -> Array:
+        """Sum over the parts of this device; several devices may hold copies of a part."""
+        alike = collections.defaultdict[int, list[Array]](list)
+        for leaf, place in zip(leaves, places, strict=True):
+            alike[place.copies(mesh.shape)].append(leaf)
+        total = sum((_squares(parts) / copies for copies, parts in alike.items()), jnp.zeros(()))
+        return jax.lax.psum(total, tuple(mesh.axis_names))
+
+    specs = [place.spec for place in places]
+    summed = jax.shard_map(local, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)
+    return jnp.sqrt(summed(jax.tree.leaves(tree)))
+
+
+def _squares(leaves: list[Array]) -> Float[Array, ""]:
+    """Sum the squares of arrays, of all small ones at once."""
+    small, large = [], []
+    for leaf in leaves:
+        (small if leaf.size <= _SMALL else large).append(leaf)
+    vectors = [jnp.concatenate([leaf.ravel() for leaf in small])] if small else []
+    return jnp.stack([jnp.square(part).sum() for part in (*vectors, *large)]).sum()
 
 
 def metrics(norms: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:

@@ -145,8 +145,6 @@ _OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig, optax.Schedule, Weights], o
 
 def _clip(max_norm: float, groups: Groups) -> optax.GradientTransformation:
     """Clip each clipping group by its own global norm."""
-    if not any(group.clip for group in groups.groups):
-        return optax.clip_by_global_norm(max_norm)
 
     def clip(updates: PyTree, params: PyTree = None) -> PyTree:
         """Scale down each leaf whose clipping group exceeds `max_norm`."""

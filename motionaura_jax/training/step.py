@@ -14,7 +14,7 @@ from motionaura_jax.core.types import PyTree
 from motionaura_jax.parallel import constraints
 from motionaura_jax.parallel.mesh import batch_shards
 from motionaura_jax.systems.base import Batch, System
-from motionaura_jax.training.groups import Groups
+from motionaura_jax.training.groups import Groups, global_norm
 from motionaura_jax.training.groups import metrics as group_metrics
 from motionaura_jax.training.state import TrainState
 
@@ -42,7 +42,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         count = train.microbatches(len(batch["sample"]) // batch_shards(jax.sharding.get_abstract_mesh()))
         gradients, loss, stats, metrics = _accumulate(gradient, state, frozen, batch, key, count)
-        norm, norms = optax.tree.norm(gradients), groups.norms(gradients)
+        norm, norms = global_norm(gradients), groups.norms(gradients)
         moving, fixed = groups.partition(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
         stepped = merge(fixed, optax.apply_updates(moving, updates))

@@ -6,6 +6,7 @@ A separate program, because the number of devices is fixed once JAX has started.
 import dataclasses
 import json
 import math
+import re
 import sys
 from unittest import mock
 
@@ -17,6 +18,8 @@ from motionaura_jax.core import config
 from motionaura_jax.core.trees import path_name
 from motionaura_jax.models.autoencoders.mbq_vae import init_tokenizer
 from motionaura_jax.models.autoencoders.tokenizer import Tokenizer
+from motionaura_jax.models.denoisers.config import SpectralTransformerConfig
+from motionaura_jax.models.denoisers.spectral_transformer import SpectralTransformer
 from motionaura_jax.models.encoders.config import T5Config
 from motionaura_jax.models.encoders.t5 import T5Encoder
 from motionaura_jax.models.layers import spectral
@@ -25,11 +28,13 @@ from motionaura_jax.parallel import collectives, constraints, mesh, rules
 from motionaura_jax.parallel.config import MeshConfig, parse
 from motionaura_jax.systems import registry
 from motionaura_jax.systems.mbq_vae import MBQVAERecipe, MBQVAESystem
-from motionaura_jax.training import state, step
+from motionaura_jax.training import groups, state, step
 from motionaura_jax.training.checkpoint import snapshot
 from tests.systems import tiny
 
 CLIPS, GRID = 8, (4, 6, 4)
+_CONSTRAINED = re.compile(r"sharding_constraint .* : tensor<([\dx]+)x(bf16|f32)>")
+_FFT = re.compile(r"= (?:c64|f32)\[([\d,]+)\]\S* fft\(")
 # Numbers of activation and frequency rows, whole and split over 2, 4 or 8 devices; no parameter has as many.
 TOKENS = {96, 48, 24, 12, 49, 50, 25, 52, 26, 13, 56, 28, 14, 7}
 SIDE = 20  # frame sizes: 20, 10 and 5 rows and columns in the tokenizer; no parameter has an axis divisible by 5
@@ -168,9 +173,82 @@ def transforms():
             with jax.set_mesh(mesh.make_mesh(parse(sizes), devices)):
                 program = jax.jit(change).lower(x).compile()
                 results.append(jax.device_get(program(x)))
-        kinds = {one.kind for one in collectives.collectives(program.as_text())}
-        rows[name] = {"kinds": sorted(kinds), "difference": float(np.abs(results[1] - results[0]).max())}
+        found = collectives.collectives(program.as_text())
+        kinds, times = {one.kind for one in found}, sum(one.times for one in found)
+        difference = float(np.abs(results[1] - results[0]).max())
+        rows[name] = {"kinds": sorted(kinds), "times": times, "difference": difference}
     return rows
+
+
+def folding():
+    """Report how folding kernels differs between one device and eight, and the numbers that each transforms, by kind."""
+    rows = {}
+    for kind in ("re_fft2", "hartley", "filter"):
+        settings = {**DENOISER, "blocks": 8, "spectral": kind, "folded_training": True}
+        network = SpectralTransformer(SpectralTransformerConfig(**settings))
+        params = tiny.perturb(jax.jit(network.init)(jax.random.key(0), *network.example())["params"], 0.1)
+        results, sizes = [], []
+        for name, devices in (("data:1", jax.devices()[:1]), ("sequence:8", jax.devices())):
+            place = mesh.make_mesh(parse(name), devices)
+            with jax.set_mesh(place):
+                given = jax.device_put(params, rules.shardings(params, place))
+
+                def change(params, network=network):
+                    folded, back = jax.vjp(network.for_training, params)
+                    return folded, back(jax.tree.map(jax.numpy.cos, folded))
+
+                program = jax.jit(change).lower(given).compile()
+                results.append(jax.device_get(program(given)))
+            sizes.append(sum(math.prod(map(int, dims.split(","))) for dims in _FFT.findall(program.as_text())))
+        rows[kind] = {"difference": largest_differences(results[1], results[0])[0], "transformed": sizes}
+    return rows
+
+
+def half_precision():
+    """Report in which dtypes a bfloat16 encoder exchanges its kernels, and how eight devices differ from one.
+
+    The program is read before compilation, because XLA for CPUs exchanges float32 in place of bfloat16.
+    """
+    model = {**tiny.TOKENIZER, "channels": [16, 32], "dtype": "bfloat16"}
+    tokenizer = config.build(MBQVAERecipe, {"system": "mbq_vae", "data": tiny.SIZE, "model": model}).model
+    params, extra = jax.device_get(jax.jit(lambda: init_tokenizer(tokenizer, jax.random.key(0)))())
+    video = np.random.default_rng(0).uniform(-1, 1, (CLIPS, 4, SIDE, SIDE, 3)).astype(np.float32)
+    encode = lambda params, video: Tokenizer(config=tokenizer, params=params, extra=extra).features(video)  # noqa: E731
+    results = []
+    for sizes, devices in (("data:1", jax.devices()[:1]), ("fsdp:8", jax.devices())):
+        place = mesh.make_mesh(parse(sizes), devices)
+        with jax.set_mesh(place):
+            arguments = jax.device_put(params, rules.shardings(params, place)), mesh.spread_batch(place, video)
+            program = jax.jit(encode).lower(*arguments)
+            results.append(jax.device_get(program.compile()(*arguments)))
+    kernels = {leaf.shape for leaf in jax.tree.leaves(params["network"]["encoder"]) if leaf.ndim == 5}
+    found = ((tuple(map(int, dims.split("x"))), dtype) for dims, dtype in _CONSTRAINED.findall(program.as_text()))
+    exchanged = {shape: dtype for shape, dtype in found if shape in kernels}
+    difference = float(np.abs(results[1] - results[0]).max())
+    return {
+        "dtypes": sorted(set(exchanged.values())),
+        "missing": len(kernels - exchanged.keys()),
+        "difference": difference,
+    }
+
+
+def norm():
+    """Report the communication of the norm of sharded gradients as GPUs compute it, its value, and that in float64."""
+    rng = np.random.default_rng(0)
+    sizes = {"head/dense/kernel": (64, 24), "head/norm/scale": (5,), "gain": (8,), "down_0/kernel": (6, 40)}
+    tree = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    place = mesh.make_mesh(parse("data:2,fsdp:2,tensor:2"), jax.devices())
+    with (
+        jax.set_mesh(place),
+        mock.patch.object(groups, "on_gpu", lambda: True),
+        mock.patch.object(groups, "_SMALL", 300),
+    ):
+        spread = jax.device_put(tree, rules.shardings(tree, place))
+        program = jax.jit(groups.global_norm).lower(spread).compile()
+        value = float(program(spread))
+    found = collectives.collectives(program.as_text())
+    exact = math.sqrt(sum(float(np.square(leaf.astype(np.float64)).sum()) for leaf in jax.tree.leaves(tree)))
+    return {"found": [(one.kind, one.shapes) for one in found], "value": value, "exact": exact}
 
 
 def tower():
@@ -262,6 +340,9 @@ if __name__ == "__main__":
         "tower": tower,
         "codebook": codebook,
         "patches": patches,
+        "folding": folding,
+        "half_precision": half_precision,
+        "norm": norm,
     }
     found = {name: part() for name, part in exchanges.items()} if system == "exchanges" else report(system, labels)
     json.dump(found, sys.stdout)

@@ -35,6 +35,7 @@ def exchanges(root):
 def test_transforms_of_split_tokens_exchange_all_to_all_and_nothing_else(exchanges):
     for name, row in exchanges["transforms"].items():
         assert row["kinds"] == ["all-to-all"], name
+        assert row["times"] == 2 * 6, name  # forward and backward: tokens to channels, back, to heads, and the way back
         assert row["difference"] < 1e-5, name
 
 
@@ -59,6 +60,25 @@ def test_a_tokenizer_with_patches_computes_the_same_on_any_devices(exchanges):
     row = exchanges["patches"]
     assert row["kinds"] == ["all-reduce"]  # as with convolutions: of the layers that come in pairs
     assert row["difference"][0] <= TOLERANCE, row["difference"][1]
+
+
+def test_devices_that_split_tokens_share_the_folding_of_kernels(exchanges):
+    for kind, row in exchanges["folding"].items():
+        whole, part = row["transformed"]
+        assert whole == 8 * part > 0, kind
+        assert row["difference"][0] <= 1e-6, f"{kind}: {row['difference'][1]}"
+
+
+def test_a_tokenizer_in_half_precision_casts_its_kernels_before_it_gathers_them(exchanges):
+    row = exchanges["half_precision"]
+    assert row["dtypes"] == ["bf16"] and row["missing"] == 0
+    assert row["difference"] < 0.01
+
+
+def test_the_norm_of_sharded_gradients_is_one_exchange_of_one_number(exchanges):
+    row = exchanges["norm"]
+    assert row["found"] == [["all-reduce", [[]]]]
+    assert row["value"] == pytest.approx(row["exact"], rel=1e-6)
 
 
 def test_text_to_video_with_parameters_channels_and_tokens_split(root):

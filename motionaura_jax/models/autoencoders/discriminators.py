@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from motionaura_jax.core.types import PyTree
 from motionaura_jax.models.autoencoders.config import DiscriminatorConfig
-from motionaura_jax.models.layers.conv import GroupNorm
+from motionaura_jax.models.layers.conv import GroupNorm, is_dense_kernel
 from motionaura_jax.parallel import constraints, rules
 
 _SLOPE = 0.2
@@ -124,7 +124,10 @@ class AdversarialLoss:
     def _losses(self, params: Mapping[str, PyTree], fake: Array, real: Array) -> tuple[Array, dict[str, Array]]:
         total, terms = jnp.zeros(()), dict[str, Array]()
         for index, (name, config) in enumerate(zip(self.names, self.discriminators, strict=True)):
-            weights = constraints.gathered(params[name])
+            dtype = jnp.dtype(config.dtype)
+            weights = constraints.gathered(
+                params[name], lambda place, dtype=dtype: dtype if is_dense_kernel(place) else None
+            )
 
             def judge(video: Array, weights: PyTree = weights, config: DiscriminatorConfig = config) -> Any:
                 return Discriminator(config).apply({"params": weights}, video)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from motionaura_jax.models.autoencoders.blocks import Level, Upsample, conv
 from motionaura_jax.models.autoencoders.codebook import init_quantizer
 from motionaura_jax.models.autoencoders.config import MBQVAEConfig
-from motionaura_jax.models.layers.conv import GroupNorm, TransposedConv1x4x4, equal_phases
+from motionaura_jax.models.layers.conv import GroupNorm, TransposedConv1x4x4, equal_phases, is_dense_kernel
 from motionaura_jax.models.layers.initializers import centered_orthogonal, fan_in_normal, from_one_draw
 from motionaura_jax.ops.patches import from_patches, to_patches
 from motionaura_jax.ops.silu import silu
@@ -33,6 +34,15 @@ rules.declare(
     (r"mfi_head/hidden/kernel$", rules.COLUMNS),
     (r"mfi_head/logits/kernel$", rules.ROWS),
 )
+
+
+def travels_as(config: MBQVAEConfig, place: rules.Placement) -> jnp.dtype | None:
+    """Return the dtype to which the network casts a parameter first of all, None if it computes with the parameter itself.
+
+    Convolutions behind nearest upsampling may add taps of their kernels in float32 before.
+    """
+    added = config.upsample == "nearest" and re.search(r"/up_\d+/", place.path)
+    return jnp.dtype(config.dtype) if is_dense_kernel(place) and not added else None
 
 
 def _centered(config: MBQVAEConfig) -> Any:

@@ -1,6 +1,7 @@
 """A trained tokenizer as a value: weights and settings in one pytree, with `encode` and `decode`."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
@@ -16,7 +17,7 @@ from motionaura_jax.models.autoencoders import tiling
 from motionaura_jax.models.autoencoders.base import check_latent
 from motionaura_jax.models.autoencoders.config import IMPLEMENTATION_KEYS, TRAINING_KEYS, MBQVAEConfig
 from motionaura_jax.models.autoencoders.geometry import Geometry, Size
-from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE
+from motionaura_jax.models.autoencoders.mbq_vae import MBQVAE, travels_as
 from motionaura_jax.models.autoencoders.quantizers import Quantized, codes_to_values, continuous_values, quantize
 from motionaura_jax.parallel import constraints
 
@@ -109,7 +110,7 @@ class Tokenizer:
 
     def apply(self, method: str, *arguments: Any) -> Any:
         """Call a method of the network with its weights, gathered from the devices that share them."""
-        weights = {"params": constraints.gathered(self.params["network"])}
+        weights = {"params": constraints.gathered(self.params["network"], functools.partial(travels_as, self.config))}
         with jax.default_matmul_precision(self.config.matmul_precision):
             return self.network.apply(weights, *arguments, method=method)
 
