@@ -11,7 +11,9 @@ from motionaura_jax.core import config
 from motionaura_jax.core.errors import UserError
 from motionaura_jax.scenes import dataset
 from motionaura_jax.systems import loading
+from motionaura_jax.systems.base import Evaluation
 from motionaura_jax.systems.text_to_video.recipe import TextToVideoRecipe
+from motionaura_jax.systems.text_to_video.system import TextToVideoSystem
 from motionaura_jax.training import loop
 from motionaura_jax.weights import steps
 from tests.systems import tiny
@@ -75,7 +77,8 @@ def fit(values, workdir, **options):
     return loop.fit(loading.open_system(recipe, workdir), workdir, **options)
 
 
-def test_a_text_to_video_run_resumes_with_the_words_and_codes_that_it_has_learned(scenes, tmp_path):
+def test_a_text_to_video_run_resumes_with_the_words_and_codes_that_it_has_learned(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(TextToVideoSystem, "evaluate", lambda *_: Evaluation(metrics={}))  # half of the time
     captions = shutil.copytree(scenes, tmp_path / "captions")
     tokenizer = tiny.save_tokenizer(tmp_path / "tokenizer")
     values = tiny_values(tokenizer, captions)
