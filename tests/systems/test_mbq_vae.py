@@ -344,7 +344,7 @@ def test_overfits_one_clip():
     system = make(
         optimizer={"learning_rate": 4e-3, "weight_decay": 0.0, "decay": "constant"},
         masking={"frame_probability": 0.0, "patch_probability": 0.0},
-        model={"codebook_size": 64},
+        model={**FLAT, "codebook_size": 64},
     )
     grid = np.linspace(-1, 1, 16, dtype=np.float32)
     clip = np.stack(
