@@ -24,8 +24,15 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 for name, value in compilation.QUICKLY.items():
     os.environ.setdefault(name, value)
 
-hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+for profile, count in (("suite", 25), ("all", 100)):
+    hypothesis.settings.register_profile(profile, max_examples=count, derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take more examples if slow tests run, too."""
+    if "not slow" not in config.option.markexpr:
+        hypothesis.settings.load_profile("all")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
