@@ -119,9 +119,8 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 def _squares(leaves: list[Array]) -> Float[Array, ""]:
     """Sum the squares of arrays, of all small ones at once."""
-    small, large = [], []
-    for leaf in leaves:
-        (small if leaf.size <= _SMALL else large).append(leaf)
+    small = [leaf for leaf in leaves if leaf.size <= _SMALL]
+    large = [leaf for leaf in leaves if leaf.size > _SMALL]
     vectors = [jnp.concatenate([leaf.ravel() for leaf in small])] if small else []
     return jnp.stack([jnp.square(part).sum() for part in (*vectors, *large)]).sum()
 

@@ -1,6 +1,7 @@
 """PatchGAN discriminators, their losses, and the game that they play against a decoder.  Isola et al. 2017."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -124,10 +125,7 @@ class AdversarialLoss:
     def _losses(self, params: Mapping[str, PyTree], fake: Array, real: Array) -> tuple[Array, dict[str, Array]]:
         total, terms = jnp.zeros(()), dict[str, Array]()
         for index, (name, config) in enumerate(zip(self.names, self.discriminators, strict=True)):
-            dtype = jnp.dtype(config.dtype)
-            weights = constraints.gathered(
-                params[name], lambda place, dtype=dtype: dtype if is_dense_kernel(place) else None
-            )
+            weights = constraints.gathered(params[name], functools.partial(_travels_as, config))
 
             def judge(video: Array, weights: PyTree = weights, config: DiscriminatorConfig = config) -> Any:
                 return Discriminator(config).apply({"params": weights}, video)
@@ -168,6 +166,10 @@ def _backward(saved: PyTree, cotangents: tuple[Array, Array]) -> tuple[PyTree, N
 
 
 _with_gradients.defvjp(_forward, _backward)
+
+
+def _travels_as(config: DiscriminatorConfig, place: rules.Placement) -> jnp.dtype | None:
+    return jnp.dtype(config.dtype) if is_dense_kernel(place) else None
 
 
 def _numbered(name: str, index: int) -> str:

@@ -40,10 +40,11 @@ def fold(params: PyTree, config: SpectralTransformerConfig, dtype: jnp.dtype | N
             for name in outputs
             if (*path, "out", name) in flat
         }
-        for (module, name), pair in folded.items():
+        for (module, name), (even, odd) in folded.items():
             if dtype is not None:
-                pair = [fft.split_as_dft(part.astype(dtype), -2 if module == "into" else -1) for part in pair]
-            flat |= {(*path, module, f"{name}_{part}"): one for part, one in zip(("even", "odd"), pair, strict=True)}
+                axis = -2 if module == "into" else -1
+                even, odd = (fft.split_as_dft(part.astype(dtype), axis) for part in (even, odd))
+            flat |= {(*path, module, f"{name}_even"): even, (*path, module, f"{name}_odd"): odd}
     return traverse_util.unflatten_dict(flat)
 
 
