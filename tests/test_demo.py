@@ -69,7 +69,7 @@ def test_a_page_with_three_acts_of_playing_videos_curves_and_tables(finished):
         "videos/kept": 3,
     }
     assert page.count("<polyline") >= 6 and page.count("wrong: ") + page.count("all right") == 14
-    for cell in ("background color", "copying neighbors", "train tokenizer", "train denoiser", "measuring"):
+    for cell in ("agreement path", "copying neighbors", "train tokenizer", "train denoiser", "measuring"):
         assert f"<td>{cell}</td>" in page
     assert "http-equiv" not in page and "stopped" not in page and page.count("trained for 2 steps") == 2
 
@@ -91,8 +91,7 @@ def test_the_same_command_goes_on_where_it_ended(finished, capsys, monkeypatch):
     rows = {row["attribute"]: row for row in result["adherence"]}
     assert {"color", "motion", "shape"} <= rows.keys() and "background" not in rows
     for row in rows.values():
-        mentioned = row["attribute"] == "background_color"  # by some captions of the style `places` only
-        assert row["n"] == (1 if mentioned else 3) and row["low"] <= row["share"] <= row["high"]
+        assert row["n"] == 3 and row["low"] <= row["share"] <= row["high"]
         assert 0 <= row["tokenizer_share"] <= 1
         assert 0 <= row["one_step_share"] <= 1
     assert {name: len(row) for name, row in result["bounds"].items()} == dict.fromkeys(demo_page.BOUNDS, 4)
