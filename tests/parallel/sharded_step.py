@@ -131,6 +131,8 @@ def is_activation(name, shape):
     """Return True if an array has an axis of tokens or frame positions, alone or merged with others."""
     if name == "mbq_vae":
         return any(size and size % 5 == 0 for size in shape)
+    if len(shape) == 2:  # the rows of several clips, which products on a CPU merge
+        return shape[0] in {math.prod(GRID) * CLIPS // parts for parts in (1, 2, 4, 8)}
     return len(shape) > 2 and bool(TOKENS.intersection(shape))
 
 
