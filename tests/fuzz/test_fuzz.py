@@ -91,7 +91,7 @@ def test_mutations_reach_past_the_syntax() -> None:
 @pytest.mark.slow
 def test_every_kind_of_escape_is_noticed() -> None:
     """Check crashes, hangs, memory, exits, programs and unclear messages; the lane works on after each."""
-    with campaign.Lane(seconds=3, serve=misbehaving.serve) as lane:
+    with campaign.Lane(seconds=6, serve=misbehaving.serve) as lane:
         kinds = {
             name: lane.ask(misbehaving.case(name, data)).kind
             for name, data in (
