@@ -47,7 +47,7 @@ def measure(question: Question) -> Estimate:
         current = state.abstract(system, optimize, mesh)
         places = state.shardings(current, mesh)
         frozen = system.frozen()
-        frozen = _placed(frozen, state.frozen_shardings(frozen, mesh))
+        frozen = state.placed(frozen, state.frozen_shardings(frozen, mesh))
         batch = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
             dict(system.batch_spec()),
@@ -66,7 +66,7 @@ def measure(question: Question) -> Estimate:
             "parameters": state.parameter_count(current.params),
             "trained": state.parameter_count(Groups.of(system).partition(current.params)[0]),
             "uncounted": system.uncounted(),
-            "held": {name: _bytes_per_device(tree) for name, tree in held.items()},
+            "held": {name: state.device_bytes(tree) for name, tree in held.items()},
         }
         if not question.compiled:
             return Estimate(**known)
@@ -96,14 +96,6 @@ def _compile(mesh: Any, function: Any, *arguments: PyTree) -> dict[str, Any]:
         "ffts": kernels and kernels["fft"],
         "compile_seconds": seconds,
     }
-
-
-def _bytes_per_device(tree: PyTree) -> int:
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _placed(tree: PyTree, places: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places)
 
 
 def _described(topology: str) -> Sequence[Any]:

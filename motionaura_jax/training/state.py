@@ -111,11 +111,17 @@ def describe(system: System, state: TrainState, mesh: Mesh) -> None:
 def abstract(system: System, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return the shapes, dtypes and shardings of the state of a run; nothing is allocated."""
     shapes = jax.eval_shape(lambda: create(system, optimizer, system.recipe.seed))
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings(shapes, mesh),
-    )
+    return placed(shapes, shardings(shapes, mesh))
+
+
+def placed(tree: PyTree, places: PyTree) -> PyTree:
+    """Return the shapes and dtypes of arrays with the shardings `places`."""
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places)
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Return the bytes of arrays on each device that shares them."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def check_memory(system: System, state: TrainState, mesh: Mesh, limit: int | None = None) -> None:
@@ -157,14 +163,8 @@ def _device_memory() -> int | None:
 def _bytes_per_device(system: System, state: TrainState, sizes: Mapping[str, int]) -> int:
     """Return the bytes of an abstract state and its gradients on one device of a mesh with axes of `sizes`."""
     mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    places = shardings(state, mesh)
-    trained = Groups.of(system).partition
-    trees = [(state, places), (trained(state.params)[0], trained(places.params)[0])]
-    return sum(
-        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for tree, where in trees
-        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
-    )
+    there = placed(state, shardings(state, mesh))
+    return device_bytes((there, Groups.of(system).partition(there.params)[0]))
 
 
 def outline(state: TrainState) -> TrainState:
