@@ -326,6 +326,7 @@ class SpectralTransformer(Pretrained):
         fps: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        *,
         memory: TextMemory | None = None,
     ) -> Tensor:
         """Return float32 logits over the codes at every position.
@@ -345,8 +346,7 @@ class SpectralTransformer(Pretrained):
             z = block(z, grid, condition, turn, context, memory.mask)
         z = layer_norm(z, self.head_norm.weight, self.head_norm.bias).to(z.dtype)
         z = F.gelu(self.head(z), approximate="tanh")
-        if self.output_norm is not None:
-            z = layer_norm(z, self.output_norm.weight, self.output_norm.bias).to(z.dtype)
+        z = layer_norm(z, norm.weight, norm.bias).to(z.dtype) if (norm := self.output_norm) else z
         logits = F.linear(z, self.token_embedding.weight).float().unflatten(1, grid)
         return logits if self.output_bias is None else logits + self.output_bias.float()
 
