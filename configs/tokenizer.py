@@ -77,7 +77,7 @@ _PAPER = {
 }
 
 PRESETS = {
-    # Sizes. Each says which devices it is for; docs/training.md has the memory and the time of a step.
+    # Sizes. Each says which devices it is meant for; `motionaura estimate` says whether it fits.
     # A few processor cores.
     "tiny": {**_TINY, "optimizer.warmup_steps": 50, "train.steps": 2000, "train.ema_decay": 0.99},
     # One card of 24 GB. A step has 64 clips of 256 tokens and hits each of 16384 codes once.
