@@ -107,5 +107,9 @@ def report(module, *arguments, root, **environment):
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         program = Forked(module, *arguments, root=root, out=out, err=err, **environment)
-        assert program.wait(900) == 0, err.read_text()[-3000:]
+        try:
+            assert program.wait(600) == 0, err.read_text()[-3000:]
+        except TimeoutError as error:
+            error.add_note(err.read_text()[-3000:])
+            raise
         return json.loads(out.read_text())
