@@ -1,4 +1,4 @@
-"""What of a clip is given and what is generated: for inpainting, windows of long videos and interpolation.  Own construction."""
+"""Parts of a clip that are given: for inpainting, windows of long videos and interpolation.  Own construction."""
 
 import jax
 import jax.numpy as jnp
