@@ -1,30 +1,8 @@
-"""Parts of a clip that are given: for inpainting, windows of long videos and interpolation.  Own construction."""
+"""Latent frames that a sample is given, as windows of long videos and interpolation have them.  Own construction."""
 
 import jax
 import jax.numpy as jnp
-from einops import reduce
 from jaxtyping import Array, Bool, Key
-
-
-def latent_mask(
-    mask: Bool[Array, "b t h w"], strides: tuple[int, int, int], *, causal: bool = False, grow: int = 1
-) -> Bool[Array, "b t2 h2 w2"]:
-    """Return the latent cells to generate for the pixels to generate: each cell that holds one, and its neighbors in space.
-
-    Args:
-      mask: True at pixels to generate; videos of any size, padded to whole cells.
-      strides: frames, rows and columns of a cell.
-      causal: the first latent frame holds one frame alone.
-      grow: rows and columns of neighbors, because a cell also encodes pixels near it.
-    """
-    frames, rows, columns = strides
-    before = frames - 1 if causal else 0  # as if the other frames of the first cell came before the clip
-    sizes = (before + mask.shape[1], *mask.shape[2:])
-    ends = [(0, -size % stride) for size, stride in zip(sizes, strides, strict=True)]
-    mask = jnp.pad(mask, ((0, 0), (before, ends[0][1]), *ends[1:]))
-    cells = reduce(mask, "b (t f) (h r) (w c) -> b t h w", "max", f=frames, r=rows, c=columns)
-    side = 2 * grow + 1
-    return jax.lax.reduce_window(cells, False, jax.lax.bitwise_or, (1, 1, side, side), (1, 1, 1, 1), "SAME")
 
 
 def known_frames(keys: Key[Array, " b"], frames: int, share: float) -> Bool[Array, "b t"]:
