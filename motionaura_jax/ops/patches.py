@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
+from scipy import linalg
 
 from motionaura_jax.ops.upsample import depth_to_space
 
@@ -68,24 +69,22 @@ def from_patches(
 
 
 def _transformed(blocks: Float[Array, "b t h w rt rh rw c"]) -> Float[Array, "b t h w rt rh rw c"]:
-    """Apply the orthonormal Walsh-Hadamard matrix along the three axes of each block, as one product.
+    """Apply the orthonormal Walsh-Hadamard matrix along the three axes of each block.
 
-    jaxlib 0.11.2 compiles a product per axis for minutes; on CPUs one product is also faster for up to 32 pixels a block.
+    This is one product with the matrix of the whole block: jaxlib 0.11.2 takes minutes to compile one per axis.
     """
     *grid, time, height, width, channels = blocks.shape
     pixels = blocks.astype(jnp.float32).reshape(*grid, time * height * width, channels)
     # The highest precision: the inverse must stay exact where other products are rounded to bf16 or tf32.
-    y = jnp.einsum("...ic,ij->...jc", pixels, _packet(time, height, width), precision="highest")
+    y = jnp.einsum("...ic,ij->...jc", pixels, _walsh(time, height, width), precision="highest")
     return y.reshape(blocks.shape).astype(blocks.dtype)
 
 
 @functools.cache
-def _packet(*sides: int) -> np.ndarray:
+def _walsh(*sides: int) -> np.ndarray:
     """Return the symmetric, orthogonal matrix (n, n) of blocks of n pixels; its entries are +-1 / sqrt(n)."""
-    matrix: np.ndarray = np.ones((1, 1))
     for side in sides:
         if side < 1 or side & (side - 1):
             raise ValueError(f"Haar packets need sides that are powers of two, got {side}")
-    while len(matrix) < math.prod(sides):
-        matrix = np.kron(matrix, [[1.0, 1.0], [1.0, -1.0]])
-    return (matrix / np.sqrt(len(matrix))).astype(np.float32)
+    size = math.prod(sides)
+    return (linalg.hadamard(size) / np.sqrt(size)).astype(np.float32)
