@@ -50,11 +50,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def optimizations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compile with full optimization for kernels (tests/ops), slow tests and tests marked for it.
+    """Compile with full optimization for kernels (tests/ops), slow tests that are not `quick`, and tests marked for it.
 
     All others compile in a fraction of the time; only long runs would lose by that.
     """
-    marked = any(request.node.get_closest_marker(name) for name in ("slow", "as_users_do"))
+    slow = request.node.get_closest_marker("slow")
+    marked = request.node.get_closest_marker("as_users_do") or (slow and not slow.kwargs.get("quick"))
     if request.path.parent.name != "ops" and not marked:
         yield
         return

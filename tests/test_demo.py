@@ -55,7 +55,7 @@ def sources(page):
     return re.findall(r'<video src="([^"]+)"', page.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_a_page_with_three_acts_of_playing_videos_curves_and_tables(finished):
     page = (finished / "index.html").read_text()
     videos = sources(finished / "index.html")
@@ -75,7 +75,7 @@ def test_a_page_with_three_acts_of_playing_videos_curves_and_tables(finished):
     assert "http-equiv" not in page and "stopped" not in page and page.count("trained for 2 steps") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_both_trainings_share_the_rendered_scenes(finished):
     one, other = (finished / stage / "scenes" for stage in ("tokenizer", "text_to_video"))
     names = [sorted(path.relative_to(place) for path in place.rglob("*.mp4")) for place in (one, other)]
@@ -84,7 +84,7 @@ def test_both_trainings_share_the_rendered_scenes(finished):
     assert (one / names[0][0]).stat().st_mtime_ns == (other / names[0][0]).stat().st_mtime_ns
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_the_same_command_goes_on_where_it_ended(finished, capsys, monkeypatch):
     monkeypatch.setattr(assets, "SCENES", "gone")  # the first act is not repeated
     before = json.loads((finished / "seconds.json").read_text())
@@ -204,7 +204,7 @@ def test_too_few_prompts_for_a_control_are_refused(tmp_path, capsys):
     assert "argument --prompts: 1: must be at least 2" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_going_on_starts_from_the_committed_checkpoint(finished, tmp_path, capsys, monkeypatch):
     committed, output = tmp_path / "committed", tmp_path / "new"
     assert export.main([f"--checkpoint={finished / 'text_to_video'}", f"--output={committed}"]) == 0
@@ -228,7 +228,7 @@ def test_going_on_needs_the_committed_checkpoint(tmp_path, capsys, monkeypatch):
     assert "absent: the committed checkpoint is missing; run the demo without" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_an_untrained_model_is_measured_like_any_other(finished):
     pipeline = TextToVideo(finished / "text_to_video")
     prompts = adherence.prompts_for(pipeline, 3)

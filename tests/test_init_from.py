@@ -77,7 +77,7 @@ def fit(values, workdir, **options):
     return loop.fit(loading.open_system(recipe, workdir), workdir, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_a_text_to_video_run_resumes_with_the_words_and_codes_that_it_has_learned(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(TextToVideoSystem, "evaluate", lambda *_: Evaluation(metrics={}))  # half of the time
     captions = shutil.copytree(scenes, tmp_path / "captions")

@@ -80,7 +80,7 @@ def test_offloading_needs_a_host_memory():
         jax.eval_shape(function, shapes)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_recomputation_in_the_tokenizer_takes_less_memory_and_changes_no_gradient():
     # On a CPU, XLA merges duplicate work unless a loop separates it, so only the residuals show the effect.
     assert kept(tokenizer, "full") < 0.5 * kept(tokenizer, "none")

@@ -91,7 +91,7 @@ def test_the_loss_is_equation_1_by_numpy(weights):
     assert terms["mfi"] == 0.0
 
 
-@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow(quick=True)), True])
 def test_the_masked_frame_term_is_the_likelihood_of_the_masked_index_by_numpy(causal):
     system = make(
         model={"causal": causal, **FLAT},
@@ -120,7 +120,7 @@ def test_the_masked_frame_term_is_the_likelihood_of_the_masked_index_by_numpy(ca
     np.testing.assert_allclose(total, rest + 0.7 * expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("learned", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("learned", [pytest.param(False, marks=pytest.mark.slow(quick=True)), True])
 def test_the_fill_color_learns_only_where_it_is_asked_to(learned):
     masking = {"frame_probability": 1.0, "patch_probability": 1.0, "learned_fill": learned}
     system = make(masking=masking, model=FLAT)
@@ -151,7 +151,7 @@ def test_a_sample_does_not_see_the_rest_of_the_batch(system, weights):
     np.testing.assert_allclose(whole, np.mean(one_by_one), rtol=1e-5)
 
 
-@pytest.mark.parametrize("quantizer", [pytest.param("vq", marks=pytest.mark.slow), "vq_ema"])
+@pytest.mark.parametrize("quantizer", [pytest.param("vq", marks=pytest.mark.slow(quick=True)), "vq_ema"])
 def test_accumulation_equals_the_large_batch_codebook_included(quantizer):
     results = []
     for accumulation in (1, 2):
@@ -186,9 +186,9 @@ def test_the_continuous_phase_ignores_the_codebook(weights):
 @pytest.mark.parametrize(
     ("quantizer", "more"),
     [
-        pytest.param("fsq", {"fsq_levels": [4, 4, 3, 3]}, marks=pytest.mark.slow),
+        pytest.param("fsq", {"fsq_levels": [4, 4, 3, 3]}, marks=pytest.mark.slow(quick=True)),
         ("lfq", {}),
-        pytest.param("none", {}, marks=pytest.mark.slow),
+        pytest.param("none", {}, marks=pytest.mark.slow(quick=True)),
     ],
 )
 def test_every_quantizer_trains_and_evaluates(quantizer, more):
@@ -203,7 +203,7 @@ def test_every_quantizer_trains_and_evaluates(quantizer, more):
         assert evaluation.metrics["psnr"] == evaluation.metrics["psnr_continuous"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_the_adversarial_players_do_not_train_each_other():
     system = make(loss={"adversarial": 0.1, "adversarial_start": 0.5}, discriminator={"channels": [8, 8]}, model=FLAT)
     params, extra = jax.jit(system.init)(jax.random.key(0))
@@ -219,7 +219,7 @@ def test_the_adversarial_players_do_not_train_each_other():
     assert max(jax.tree.leaves(differs["decoder"])) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_an_adversarial_run_of_before_resumes_and_opens(monkeypatch, tmp_path):
     """The saved average also contains the discriminator, whose name has not changed."""
     system = make(loss={"adversarial": 0.1}, discriminator={"channels": [8]}, model=FLAT)
@@ -296,7 +296,7 @@ def test_muon_and_weight_decay_treat_patches_like_other_convolutions():
         assert decayed[part][layer] == {"kernel": True, "bias": False}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_the_perceptual_loss_compares_features_of_the_network_it_is_given():
     """The distance matches NumPy; the feature network is frozen and passes gradients to the decoder."""
 
@@ -350,7 +350,7 @@ def test_clips_under_the_window_of_ssim_are_evaluated_without_it(weights):
     assert evaluation.fps == 16.0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_overfits_one_clip():
     system = make(
         optimizer={"learning_rate": 4e-3, "weight_decay": 0.0, "decay": "constant"},

@@ -162,7 +162,7 @@ def test_text_and_frame_rate_matter(tokenizer, weights, frozen):
     assert value(data) != value({**data, "fps": data["fps"] * 2})
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_buckets_of_several_shapes_train_one_network(tokenizer, weights, frozen):
     buckets = [
         {"num_frames": 4, "height": 16, "width": 16, "batch_size": 4},
@@ -350,7 +350,7 @@ def test_the_stages_of_the_paper_share_one_decay():
             np.testing.assert_allclose(rate(step_), 1e-5 * (1 - step_ / 580_000), rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_overfits_one_clip(tokenizer, frozen):
     system = make(
         tokenizer,

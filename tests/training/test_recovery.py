@@ -88,7 +88,7 @@ def test_a_streak_goes_back_and_around_its_data(clips, tmp_path, monkeypatch, ca
     assert_same_weights(rolled, reference)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_a_run_that_resumes_leaves_out_what_was_given_up(clips, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     loop.fit(poison(make(clips), whole, 3, 4, 5), whole)
@@ -127,7 +127,7 @@ def test_what_cannot_be_mended_is_given_up_with_batches_and_keys(clips, tmp_path
     assert saved_steps(tmp_path)[-1] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.slow(quick=True)
 def test_without_a_checkpoint_or_without_rollbacks_the_first_streak_ends_the_run(clips, tmp_path):
     with pytest.raises(UserError, match=r"up to step 3; they changed no weight, .* and run again$"):
         loop.fit(make(clips, explode_from=0, log_every=1), tmp_path / "a")
