@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run linters and tests. They need only Python: the first run installs everything into .venv, and later runs reuse it.
 #
-#   ./launch/test.sh                    ruff and the default tests: about 10 minutes once programs are compiled
+#   ./launch/test.sh                    ruff and the default tests: about 8 minutes once programs are compiled
 #   ./launch/test.sh --all              also mypy and the slow tests; all must pass before a change is merged
 #   ./launch/test.sh -k checkpoint -x   passes any other flags to pytest
 set -euo pipefail
